@@ -1,0 +1,158 @@
+"""Policy: the choice made at every stage of a plan, as data. No stage ever sees a policy's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Tail = Literal["none", "dispersion", "simulated", "peak_aware", "gated", "waterfill"]
+Donors = Literal["top", "replicated"]
+PeakEstimate = Literal["second", "others", "exact"]
+Tie = Literal["first", "second_peak", "lexicographic"]
+GpuPack = Literal["plain", "spread"]
+
+
+@dataclass(frozen=True)
+class Fixup:
+    """Move single replicas between experts after replication.
+
+    Args:
+        moves: rounds, at most one move each.
+        donors: `top` = the two experts of largest w/c; `replicated` = among those of more than one replica.
+        peak: how the largest w/c after a move is judged.
+        tie: which of two candidates of equal peak is taken.
+    """
+
+    moves: int
+    donors: Donors
+    peak: PeakEstimate
+    tie: Tie
+
+    def __post_init__(self) -> None:
+        _at_least_1("Fixup.moves", self.moves)
+        _one_of("Fixup.donors", self.donors, get_args(Donors))
+        _one_of("Fixup.peak", self.peak, get_args(PeakEstimate))
+        _one_of("Fixup.tie", self.tie, get_args(Tie))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Swap the pair of items that best levels the heaviest pack with one of the `lights` lightest."""
+
+    steps: int
+    lights: int
+
+    def __post_init__(self) -> None:
+        _at_least_1("Nearest.steps", self.steps)
+        _one_of("Nearest.lights", self.lights, (1, 2))
+
+
+@dataclass(frozen=True)
+class Corner:
+    """Swap one of the two heaviest items of the heaviest pack with one of the two lightest of a light pack,
+    or both with both."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _at_least_1("Corner.steps", self.steps)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """One swap between the two heaviest and the three lightest packs, judged on all pack loads."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What each stage does, in the order of the stages.
+
+    Args:
+        name: what users call it; the stages do not see it.
+        tail: how replicas are assigned to experts, after plain D'Hondt picks.
+        fixup: moves of single replicas afterwards, or None.
+        group_refine: swaps of groups between nodes after packing them, or None.
+        gpu_pack: how replicas are packed onto the GPUs of a node; `spread` avoids GPUs that hold the expert.
+        gpu_refine: swaps of replicas between the GPUs of a node, or None.
+
+    Raises:
+        ValueError: a field is none of the values its type lists.
+    """
+
+    name: str
+    tail: Tail = "none"
+    fixup: Fixup | None = None
+    group_refine: Nearest | Corner | None = None
+    gpu_pack: GpuPack = "plain"
+    gpu_refine: Nearest | Corner | Peak | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("Policy.tail", self.tail, get_args(Tail))
+        _one_of("Policy.gpu_pack", self.gpu_pack, get_args(GpuPack))
+
+
+def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+
+
+def _at_least_1(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name}={value!r} must be at least 1")
+
+
+POLICIES: dict[str, Policy] = {
+    policy.name: policy
+    for policy in (
+        Policy("deepseek"),
+        Policy(
+            "adaptive_tail_and_2x2_fixup",
+            tail="dispersion",
+            fixup=Fixup(moves=1, donors="top", peak="second", tie="first"),
+            group_refine=Nearest(steps=1, lights=1),
+            gpu_refine=Nearest(steps=2, lights=1),
+        ),
+        Policy(
+            "adaptive_tail_and_fixup",
+            tail="peak_aware",
+            fixup=Fixup(moves=1, donors="top", peak="others", tie="first"),
+            group_refine=Nearest(steps=1, lights=1),
+            gpu_refine=Nearest(steps=2, lights=1),
+        ),
+        Policy(
+            "top2_tail_adaptive_and_second_light_refine",
+            tail="simulated",
+            fixup=Fixup(moves=1, donors="top", peak="second", tie="first"),
+            group_refine=Nearest(steps=1, lights=2),
+            gpu_refine=Nearest(steps=2, lights=2),
+        ),
+        Policy(
+            "adaptive_tail_and_packer_2x2",
+            tail="gated",
+            fixup=Fixup(moves=2, donors="top", peak="others", tie="second_peak"),
+            group_refine=Corner(steps=1),
+            gpu_refine=Corner(steps=2),
+        ),
+        Policy(
+            "hybrid_tail_waterfill",
+            tail="waterfill",
+            fixup=Fixup(moves=1, donors="replicated", peak="exact", tie="lexicographic"),
+            gpu_pack="spread",
+            gpu_refine=Peak(),
+        ),
+    )
+}
+"""Every policy by name. `deepseek` is the published baseline; the others are published improvements of it."""
+
+
+def resolve_policy(policy: str | Policy) -> Policy:
+    """The Policy named by `policy`, or `policy` itself.
+
+    Raises:
+        ValueError: no policy has that name.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if policy not in POLICIES:
+        raise ValueError(f"policy={policy!r} is unknown, must be one of {', '.join(POLICIES)}")
+    return POLICIES[policy]

@@ -1,0 +1,133 @@
+"""Topology: the counts of a cluster, checked once, with the derived sizes as properties."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Topology:
+    """How many replicas a layer gets and which hardware holds them.
+
+    Args:
+        num_replicas: P, physical experts of one layer over all GPUs.
+        num_groups: G, expert groups of one layer.
+        num_nodes: N, nodes.
+        num_gpus: D, GPUs over all nodes.
+
+    Planning is hierarchical when `num_groups` is a multiple of `num_nodes` (each group then stays on one
+    node), else global (groups and nodes are ignored).
+
+    Raises:
+        TypeError: a count is no integer.
+        ValueError: a count is below 1; `num_replicas` is no multiple of `num_gpus`; in hierarchical
+            planning `num_gpus` is no multiple of `num_nodes`.
+    """
+
+    num_replicas: int
+    num_groups: int
+    num_nodes: int
+    num_gpus: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _count(field.name, getattr(self, field.name)))
+        if self.num_replicas % self.num_gpus:
+            raise ValueError(
+                f"num_replicas={self.num_replicas} must be a multiple of num_gpus={self.num_gpus}; "
+                f"{_nearest_multiples(self.num_replicas, self.num_gpus)}"
+            )
+        if self.hierarchical and self.num_gpus % self.num_nodes:
+            fits = [d for d in _divisors(self.num_replicas) if d % self.num_nodes == 0]
+            hint = (
+                f"the nearest that also divides num_replicas={self.num_replicas} is {_closest(fits, self.num_gpus)}"
+                if fits
+                else _nearest_multiples(self.num_gpus, self.num_nodes)
+            )
+            raise ValueError(
+                f"num_gpus={self.num_gpus} must be a multiple of num_nodes={self.num_nodes} in hierarchical "
+                f"planning (num_groups={self.num_groups} is a multiple of num_nodes); {hint}"
+            )
+
+    def check_experts(self, num_experts: int) -> None:
+        """Refuse a number of logical experts per layer, E, that this topology cannot hold.
+
+        Raises:
+            ValueError: E is 0; P < E; in hierarchical planning E is no multiple of `num_groups`.
+        """
+        if num_experts < 1:
+            raise ValueError(f"weight has num_experts={num_experts}, must be at least 1: it is [layers, experts]")
+        if self.num_replicas < num_experts:
+            enough = -(-num_experts // self.num_gpus) * self.num_gpus
+            raise ValueError(
+                f"num_replicas={self.num_replicas} must be at least num_experts={num_experts}, one replica each; "
+                f"the nearest that num_gpus={self.num_gpus} divides is {enough}"
+            )
+        if self.hierarchical and num_experts % self.num_groups:
+            fits = [g for g in _divisors(num_experts) if g % self.num_nodes == 0]
+            hint = (
+                f"the nearest num_groups that would do is {_closest(fits, self.num_groups)}"
+                if fits
+                else f"no num_groups does with num_nodes={self.num_nodes}; num_groups=1, num_nodes=1 plans globally"
+            )
+            raise ValueError(
+                f"num_groups={self.num_groups} must divide num_experts={num_experts} in hierarchical planning; {hint}"
+            )
+
+    @property
+    def hierarchical(self) -> bool:
+        """Whether the groups can be split evenly over the nodes, and so are kept whole on one node."""
+        return self.num_groups % self.num_nodes == 0
+
+    @property
+    def planned_groups(self) -> int:
+        """G as the planner sees it: 1 in global planning."""
+        return self.num_groups if self.hierarchical else 1
+
+    @property
+    def planned_nodes(self) -> int:
+        """N as the planner sees it: 1 in global planning."""
+        return self.num_nodes if self.hierarchical else 1
+
+    @property
+    def slots_per_gpu(self) -> int:
+        """S = P / D: slot k is on GPU k // S."""
+        return self.num_replicas // self.num_gpus
+
+    @property
+    def replicas_per_node(self) -> int:
+        """p = P / N, replicas of one row (of a planned node)."""
+        return self.num_replicas // self.planned_nodes
+
+    @property
+    def gpus_per_node(self) -> int:
+        """d = D / N, GPUs of one row (of a planned node)."""
+        return self.num_gpus // self.planned_nodes
+
+
+def _count(name: str, value: object) -> int:
+    """`value` as a Python int of at least 1 (NumPy integers pass, bool and float do not)."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be an integer of at least 1, not bool")
+    try:
+        count = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}={value!r} must be an integer of at least 1, not {type(value).__name__}") from None
+    if count < 1:
+        raise ValueError(f"{name}={count} must be at least 1; the nearest that would do is 1")
+    return count
+
+
+def _nearest_multiples(value: int, of: int) -> str:
+    below, above = value // of * of, -(-value // of) * of
+    return f"the nearest are {below} and {above}" if below else f"the nearest is {above}"
+
+
+def _divisors(value: int) -> list[int]:
+    return [d for d in range(1, value + 1) if value % d == 0]
+
+
+def _closest(fits: list[int], value: int) -> int:
+    """The element nearest to `value`; ties: the lower."""
+    return min(fits, key=lambda fit: (abs(fit - value), fit))

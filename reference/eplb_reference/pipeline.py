@@ -1,0 +1,118 @@
+"""The stages of a plan in their order: groups to nodes, replicate, fix up, replicas to GPUs, maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eplb_reference import fixup, maps, pack, refine, replicate, waterfill
+from eplb_reference.arith import ordered_sum, per_replica
+from eplb_triton.policy import Corner, Nearest, Peak, Policy, Tail
+from eplb_triton.topology import Topology
+
+_PICKS = {
+    "dispersion": replicate.pick_sainte_lague,
+    "simulated": replicate.pick_sainte_lague,
+    "peak_aware": replicate.pick_peak_aware,
+    "gated": replicate.pick_gated,
+}
+
+
+def plan_layers(weight: Tensor, topology: Topology, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
+    """Plan every layer of `weight`, all rows of the call at once.
+
+    Args:
+        weight: [L, E] float32 on the CPU: finite, at least 0, no -0, E as `topology.check_experts` allows.
+        topology: counts of the cluster.
+        policy: the choice at each stage.
+
+    Returns:
+        phy2log [L, P], phyrank [L, P], logcnt [L, E], int64: expert in each physical slot, which of the expert's
+        replicas it is, and how many there are.
+    """
+    num_layers, num_experts = weight.shape
+    if num_layers == 0:
+        empty = torch.empty(0, topology.num_replicas, dtype=torch.int64)
+        return empty, empty.clone(), torch.empty(0, num_experts, dtype=torch.int64)
+    experts = _experts_of_rows(weight, topology, policy.group_refine)  # [L * N, e]
+    weights = weight.gather(1, experts.view(num_layers, num_experts)).view_as(experts)
+    counts, expert, rank = _replicate(weights, topology.replicas_per_node, policy)
+    loads = per_replica(weights, counts).gather(1, expert)
+    gpu, slot = _to_gpus(loads, expert, topology, policy, redundant=expert.shape[1] > weights.shape[1])
+    return maps.physical_maps(gpu, slot, experts.gather(1, expert), rank, num_experts, topology)
+
+
+def _experts_of_rows(weight: Tensor, topology: Topology, choice: Nearest | Corner | None) -> Tensor:
+    """Experts [L * N, e] of each row: pack the groups of a layer onto its nodes, then refine.
+
+    A row's experts are its groups in position order, each group's experts in index order.
+    """
+    num_groups, num_nodes = topology.planned_groups, topology.planned_nodes
+    by_group = weight.view(weight.shape[0], num_groups, -1)
+    loads = ordered_sum(by_group).to(torch.float32)
+    node, position = pack.pack_plain(loads, num_nodes)
+    if isinstance(choice, Nearest):
+        node, position = refine.refine_nearest(loads, node, position, num_nodes, choice.steps, choice.lights)
+    elif isinstance(choice, Corner):
+        node, position = refine.refine_corner(loads, node, position, num_nodes, choice.steps)
+    place = node * (num_groups // num_nodes) + position
+    groups = torch.empty_like(place).scatter_(1, place, torch.arange(num_groups).expand_as(place))
+    size = by_group.shape[2]
+    return (groups.unsqueeze(2) * size + torch.arange(size)).view(weight.shape[0] * num_nodes, -1)
+
+
+def _replicate(weights: Tensor, num_replicas: int, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts [rows, e] and replica list (expert, rank) [rows, p] of every row, fixed up."""
+    num_experts = weights.shape[1]
+    fix = policy.fixup if num_replicas > num_experts > 1 else None
+    if policy.tail == "waterfill":
+        counts = waterfill.waterfill_counts(weights, num_replicas)
+        if fix:
+            fixup.move_replicas(weights, counts, None, None, fix.moves, fix.donors, fix.peak, fix.tie)
+        return counts, *waterfill.list_by_expert(counts)
+    counts = torch.ones(weights.shape, dtype=torch.int64)
+    expert = torch.empty(weights.shape[0], num_replicas, dtype=torch.int64)
+    rank = torch.zeros_like(expert)
+    expert[:, :num_experts] = torch.arange(num_experts)
+    if num_replicas > num_experts:
+        bulk = num_replicas - _tail_length(weights, num_replicas - num_experts, policy.tail)
+        replicate.pick_dhondt(weights, counts, expert, rank, num_experts, bulk)
+        if policy.tail != "none":
+            _PICKS[policy.tail](weights, counts, expert, rank, bulk, num_replicas)
+    if fix:
+        fixup.move_replicas(weights, counts, expert, rank, fix.moves, fix.donors, fix.peak, fix.tie)
+    return counts, expert, rank
+
+
+def _tail_length(weights: Tensor, num_redundant: int, tail: Tail) -> int:
+    """How many of the redundant replicas the tail rule picks; the rest goes by D'Hondt."""
+    if tail == "none":
+        return 0
+    if tail == "dispersion":
+        return replicate.dispersion_tail(weights, num_redundant)
+    if tail == "simulated":
+        return replicate.simulated_tail(weights, num_redundant)
+    return replicate.fixed_tail(num_redundant)
+
+
+def _to_gpus(
+    loads: Tensor, labels: Tensor, topology: Topology, policy: Policy, *, redundant: bool
+) -> tuple[Tensor, Tensor]:
+    """(GPU on its node, slot) [rows, p] of every replica: pack, then refine.
+
+    Where no expert has two replicas there is nothing to spread.
+    """
+    num_gpus = topology.gpus_per_node
+    if policy.gpu_pack == "spread" and redundant and num_gpus > 1:
+        gpu, slot = pack.pack_spread(loads, labels, num_gpus)
+    else:
+        gpu, slot = pack.pack_plain(loads, num_gpus)
+    choice = policy.gpu_refine
+    if isinstance(choice, Nearest):
+        return refine.refine_nearest(loads, gpu, slot, num_gpus, choice.steps, choice.lights)
+    if isinstance(choice, Corner):
+        steps = refine.corner_gpu_steps(loads, gpu, slot, num_gpus, choice.steps)
+        return refine.refine_corner(loads, gpu, slot, num_gpus, steps)
+    if isinstance(choice, Peak):
+        return refine.refine_peak(loads, labels, gpu, slot, num_gpus)
+    return gpu, slot
