@@ -145,6 +145,10 @@ POLICIES: dict[str, Policy] = {
 """Every policy by name. `deepseek` is the published baseline; the others are published improvements of it."""
 
 
+DEFAULT_POLICY = "deepseek"
+"""What `plan` and the command line use where no policy is named."""
+
+
 def resolve_policy(policy: str | Policy) -> Policy:
     """The Policy named by `policy`, or `policy` itself.
 
