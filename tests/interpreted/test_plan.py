@@ -64,7 +64,7 @@ def test_refused_out() -> None:
     weight = loads("ties", 4, LAYERS, EXPERTS)
     with pytest.raises(ValueError, match=r"out.logcnt has shape \(3, 11\), must be \(3, 12\)"):
         plan(weight, TOPOLOGY, backend="triton", out=outputs()._replace(logcnt=torch.zeros(3, 11, dtype=torch.int64)))
-    with pytest.raises(ValueError, match="out.phyrank has dtype torch.int32, must be torch.int64"):
+    with pytest.raises(ValueError, match=r"out\.phyrank has dtype torch\.int32, must be torch\.int64"):
         plan(weight, TOPOLOGY, backend="triton", out=outputs()._replace(phyrank=outputs(torch.int32).phyrank))
     with pytest.raises(ValueError, match=r"num_experts=2049 must be at most 2048 for backend 'triton'"):
         plan(torch.ones(1, 2049), Topology(2049, 1, 1, 1), backend="triton")

@@ -1,0 +1,73 @@
+"""The fields of a policy as small integers: compiled code sees neither strings nor names."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+from eplb_triton.policy import Corner, Nearest, Peak, Policy
+
+# What is compiled, not what policy.py lists: a value that is new there must be refused here, not taken for another.
+TAILS = ("none", "dispersion", "simulated", "peak_aware", "gated", "waterfill")
+DONORS = ("top", "replicated")
+PEAKS = ("second", "others", "exact")
+TIES = ("first", "second_peak", "lexicographic")
+PACKS = ("plain", "spread")
+REFINEMENTS = (type(None), Nearest, Corner, Peak)
+
+TAIL_NONE, TAIL_DISPERSION, TAIL_SIMULATED, TAIL_PEAK_AWARE, TAIL_GATED, TAIL_WATERFILL = range(len(TAILS))
+MEAN_TAILS = (TAIL_DISPERSION, TAIL_SIMULATED)  # their length needs a mean over all rows of the call
+DONORS_TOP, DONORS_REPLICATED = range(len(DONORS))
+PEAK_SECOND, PEAK_OTHERS, PEAK_EXACT = range(len(PEAKS))
+TIE_FIRST, TIE_SECOND_PEAK, TIE_LEXICOGRAPHIC = range(len(TIES))
+PACK_PLAIN, PACK_SPREAD = range(len(PACKS))
+REFINE_NONE, REFINE_NEAREST, REFINE_CORNER, REFINE_PEAK = range(len(REFINEMENTS))
+
+
+class Fields(NamedTuple):
+    """A policy without its name; 0 where a stage is left out."""
+
+    tail: int
+    moves: int
+    donors: int
+    peak: int
+    tie: int
+    group_refine: int
+    group_steps: int
+    group_lights: int
+    gpu_pack: int
+    gpu_refine: int
+    gpu_steps: int
+    gpu_lights: int
+
+
+@cache
+def fields_of(policy: Policy) -> Fields:
+    """`policy` as integers.
+
+    Raises:
+        ValueError: one of its choices is not compiled.
+    """
+    fixup = policy.fixup
+    return Fields(
+        _index("tail", TAILS, policy.tail),
+        fixup.moves if fixup else 0,
+        _index("fixup.donors", DONORS, fixup.donors) if fixup else 0,
+        _index("fixup.peak", PEAKS, fixup.peak) if fixup else 0,
+        _index("fixup.tie", TIES, fixup.tie) if fixup else 0,
+        *_refinement("group_refine", policy.group_refine),
+        _index("gpu_pack", PACKS, policy.gpu_pack),
+        *_refinement("gpu_refine", policy.gpu_refine),
+    )
+
+
+def _refinement(name: str, refine: Nearest | Corner | Peak | None) -> tuple[int, int, int]:
+    """The rule, its steps and its light packs."""
+    rule = _index(name, REFINEMENTS, type(refine))
+    return rule, getattr(refine, "steps", 0), getattr(refine, "lights", 0)
+
+
+def _index(name: str, choices: tuple[object, ...], value: object) -> int:
+    if value not in choices:
+        raise ValueError(f"backend='cpu' cannot plan with policy.{name}={value!r}, must be one of {choices}")
+    return choices.index(value)
