@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import triton  # type: ignore[import-untyped]
-from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
-from triton.compiler import ASTSource  # type: ignore[import-untyped]
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from bench.cases import Case
 from eplb_triton.kernels.specs import KernelSpec, launch_plan

@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-import triton  # type: ignore[import-untyped]
+import triton
 
 from bench.cases import Case
 from bench.families import loads

@@ -26,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import triton  # type: ignore[import-untyped]
+import triton
 
 from bench.cases import CASES
 from bench.compiled import Compiled, compile_plan
@@ -241,13 +241,14 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     arguments = parser.parse_args()
     jobs = [(case, policy) for case in arguments.cases.split(",") for policy in arguments.policies.split(",")]
-    with ProcessPoolExecutor(arguments.workers) as pool:
-        rows = list(pool.map(estimate_plan, jobs))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(
-        json.dumps({"estimate": True, "latency": LATENCY, "rows": rows}, indent=1) + "\n"
-    )
-    arguments.output.with_suffix(".md").write_text(table(rows))
+    rows: list[dict[str, object]] = []
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        for row in pool.map(estimate_plan, jobs):
+            rows.append(row)
+            found = {"estimate": True, "latency": LATENCY, "rows": rows}
+            arguments.output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+            arguments.output.with_suffix(".md").write_text(table(rows))
     print(table(rows))
     return 0
 

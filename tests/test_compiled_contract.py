@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import triton  # type: ignore[import-untyped]
+import triton
 from _pytest.mark.structures import ParameterSet
 
 from bench.cases import CASES

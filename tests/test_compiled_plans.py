@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import triton  # type: ignore[import-untyped]
+import triton
 
 from bench.cases import CASES
 from bench.compiled import compile_kernel, compile_plan

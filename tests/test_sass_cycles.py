@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import triton  # type: ignore[import-untyped]
+import triton
 from _pytest.mark.structures import ParameterSet
 
 from bench.listing import Instruction, parse_ptx, parse_sass

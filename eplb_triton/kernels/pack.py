@@ -82,23 +82,27 @@ def pack_spread(
         pack = tl.arange(0, PACKS)
         key = tl.where(pack < NUM_PACKS, tl.zeros((PACKS,), tl.int32), HIGHEST)
         place = pack * CAPACITY
+        # Keys are loaded two items ahead, labels one: a label's address waits for its key, 36 cycles each.
         following = tl.load(sorted_ptr)
+        after_it = tl.load(sorted_ptr + 1)
         _, following_item = _unpack(following)
         following_label = tl.load(labels_ptr + following_item)
         for s in tl.range(0, NUM_ITEMS):
             load, item = _unpack(following)
             label = following_label
-            following = tl.load(sorted_ptr + s + 1, mask=s + 1 < NUM_ITEMS, other=0xFFFF)  # else item 0
+            following = after_it
+            after_it = tl.load(sorted_ptr + s + 2, mask=s + 2 < NUM_ITEMS, other=0xFFFF)  # else item 0
             _, following_item = _unpack(following)
             following_label = tl.load(labels_ptr + following_item)
             lightest, chosen = smallest(key, place)
             floor = from_bits(lightest)
             held = from_bits(key)
-            rival = (floor + near >= held) | (tl.abs(held - floor) <= near)
-            rival = rival & (key < HIGHEST) & (place != chosen)
+            level = ((floor + near >= held) | (tl.abs(held - floor) <= near)) & (key < HIGHEST)
+            # The lightest is one of them; counting all spares waiting for `chosen`: 2 reductions in a row, not 3.
+            num_level = tl.sum(level.to(tl.int32), 0)
             # Without a rival, and where it is empty, the scan ends at the lightest pack.
-            if (chosen % CAPACITY > 0) & (tl.max(rival.to(tl.int32), 0) > 0):
-                chosen = _scan(label_at_ptr, label, key, place, near, pack, NUM_PACKS, CAPACITY, PACKS)
+            if (chosen % CAPACITY > 0) & (num_level > 1):
+                chosen = _scan(label_at_ptr, label, key, place, level, near, pack, NUM_PACKS, CAPACITY, PACKS)
             tl.store(item_at_ptr + chosen, item)
             tl.store(label_at_ptr + chosen, label)
             here = place == chosen
@@ -110,10 +114,23 @@ def pack_spread(
 
 @triton.jit
 def _scan(
-    label_at_ptr, label, key, place, near, pack, NUM_PACKS: tl.constexpr, CAPACITY: tl.constexpr, PACKS: tl.constexpr
+    label_at_ptr,
+    label,
+    key,
+    place,
+    level,
+    near,
+    pack,
+    NUM_PACKS: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    PACKS: tl.constexpr,
 ):
     """The next place of the pack where a scan of the open packs in index order ends. Each round jumps to the next
-    pack that replaces the choice, which is what scanning pack by pack does."""
+    pack that replaces the choice, which is what scanning pack by pack does.
+
+    A pack lighter than every one before it by more than `near` replaces whatever was chosen till then: where the first
+    `level` pack (near the lightest) is one, the scan starts there. Without that a scan over loads that fall from pack
+    to pack jumps at every pack, 94 times an item on 1,024 GPUs."""
     has_room = key < HIGHEST
     filled = place - pack * CAPACITY
     replicas = tl.zeros((PACKS,), tl.int32)
@@ -124,7 +141,10 @@ def _scan(
     tl.debug_barrier()
     crowding = replicas * CAPACITY + filled  # filled stays below CAPACITY while there is room
     held = from_bits(key)
-    choice = tl.min(tl.where(has_room, pack, HIGHEST), 0)
+    first = tl.min(tl.where(has_room, pack, HIGHEST), 0)
+    first_level = tl.min(tl.where(level, pack, HIGHEST), 0)
+    before = from_bits(tl.min(tl.where(has_room & (pack < first_level), key, HIGHEST), 0))  # none: NaN, never above
+    choice = tl.where(from_bits(at(key, pack, first_level)) + near < before, first_level, first)
     scanning = 1
     while scanning > 0:
         choice_load = from_bits(at(key, pack, choice))
