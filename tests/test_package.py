@@ -70,9 +70,8 @@ def test_readme_example_prints_what_it_says() -> None:
 
 def test_readme_names_every_policy() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)[: len(eplb_triton.POLICIES)] == list(
-        eplb_triton.POLICIES
-    )
+    table = readme[readme.index("## Policies") :]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(eplb_triton.POLICIES)
 
 
 def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path: Path) -> None:

@@ -118,9 +118,8 @@ def test_one_layer_of_deepseek_v3(policy: str, topology: Topology) -> None:
 
 
 def _small(case: GoldenCase) -> bool:
-    """Every shape of up to 48 replicas and 12 layers once, of the stacks of 50 calls two."""
-    number = int(case.name.split(".")[1])
-    return case.topology.num_replicas <= 48 and number < 2
+    """Every shape of up to 48 replicas, of the stacks of 50 calls one: 4 minutes of the suite's 14, on one core."""
+    return case.topology.num_replicas <= 48 and case.name.endswith(".0")
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in golden_cases("exact") if _small(case)])
