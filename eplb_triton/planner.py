@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -124,18 +123,19 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         raise ValueError(f"backend={backend!r} is unknown, must be one of {', '.join(BACKENDS)}")
     if backend != "auto":
         return backend
-    if device.type == "cuda" and _installed("triton"):  # PyTorch calls AMD's GPUs cuda too
+    if device.type == "cuda" and _imports("triton"):  # PyTorch calls AMD's GPUs cuda too
         return "triton"
-    return "cpu" if _installed("numba") else "reference"
+    return "cpu" if _imports("numba") else "reference"
 
 
 @cache
-def _installed(package: str) -> bool:
-    """Whether `package` is there, without importing it: both compilers take half a second."""
+def _imports(package: str) -> bool:
+    """Whether `package` can be imported: one that is there may still refuse its NumPy, say."""
     try:
-        return find_spec(package) is not None
-    except ValueError:  # something put a module without a spec, or None, in its place
+        import_module(package)
+    except ImportError:
         return False
+    return True
 
 
 @cache

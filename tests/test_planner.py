@@ -45,7 +45,7 @@ def test_auto_takes_the_compiled_backend_where_numba_is(monkeypatch: pytest.Monk
     assert resolve_backend("auto", cpu) == "cpu"
     assert resolve_backend("auto", gpu) == "triton"
     assert resolve_backend("reference", gpu) == "reference"
-    monkeypatch.setattr("eplb_triton.planner._installed", lambda package: False)
+    monkeypatch.setattr("eplb_triton.planner._imports", lambda package: False)
     assert resolve_backend("auto", cpu) == "reference"
     assert resolve_backend("auto", gpu) == "reference"
 
