@@ -26,7 +26,7 @@ def move_replicas(
     """At most MOVES moves; returns the counts. Ties: as TIE says, candidates in the order of the heavier donor, then
     the lighter receiver.
 
-    Left out where no move can ever pass (SPEC: the donor only gets heavier): under `others`, and under `exact`
+    Left out where no move can ever pass (a donor only gets heavier): under `others`, and under `exact`
     from three experts up."""
     if PEAK == "second" or (PEAK == "exact" and NUM_EXPERTS == 2):
         for _ in tl.range(0, MOVES):

@@ -1,4 +1,4 @@
-"""Pack items into packs of equal size (SPEC: heaviest first, each into the lightest pack that has room)."""
+"""Pack items into packs of equal size: heaviest first, each into the lightest that has room."""
 # ruff: noqa: N803, N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
