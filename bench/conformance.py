@@ -77,7 +77,7 @@ def golden_examples() -> Iterator[tuple[Example, str, str, Tensor, Tensor]]:
 
 
 def backends_on_golden(planners: Sequence[Planner]) -> dict[str, dict[str, dict[str, int]]]:
-    """Of each file and planner of ours: layers, and layers equal to the golden plan as that file is compared: slot by slot, or without order."""
+    """Of each file and planner of ours: layers, and layers equal to the golden plan (exact: slot by slot)."""
     table: dict[str, dict[str, dict[str, int]]] = {}
     for example, file, policy, phy2log, logcnt in golden_examples():
         want = Placement.from_phy2log(phy2log, example.loads.shape[1], example.topology)
