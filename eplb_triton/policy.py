@@ -211,8 +211,8 @@ POLICIES: dict[str, Policy] = {
         ),
     )
 }
-"""Every policy by name. `deepseek` is the published baseline; the next five are published improvements of it; `balanced`
-plans at the lower bound, with less and more effort as `balanced_low` and `balanced_high`."""
+"""Every policy by name. `deepseek` is the published baseline; the next five are published improvements of it;
+`balanced` plans at the lower bound, with less and more effort as `balanced_low` and `balanced_high`."""
 
 
 def resolve_policy(policy: str | Policy) -> Policy:

@@ -93,7 +93,8 @@ class _Packs:
 
     def at(self, positions: Tensor | slice, face: int | None = None) -> _Packs:
         """The packs at `positions`; where a row's packs meet crosswise, `face` is the dimension of the other side."""
-        picked = (values[..., positions] for values in (self.order, self.holds, self.loads, self.item_loads, self.labels))
+        everything = (self.order, self.holds, self.loads, self.item_loads, self.labels)
+        picked = (values[..., positions] for values in everything)
         return _Packs(*(values if face is None else values.unsqueeze(face) for values in picked))
 
 
@@ -187,9 +188,10 @@ def refine_match(
     rounds: int,
     proposers: int,
 ) -> tuple[Tensor, Tensor]:
-    """Up to `rounds` times, each of the heaviest packs (`proposers` of them, or an eighth of all if that is more, but at
-    most half) that is above its row's target proposes its best exchange with any pack behind it; the heaviest go first,
-    and no pack takes part in two. A row stops at its target or when its heaviest pack has no proposal.
+    """Up to `rounds` times, each of the heaviest packs that is above its row's target proposes its best exchange with
+    any pack behind it; the heaviest go first, and no pack takes part in two. A row stops at its target or when its
+    heaviest pack has no proposal. There are `proposers` of them, or an eighth of all packs if that is more, but at most
+    half.
 
     Ties: the heavier partner, then the lowest slot of the proposer, then of the partner.
     """

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-from itertools import combinations
-from math import factorial
-
 import torch
 from torch import Tensor
 
 from eplb_reference.exchange import refine_match
 from eplb_reference.fixed import fixed_point
 from eplb_reference.pack import pack_plain
+from eplb_triton.partitions import MOST_PARTITIONS, num_partitions, partitions
 
-MOST_PARTITIONS = 1000  # of 8 groups on 4 nodes there are 105; 12 on 4: 15,400
-EXCHANGES_PER_ITEM = 4
+EXCHANGES_PER_ITEM = 4  # of the rounds that follow a packing that is not the best
 
 
 def pack_partition(loads: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
@@ -47,25 +43,3 @@ def pack_partition(loads: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
     place = torch.empty_like(order).scatter_(1, order, torch.arange(num_items).expand_as(order))
     capacity = num_items // num_packs
     return place // capacity, place % capacity
-
-
-def num_partitions(num_items: int, num_packs: int) -> int:
-    """Ways to split `num_items` items into `num_packs` equal packs, whichever pack is which."""
-    return factorial(num_items) // (factorial(num_items // num_packs) ** num_packs * factorial(num_packs))
-
-
-@cache
-def partitions(num_items: int, num_packs: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """All of them in lexicographic order: items ascending in a pack, packs in the order of their lowest item."""
-
-    def split(items: tuple[int, ...]) -> list[tuple[tuple[int, ...], ...]]:
-        if not items:
-            return [()]
-        first, rest = items[0], items[1:]
-        found = []
-        for others in combinations(rest, num_items // num_packs - 1):
-            left = tuple(item for item in rest if item not in others)
-            found += [((first, *others), *further) for further in split(left)]
-        return found
-
-    return tuple(split(tuple(range(num_items))))

@@ -146,12 +146,8 @@ def _to_gpus_fixed(
         return gpu, slot
     target = _target(weights, fixed, scale, topology)
     gpu, slot = exchange.refine_pairs(fixed, labels, gpu, slot, num_gpus, target, choice.pair_rounds)
-    gpu, slot = exchange.refine_match(
-        fixed, labels, gpu, slot, num_gpus, target, choice.match_rounds, choice.proposers
-    )
-    return exchange.refine_doubles(
-        fixed, labels, gpu, slot, num_gpus, target, choice.double_steps, choice.candidates
-    )
+    gpu, slot = exchange.refine_match(fixed, labels, gpu, slot, num_gpus, target, choice.match_rounds, choice.proposers)
+    return exchange.refine_doubles(fixed, labels, gpu, slot, num_gpus, target, choice.double_steps, choice.candidates)
 
 
 def _target(weights: Tensor, fixed: Tensor, scale: Tensor, topology: Topology) -> Tensor:
