@@ -1,0 +1,142 @@
+"""The commands that set the policies side by side: compare, demo."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+
+from eplb_triton import POLICIES, Topology
+from eplb_triton.cli import report, words
+from eplb_triton.cli.options import (
+    DEFAULT_POLICY,
+    LoadsFile,
+    backend_option,
+    check_output,
+    check_plot,
+    experts_option,
+    loads_argument,
+    plot_option,
+    refusing,
+    topology_options,
+    window_option,
+)
+from eplb_triton.cli.study import Outcome, Windows, compare_policies
+from eplb_triton.cli.terminal import console, progress, say
+from eplb_triton.formats import LoadSeries, shown, write_whole
+from eplb_triton.synthetic import lognormal_series
+
+DEMO_STEPS = 5
+TEXT_WIDTH = 100
+DEMO_TOPOLOGY = Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=32)
+
+
+@click.command("compare", short_help="Every policy on the same recorded loads.")
+@topology_options
+@window_option("Steps (tokens of a trace) of a window. Default: 1 step, 1000 tokens.")
+@plot_option
+@loads_argument
+@experts_option
+@backend_option
+def compare_command(loads: LoadsFile, topology: Topology, backend: str, window: int | None, plot: Path | None) -> None:
+    """Plan every window of recorded LOADS with every policy, side by side."""
+    check_plot(plot, loads.path)
+    recording = loads.read_for(topology)
+    windows = Windows.cut(recording, window or recording.default_window)
+    out = console()
+    words.introduce(out, recording, topology)
+    say(out, words.window_words(windows))
+    _compare(out, windows, topology, backend, plot)
+
+
+@click.command("demo", short_help="Every policy on made-up loads; needs no file.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the made-up loads.")
+@backend_option
+@plot_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the made-up loads to FILE, a .npz for the other commands.",
+)
+def demo_command(seed: int, backend: str, plot: Path | None, output: Path | None) -> None:
+    """Plan made-up loads of a DeepSeek-V3-sized model with every policy; needs no file."""
+    check_output(output, (".npz",))
+    check_plot(plot)
+    steps = lognormal_series(DEMO_STEPS, seed=seed).numpy()
+    if output is not None:
+        file = io.BytesIO()
+        np.savez_compressed(file, loads=steps)
+        with refusing():
+            write_whole(output, file.getvalue())
+    recording = LoadSeries(Path("demo"), steps.shape[1], steps.shape[2], steps=steps)
+    windows = Windows.cut(recording, recording.default_window)
+    out = console()
+    for paragraph in (
+        "A mixture-of-experts layer is as slow as its busiest GPU. A plan gives experts that get many tokens more "
+        "replicas, and puts the replicas on GPUs so that each GPU has about the same load.",
+        f"Loads: {words.loads_words(recording)}, shaped like DeepSeek-V3's, made up from seed {seed}.",
+        f"Plan: {words.topology_words(DEMO_TOPOLOGY, recording.num_experts)}.",
+        "Each policy below, a way to plan, plans every step; its plan is judged on that step (the planned window) "
+        "and on the one after it (the next window). The first row is no planning at all.",
+    ):
+        out.print(paragraph, width=min(out.width, TEXT_WIDTH))
+        say(out)
+    unplanned, outcomes = _compare(out, windows, DEMO_TOPOLOGY, backend, plot)
+    chosen = next(outcome for outcome in outcomes if outcome.policy == DEFAULT_POLICY)
+    say(out)
+    if unplanned.placement is not None and chosen.placement is not None:
+        report.print_sparklines(out, windows.loads(windows.count - 1), unplanned.placement, chosen.placement)
+    say(out)
+    _hint(out, output)
+
+
+def _hint(out: Console, written: Path | None) -> None:
+    """The command to try next, on the loads of the demo if they were written."""
+    topology = DEMO_TOPOLOGY
+    loads = str(written or "demo.npz")
+    options = (
+        f"--replicas {topology.num_replicas} --gpus {topology.num_gpus} "
+        f"--nodes {topology.num_nodes} --groups {topology.num_groups}"
+    )
+    say(out, "Try next, with these loads or a file of your own:", "bold")
+    if written is None:
+        say(out, f"  {_called()} demo -o {loads}")
+    say(out, f"  {_called()} plan {shlex.quote(loads)} {options} -o plan.npz")
+
+
+def _called() -> str:
+    """What to type to call this program again."""
+    script = Path(sys.argv[0])
+    if script.name != "eplb-triton":
+        return "python -m eplb_triton"
+    found = shutil.which(script.name)
+    return script.name if found and Path(found).resolve() == script.resolve() else os.path.relpath(script)
+
+
+def _compare(
+    out: Console, windows: Windows, topology: Topology, backend: str, plot: Path | None
+) -> tuple[Outcome, list[Outcome]]:
+    """Plan, print and draw; returns the outcome of no planning and those of the policies."""
+    recording = windows.recording
+    with progress("planning", windows.count * len(POLICIES)) as advance, refusing(recording.path):
+        unplanned, outcomes = compare_policies(windows, topology, backend, advance)
+    columns = report.comparison_columns(windows, topology, backend)
+    report.print_comparison(out, columns, unplanned, outcomes, windows.count)
+    if plot is not None:
+        from eplb_triton.cli import plots  # noqa: PLC0415 - matplotlib is only imported to draw
+
+        span = words.span_words(recording, (windows.count - 1) * windows.size, windows.count * windows.size)
+        title = f"{shown(Path(recording.path.name))}, {span}\n{words.topology_words(topology, recording.num_experts)}"
+        with refusing():
+            plots.draw(plot, title, windows.loads(windows.count - 1), [unplanned, *outcomes])
+        say(out, f"wrote {shown(plot)}", "bold")
+    return unplanned, outcomes

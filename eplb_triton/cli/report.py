@@ -1,0 +1,178 @@
+"""The tables of the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from eplb_triton import BALANCEDNESS, Placement, Topology
+from eplb_triton.cli.study import Outcome, Windows, mean, median
+from eplb_triton.cli.terminal import say, sparkline
+
+WORST_LAYERS = 5
+NOTHING = "-"
+BEST_STYLE, UNPLANNED_STYLE = "bold green", "dim"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the comparison.
+
+    Args:
+        heading: two words, one over the other.
+        explanation: the line below the table.
+        value: what an outcome has there, None for nothing.
+        digits: after the point.
+        best: which of the values is marked, `max` or `min`; None for no mark.
+    """
+
+    heading: tuple[str, str]
+    explanation: str
+    value: Callable[[Outcome], float | None]
+    digits: int
+    best: Callable[[Sequence[float]], float] | None = None
+
+    def cell(self, outcome: Outcome) -> str:
+        """The value as it is printed."""
+        value = self.value(outcome)
+        return NOTHING if value is None else f"{value:,.{self.digits}f}"
+
+    def best_cell(self, outcomes: Sequence[Outcome]) -> str | None:
+        """The printed value that is marked, wherever it stands: values that print alike are all marked."""
+        values = [value for outcome in outcomes if (value := self.value(outcome)) is not None]
+        return f"{self.best(values):,.{self.digits}f}" if self.best and values else None
+
+
+def comparison_columns(windows: Windows, topology: Topology, backend: str) -> list[Column]:
+    """The columns that have a meaning for these windows: the ones about change need two."""
+    planned = Column(
+        ("planned", "window"), "balancedness on the window that was planned", lambda o: mean(o.planned), 4, max
+    )
+    change = [
+        Column(("next", "window"), "balancedness of that plan one window later", lambda o: mean(o.following), 4, max),
+        Column(
+            ("slots", "moved"),
+            f"slots a layer, of {topology.num_replicas}, whose expert changes from one plan to the next",
+            lambda o: mean(o.moved),
+            1,
+        ),
+        Column(
+            ("experts", "fetched"),
+            "experts a layer that a GPU must fetch for that, not having held them before",
+            lambda o: mean(o.fetched),
+            1,
+        ),
+    ]
+    cost = [
+        Column(
+            ("duplicate", "replicas"),
+            "replicas a layer that share a GPU with another replica of their expert, which gains nothing",
+            lambda o: mean(o.duplicates),
+            1,
+        ),
+        Column(
+            ("ms", "per plan"),
+            f"time to plan all layers of a window on this machine, backend {backend}",
+            lambda o: median(o.milliseconds),
+            1,
+            min,
+        ),
+    ]
+    return [planned, *(change if windows.count > 1 else []), *cost]
+
+
+def print_comparison(
+    out: Console, columns: Sequence[Column], unplanned: Outcome, outcomes: Sequence[Outcome], num_windows: int
+) -> None:
+    """A row a policy below the row of experts spread in order; then what each column means."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("policy", overflow="fold", vertical="bottom")
+    for column in columns:
+        table.add_column("\n".join(column.heading), justify="right", no_wrap=True)
+    best = [column.best_cell(outcomes) for column in columns]
+    table.add_row(unplanned.policy, *(column.cell(unplanned) for column in columns), style=UNPLANNED_STYLE)
+    for outcome in outcomes:
+        cells = [column.cell(outcome) for column in columns]
+        styles = [BEST_STYLE if cell == marked else "" for cell, marked in zip(cells, best, strict=True)]
+        table.add_row(outcome.policy, *map(Text, cells, styles))
+    out.print(table)
+    legend = Table.grid(padding=(0, 2))
+    for column in columns:
+        legend.add_row(" ".join(column.heading), column.explanation)
+    out.print(legend)
+    if num_windows == 1:
+        say(out, "Only one window: no next one to judge a plan by, and no plan to move from. --window cuts a series.")
+    else:
+        say(out, f"Means over {num_windows} windows; median of the times.")
+    say(out, BALANCEDNESS)
+
+
+def print_gain(out: Console, weight: Tensor, before: Placement, after: Placement) -> None:
+    """What a plan gains over experts spread in order, overall and in the worst layers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for heading in ("experts in order", after.policy):
+        table.add_column(heading, justify="right", no_wrap=True)
+    old, new = f"{before.balancedness(weight):.4f}", f"{after.balancedness(weight):.4f}"
+    table.add_row("balancedness", old, Text(new, BEST_STYLE))
+    table.add_row("duplicate replicas", *(f"{int(p.duplicates().sum()):,}" for p in (before, after)))
+    out.print(table)
+    say(out, BALANCEDNESS)
+
+
+def print_worst_layers(out: Console, weight: Tensor, placement: Placement, before: Placement) -> None:
+    """The layers of lowest balancedness under `placement`, worst first (ties: lowest layer)."""
+    balancedness, unplanned = (p.balancedness(weight, per_layer=True) for p in (placement, before))
+    loads = placement.gpu_loads(weight)
+    worst = torch.argsort(balancedness, stable=True)[:WORST_LAYERS].tolist()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="worst layers", title_justify="left", title_style="bold")
+    for heading in ("layer", "balancedness", "experts in order", "busiest GPU", "its load", "mean load"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for layer in worst:
+        busiest = int(loads[layer].argmax())
+        table.add_row(
+            str(layer),
+            f"{float(balancedness[layer]):.4f}",
+            f"{float(unplanned[layer]):.4f}",
+            str(busiest),
+            f"{float(loads[layer, busiest]):,.1f}",
+            f"{float(loads[layer].mean()):,.1f}",
+        )
+    out.print(table)
+
+
+def print_sparklines(out: Console, weight: Tensor, before: Placement, after: Placement) -> None:
+    """The GPUs of the layer that was worst before, a mark each."""
+    layer = int(before.balancedness(weight, per_layer=True).argmin())
+    full = float(before.gpu_loads(weight)[layer].max())
+    say(out, f"Layer {layer}, the worst of the last step, a bar a GPU:")
+    for placement in (before, after):
+        loads = placement.gpu_loads(weight)[layer]
+        over = float(loads.max() / loads.mean())
+        marks = sparkline(out, loads.tolist(), full)
+        out.print(Text.assemble(f"  {placement.policy:10} ", (marks, "cyan"), f"  busiest GPU {over:.2f} x the mean"))
+
+
+def print_windows(out: Console, windows: Windows, placement: Placement, before: Placement) -> None:
+    """Balancedness of one plan on window after window."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in (f"first {windows.recording.unit}", "balancedness", "experts in order", "worst layer"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for index in range(windows.count):
+        weight = windows.loads(index)
+        layers = placement.balancedness(weight, per_layer=True)
+        worst = int(layers.argmin())
+        table.add_row(
+            f"{index * windows.size:,}",
+            f"{placement.balancedness(weight):.4f}",
+            f"{before.balancedness(weight):.4f}",
+            f"{worst} ({float(layers[worst]):.4f})",
+        )
+    out.print(table)

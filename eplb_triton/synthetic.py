@@ -1,0 +1,62 @@
+"""Synthetic loads: a series that looks like the expert counts of a large mixture-of-experts model, from a seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def lognormal_series(
+    num_steps: int = 8,
+    num_layers: int = 58,
+    num_experts: int = 256,
+    *,
+    tokens_per_step: int = 65_536,
+    top_k: int = 8,
+    sigma: tuple[float, float] = (0.4, 1.1),
+    drift: float = 0.02,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Token counts of every expert, step by step; the defaults are shaped like DeepSeek-V3.
+
+    An expert's popularity is log-normal. How skewed it is differs by layer: sigma of the logarithm is drawn evenly
+    from `sigma`. From step to step the logarithm drifts (a stationary autoregressive walk), so a plan made on one
+    step fits the next ones less and less. Counts are a multinomial draw: every layer of a step sums to
+    tokens_per_step * top_k.
+
+    Args:
+        num_steps: T.
+        num_layers: L, mixture-of-experts layers.
+        num_experts: E.
+        tokens_per_step: tokens routed in a step.
+        top_k: experts a token is sent to.
+        sigma: least and largest standard deviation of the logarithm of the popularity in a layer.
+        drift: share of the logarithm's variance that is new in each step, 0 (frozen) to 1 (no memory).
+        seed: the same seed and arguments give the same counts.
+
+    Returns:
+        [T, L, E] int64, tokens.
+
+    Raises:
+        ValueError: a count below 1, a `sigma` that is negative or not ascending, a `drift` outside 0..1.
+    """
+    counts = {"num_steps": num_steps, "num_layers": num_layers, "num_experts": num_experts}
+    for name, value in {**counts, "tokens_per_step": tokens_per_step, "top_k": top_k}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    if not 0 <= sigma[0] <= sigma[1]:
+        raise ValueError(f"sigma={sigma} must be two ascending numbers of at least 0")
+    if not 0 <= drift <= 1:
+        raise ValueError(f"drift={drift} must be 0 to 1")
+    random = np.random.default_rng(seed)
+    skew = random.uniform(*sigma, size=(num_layers, 1))  # [L, 1]
+    walk = random.standard_normal((num_layers, num_experts))  # [L, E], unit variance at every step
+    series = np.empty((num_steps, num_layers, num_experts), dtype=np.int64)
+    for step in range(num_steps):
+        if step:
+            fresh = random.standard_normal(walk.shape)
+            walk = np.sqrt(1 - drift) * walk + np.sqrt(drift) * fresh
+        popularity = np.exp(skew * walk)
+        popularity /= popularity.sum(axis=1, keepdims=True)
+        series[step] = random.multinomial(tokens_per_step * top_k, popularity)
+    return torch.from_numpy(series)

@@ -1,0 +1,129 @@
+"""Loads, topologies and golden plans that the tests share. No test in here, and no planner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from eplb_triton import POLICIES, Topology
+
+GOLDEN = Path(__file__).parent / "golden"
+MEAN_OVER_ROWS = {name for name, policy in POLICIES.items() if policy.tail in ("dispersion", "simulated")}
+"""Policies in which a layer's plan depends on the other layers of the call."""
+
+
+def _one_outlier(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    loads = rng.integers(1, 4, shape).astype(np.float64)
+    loads[:, rng.integers(shape[1])] = 1e12
+    return loads
+
+
+def _zipf(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    return rng.permuted(np.broadcast_to(1e6 / np.arange(1, shape[1] + 1), shape), axis=1)
+
+
+FAMILIES: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
+    "continuous": lambda rng, shape: rng.lognormal(8.0, 1.0, shape),
+    "ties": lambda rng, shape: rng.integers(0, 4, shape),
+    "zeros": lambda rng, shape: np.zeros(shape),
+    "mostly idle": lambda rng, shape: rng.integers(1, 100, shape) * (rng.random(shape) < 0.1),
+    "equal": lambda rng, shape: np.full(shape, 7.0),
+    "outlier": _one_outlier,
+    "zipf": _zipf,
+    "tiny": lambda rng, shape: rng.random(shape) * 1e-30,
+    "denormal": lambda rng, shape: rng.integers(0, 50, shape) * 1.401298464324817e-45,
+    "huge": lambda rng, shape: rng.random(shape) * 1e30,
+}
+
+
+def loads(family: str, seed: int, layers: int, experts: int) -> Tensor:
+    """Loads [layers, experts] float32 of one of `FAMILIES`."""
+    values = FAMILIES[family](np.random.default_rng(seed), (layers, experts))
+    return torch.from_numpy(np.ascontiguousarray(values)).to(torch.float32)
+
+
+class Shape(NamedTuple):
+    """A number of experts and a topology that fits it."""
+
+    experts: int
+    topology: Topology
+
+
+@st.composite
+def shapes(draw: st.DrawFn, max_experts: int = 64) -> Shape:
+    """Hierarchical and global shapes: one GPU, one expert, capacity 1, no redundancy and odd sizes included."""
+    nodes = draw(st.integers(1, 4))
+    groups = nodes * draw(st.integers(1, 4))
+    experts = groups * draw(st.integers(1, max(1, max_experts // groups)))
+    gpus = nodes * draw(st.integers(1, 6))
+    slots = -(-experts // gpus) + draw(st.integers(0, 4))
+    if draw(st.booleans()):  # global planning: groups that no node count divides are ignored
+        return Shape(
+            draw(st.integers(1, experts)),
+            Topology(gpus * slots, nodes + 1, nodes, gpus) if nodes > 1 else Topology(gpus * slots, 1, 1, gpus),
+        )
+    return Shape(experts, Topology(gpus * slots, groups, nodes, gpus))
+
+
+class GoldenCase(NamedTuple):
+    """One recorded call: weight [layers, E], and per policy (phy2log [layers, P], logcnt [layers, E])."""
+
+    name: str
+    weight: Tensor
+    topology: Topology
+    plans: dict[str, tuple[Tensor, Tensor]]
+
+
+@cache
+def golden_arrays(file: str) -> dict[str, Tensor]:
+    """Arrays of a golden file; integers widened to int64."""
+    with np.load(GOLDEN / f"{file}.npz") as arrays:
+        tensors = {key: torch.from_numpy(arrays[key]) for key in arrays}
+    return {key: value if value.is_floating_point() else value.to(torch.int64) for key, value in tensors.items()}
+
+
+def golden_cases(file: str) -> Iterator[GoldenCase]:
+    """The calls of `placements` or `exact`; a stack of independent calls is one case each."""
+    arrays = golden_arrays(file)
+    for name in dict.fromkeys(key.split("/")[0] for key in arrays):
+        _, replicas, groups, nodes, gpus = arrays[f"{name}/topology"].tolist()
+        topology = Topology(replicas, groups, nodes, gpus)
+        stacked = {
+            key.removeprefix(f"{name}/"): value if name.startswith("stack") else value.unsqueeze(0)
+            for key, value in arrays.items()
+            if key.startswith(f"{name}/") and not key.endswith("topology")
+        }
+        for call, weight in enumerate(stacked["weight"]):
+            plans = {
+                policy: (stacked[f"{policy}/phy2log"][call], stacked[f"{policy}/logcnt"][call])
+                for policy in POLICIES
+                if f"{policy}/phy2log" in stacked
+            }
+            yield GoldenCase(f"{name}.{call}", weight, topology, plans)
+
+
+def stage_groups(stage: str) -> list[str]:
+    """Keys of `stages` up to the array name: `refine/4 corner 2`, …"""
+    keys = golden_arrays("stages")
+    return list(dict.fromkeys(key.rsplit("/", 1)[0] for key in keys if key.startswith(f"{stage}/")))
+
+
+def stage_arrays(group: str) -> dict[str, Tensor]:
+    """Fresh copies of the arrays of one group of `stages`, by their last name."""
+    found = {key: value for key, value in golden_arrays("stages").items() if key.rsplit("/", 1)[0] == group}
+    return {key.rsplit("/", 1)[1]: value.clone() for key, value in found.items()}
+
+
+def unordered(phy2log: Tensor, topology: Topology) -> list[list[list[list[int]]]]:
+    """Per layer and node, the sorted GPUs, each its sorted experts: equal for plans that differ in the numbering of
+    slots inside a GPU and of GPUs inside a node only."""
+    nodes = topology.planned_nodes
+    gpus = phy2log.view(-1, nodes, topology.gpus_per_node, topology.slots_per_gpu).sort(-1).values.tolist()
+    return [[sorted(node) for node in layer] for layer in gpus]

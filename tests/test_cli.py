@@ -1,0 +1,216 @@
+"""What each command prints and writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eplb_triton import BALANCEDNESS, POLICIES, Placement, Policy, Topology, plan
+from eplb_triton.cli import comparing
+from eplb_triton.formats import read_plan
+from eplb_triton.synthetic import lognormal_series
+from tests.commands import SERIES, SIZE, TOPOLOGY, rows, run, save_loads, save_plan
+
+
+@pytest.fixture
+def loads(tmp_path: Path) -> Path:
+    return save_loads(tmp_path)
+
+
+# plan
+
+
+def test_plan_prints_what_it_gains_and_writes_what_it_says(loads: Path, tmp_path: Path) -> None:
+    status, out, err = run("plan", loads, *SIZE, "-o", tmp_path / "plan.npz")
+    assert (status, err) == (0, "")
+    weight = SERIES.sum(0)
+    expected = plan(weight, TOPOLOGY)
+    before = Placement.spread_in_order(5, 16, TOPOLOGY)
+    assert "24 replicas of 16 experts on 8 GPUs, 3 slots each; 1 node: global planning" in out
+    assert "planned for steps 0 to 3, summed" in out
+    assert BALANCEDNESS in out
+    assert rows(out)["balancedness"] == [f"{p.balancedness(weight):.4f}" for p in (before, expected)]
+    assert rows(out)["duplicate"] == [str(int(p.duplicates().sum())) for p in (before, expected)]
+    assert f"fingerprint {expected.fingerprint()}" in out
+    worst = int(expected.balancedness(weight, per_layer=True).argmin())
+    assert rows(out)[str(worst)][1] == f"{float(expected.balancedness(weight, per_layer=True)[worst]):.4f}"
+    written = read_plan(tmp_path / "plan.npz").placement()
+    assert written.fingerprint() == expected.fingerprint()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loads.npz", "plan.npz"]
+
+
+def test_plan_without_an_output_writes_nothing(loads: Path, tmp_path: Path) -> None:
+    assert run("plan", loads, *SIZE)[0] == 0
+    assert list(tmp_path.iterdir()) == [loads]
+
+
+def test_plan_takes_the_most_recent_window(loads: Path) -> None:
+    _, out, _ = run("plan", loads, *SIZE, "--window", 2)
+    assert "planned for steps 2 to 3, summed" in out
+    assert plan(SERIES[2:].sum(0), TOPOLOGY).fingerprint() in out
+    _, out, _ = run("plan", loads, *SIZE, "--window", 9)
+    assert "planned for steps 0 to 3, summed; 9 were asked for, the recording has no more" in out
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_plan_with_every_policy_hierarchically(loads: Path, tmp_path: Path, policy: str) -> None:
+    output = tmp_path / "plan.json"
+    arguments = ("--nodes", 2, "--groups", 4, "--policy", policy, "-o", output, "--no-log2phy")
+    status, out, _ = run("plan", loads, *SIZE, *arguments)
+    assert status == 0
+    assert "2 nodes, 4 groups: hierarchical planning" in out
+    assert "wrote" in out
+    assert "(without log2phy)" in out
+    document = json.loads(output.read_text())
+    assert document["policy"] == policy
+    assert "log2phy" not in document
+    expected = plan(SERIES.sum(0), Topology(24, 4, 2, 8), policy=policy)
+    assert document["phy2log"] == expected.phy2log.tolist()
+
+
+def test_plan_says_why_groups_are_ignored(loads: Path) -> None:
+    _, out, _ = run("plan", loads, *SIZE, "--nodes", 2, "--groups", 3)
+    assert "global planning, since 3 groups cannot be split evenly over 2 nodes" in out
+
+
+def test_plan_uses_the_default_policy_of_the_library(loads: Path) -> None:
+    _, out, _ = run("plan", loads, *SIZE)
+    assert plan(SERIES.sum(0), TOPOLOGY).policy in out
+
+
+# compare
+
+
+def test_compare_prints_what_every_policy_does(loads: Path) -> None:
+    status, out, err = run("compare", loads, *SIZE)
+    assert (status, err) == (0, "")
+    assert "4 windows of 1 step" in out
+    assert BALANCEDNESS in out
+    table = rows(out)
+    assert [name for name in table if name in POLICIES] == list(POLICIES)
+    for policy in POLICIES:
+        plans = [plan(step, TOPOLOGY, policy=policy) for step in SERIES]
+        pairs = list(zip(plans[1:], plans[:-1], strict=True))
+        planned, following, moved, fetched, duplicates, milliseconds = table[policy]
+        assert planned == f"{np.mean([p.balancedness(w) for p, w in zip(plans, SERIES, strict=True)]):.4f}"
+        assert following == f"{np.mean([p.balancedness(w) for p, w in zip(plans, SERIES[1:], strict=False)]):.4f}"
+        assert moved == f"{np.mean([p.moved(q).slots.numpy() for p, q in pairs]):.1f}"
+        assert fetched == f"{np.mean([p.moved(q).fetches.numpy() for p, q in pairs]):.1f}"
+        assert duplicates == f"{np.mean([p.duplicates().numpy() for p in plans]):.1f}"
+        assert float(milliseconds.replace(",", "")) > 0
+    in_order = Placement.spread_in_order(5, 16, TOPOLOGY)
+    assert "none (experts spread in order)" in out
+    assert table["none"][0] == f"{np.mean([in_order.balancedness(step) for step in SERIES]):.4f}"
+    assert table["none"][-1] == "-"
+
+
+def test_compare_says_what_it_leaves_out(loads: Path) -> None:
+    _, out, _ = run("compare", loads, *SIZE, "--window", 3)
+    assert "1 window of 3 steps; the last 1 step is left out, too few for a window" in out
+    assert "Only one window" in out
+    assert "next" not in rows(out)
+    _, out, _ = run("compare", loads, *SIZE, "--window", 9)
+    assert "1 window of 4 steps, shorter than the 9 asked for: the recording has no more" in out
+
+
+def test_compare_counts_a_trace_in_tokens(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 16, (2500, 3, 2))
+    np.savez(tmp_path / "trace.npz", topk_ids=ids)
+    _, out, _ = run("compare", tmp_path / "trace.npz", *SIZE)
+    assert "2 windows of 1,000 tokens; the last 500 tokens are left out" in out
+    assert "note: 16 experts: the largest id is 15" in out
+    _, out, _ = run("compare", tmp_path / "trace.npz", *SIZE, "--experts", 20)
+    assert "2 of 20 experts a token" in out
+
+
+def test_a_seventh_policy_appears_by_itself(loads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICIES, "seventh", Policy("seventh", gpu_pack="spread"))
+    _, out, _ = run("compare", loads, *SIZE, "--plot", tmp_path / "x.svg")
+    assert "seventh" in rows(out)
+    assert (tmp_path / "x.svg").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("suffix", "begin"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_compare_draws(loads: Path, tmp_path: Path, suffix: str, begin: bytes) -> None:
+    picture = tmp_path / f"picture{suffix}"
+    status, out, err = run("compare", loads, *SIZE, "--window", 4, "--plot", picture)
+    assert (status, err) == (0, "")
+    assert f"wrote {picture}" in out
+    assert picture.read_bytes().startswith(begin)
+
+
+def test_a_picture_of_one_idle_layer_on_one_gpu(tmp_path: Path) -> None:
+    name = tmp_path / "$loads$ 負荷.npy"  # neither a formula nor a letter that the font has
+    np.save(name, np.zeros((1, 2)))
+    status, _, err = run("compare", name, "--replicas", 2, "--gpus", 1, "--plot", tmp_path / "x.png")
+    assert (status, err) == (0, "")
+
+
+@pytest.mark.skipif("EPLB_TRACES" not in os.environ, reason="EPLB_TRACES names no folder with law.npz")
+def test_compare_of_a_real_trace() -> None:
+    trace = Path(os.environ["EPLB_TRACES"]) / "law.npz"
+    status, out, _ = run("compare", trace, "--window", 2000, "--replicas", 80, "--gpus", 16)
+    assert status == 0
+    assert "4 windows of 2,000 tokens; the last 327 tokens are left out" in out
+    for policy in POLICIES:
+        assert 0.96 < float(rows(out)[policy][0]) < 0.99
+
+
+# score and check
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    return save_plan(tmp_path)
+
+
+def test_score_judges_a_plan_by_other_loads(plan_file: Path, loads: Path) -> None:
+    placement = read_plan(plan_file).placement()
+    status, out, err = run("score", plan_file, loads, "--window", 3)
+    assert (status, err) == (0, "")
+    weight = SERIES.sum(0)
+    assert rows(out)["balancedness"][-1] == f"{placement.balancedness(weight):.4f}"
+    assert placement.fingerprint() in out
+    assert "1 window of 3 steps; the last 1 step is left out" in out
+    assert f"{placement.balancedness(SERIES[:3].sum(0)):.4f}" in out
+    assert BALANCEDNESS in out
+
+
+def test_score_takes_the_number_of_experts_from_the_plan(plan_file: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "trace.npz", topk_ids=np.zeros((10, 5, 2), dtype=np.uint8))
+    status, out, _ = run("score", plan_file, tmp_path / "trace.npz")
+    assert status == 0
+    assert "2 of 16 experts a token" in out
+
+
+def test_check_of_a_valid_plan(plan_file: Path) -> None:
+    status, out, err = run("check", plan_file)
+    assert (status, err) == (0, "")
+    assert "a valid plan, 5 layers" in out
+    assert "log2phy agrees with phy2log" in out
+
+
+# demo
+
+
+def test_demo_shows_every_policy_and_what_to_try_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "DEMO_STEPS", 2)
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run("demo", "-o", "made up.npz", "--plot", "demo.png", "--seed", 4)
+    assert (status, err) == (0, "")
+    for text in ("58 layers, 256 experts", "288 replicas", "32 GPUs", "hierarchical planning", BALANCEDNESS):
+        assert text in " ".join(out.split())
+    table = rows(out)
+    for policy in POLICIES:
+        assert float(table[policy][0]) > float(table["none"][0]) + 0.3
+    assert "demo.png" in {path.name for path in tmp_path.iterdir()}
+    with np.load("made up.npz") as archive:
+        assert torch.equal(torch.from_numpy(archive["loads"]), lognormal_series(2, seed=4))
+    hint = next(line for line in out.splitlines() if " plan 'made up.npz' " in line)
+    assert run("plan", "made up.npz", *hint.split("'")[2].split())[0] == 0
+    assert (tmp_path / "plan.npz").exists()

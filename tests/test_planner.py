@@ -1,0 +1,135 @@
+"""plan and rebalance_experts: what they take, what they refuse, what they hand back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eplb_triton import POLICIES, Placement, Policy, Topology, plan, rebalance_experts
+from eplb_triton.policy import Corner, Fixup, Nearest
+
+TOPOLOGY = Topology(16, 4, 2, 8)
+WEIGHT = torch.arange(24.0).reshape(2, 12)
+
+
+def test_plan_returns_a_placement() -> None:
+    placement = plan(WEIGHT, TOPOLOGY, policy="hybrid_tail_waterfill")
+    assert isinstance(placement, Placement)
+    assert placement.topology is TOPOLOGY
+    assert placement.policy == "hybrid_tail_waterfill"
+    assert placement.phy2log.shape == (2, 16)
+    assert placement.log2phy.shape == (2, 12, 5)
+    assert placement.logcnt.shape == (2, 12)
+
+
+def test_a_policy_of_ones_own() -> None:
+    mine = Policy("mine", tail="gated", gpu_refine=Corner(steps=3))
+    placement = plan(WEIGHT, TOPOLOGY, policy=mine)
+    placement.validate()
+    assert placement.policy == "mine"
+    same_as_deepseek = plan(WEIGHT, TOPOLOGY, policy=Policy("plain"))
+    assert same_as_deepseek.fingerprint() == plan(WEIGHT, TOPOLOGY).fingerprint()
+
+
+def test_rebalance_experts_is_deepseeks_function() -> None:
+    phy2log, log2phy, logcnt = rebalance_experts(WEIGHT, 16, 4, 2, 8)
+    placement = plan(WEIGHT, TOPOLOGY, policy="deepseek")
+    assert phy2log.equal(placement.phy2log)
+    assert log2phy.equal(placement.log2phy)
+    assert logcnt.equal(placement.logcnt)
+    by_name = rebalance_experts(weight=WEIGHT, num_replicas=16, num_groups=4, num_nodes=2, num_gpus=8)
+    assert all(a.equal(b) for a, b in zip(by_name, (phy2log, log2phy, logcnt), strict=True))
+
+
+def test_no_layers() -> None:
+    placement = plan(torch.empty(0, 12), TOPOLOGY)
+    assert placement.phy2log.shape == (0, 16)
+    assert placement.log2phy.shape == (0, 12, 5)
+    assert placement.logcnt.shape == (0, 12)
+    placement.validate()
+
+
+def _with(value: float, layer: int, expert: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    weight = WEIGHT.to(dtype, copy=True)
+    weight[layer, expert] = value
+    weight[1, 11] = value  # a later one: the first is named
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(12), r"weight has shape \(12,\), must be 2-D: \[layers, experts\]"),
+        (torch.ones(1, 2, 12), r"weight has shape \(1, 2, 12\), must be 2-D"),
+        (torch.ones(2, 12, dtype=torch.bool), r"weight has dtype torch.bool, must be real or integer"),
+        (torch.ones(2, 12, dtype=torch.complex64), r"weight has dtype torch.complex64, must be real or integer"),
+        (torch.ones(2, 0), r"weight has num_experts=0, must be at least 1"),
+        (torch.ones(2, 17), r"num_replicas=16 must be at least num_experts=17"),
+        (torch.ones(2, 10), r"num_groups=4 must divide num_experts=10"),
+        (_with(torch.nan, 1, 3), r"weight\[1, 3\]=nan must be a finite load of at least 0"),
+        (_with(torch.inf, 0, 5), r"weight\[0, 5\]=inf must be a finite load"),
+        (_with(-1.5, 0, 0), r"weight\[0, 0\]=-1.5 must be a finite load of at least 0"),
+        (_with(2.0**100 * 1.0001, 1, 0), r"weight\[1, 0\]=1.2\d*e\+30 must be .* at most 2\*\*100"),
+        (_with(1e300, 0, 2, torch.float64), r"weight\[0, 2\]=1e\+300 must be"),
+        (_with(-7, 1, 1, torch.int64), r"weight\[1, 1\]=-7 must be a finite load of at least 0"),
+    ],
+)
+def test_refused_weights(weight: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(weight, TOPOLOGY)
+    with pytest.raises(ValueError, match=message):
+        rebalance_experts(weight, 16, 4, 2, 8)
+
+
+def test_loads_are_judged_after_rounding_to_float32() -> None:
+    at_most = 2.0**100
+    weight = torch.full((1, 12), at_most, dtype=torch.float64)
+    weight[0, 0] = at_most * (1 + 2**-40)  # rounds to 2**100
+    weight[0, 1] = -1e-60  # rounds to -0, which counts as 0
+    assert plan(weight, TOPOLOGY).fingerprint() == plan(weight.clamp(0, at_most), TOPOLOGY).fingerprint()
+
+
+@pytest.mark.parametrize("weight", [[[1.0] * 12], None, WEIGHT.numpy()])
+def test_weight_must_be_a_tensor(weight: Any) -> None:
+    with pytest.raises(TypeError, match=f"weight is a {type(weight).__name__}, must be a torch.Tensor"):
+        plan(weight, TOPOLOGY)
+
+
+def test_unknown_policy_and_backend() -> None:
+    with pytest.raises(ValueError, match=r"policy='greedy' is unknown, must be one of deepseek, adaptive_tail"):
+        plan(WEIGHT, TOPOLOGY, policy="greedy")
+    with pytest.raises(ValueError, match=r"backend='cuda' is unknown, must be one of auto, reference"):
+        plan(WEIGHT, TOPOLOGY, backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Policy("x", tail="long"), "Policy.tail='long' must be one of 'none', 'dispersion'"),  # type: ignore[arg-type]
+        (lambda: Policy("x", gpu_pack="tight"), "Policy.gpu_pack='tight' must be one of 'plain', 'spread'"),  # type: ignore[arg-type]
+        (lambda: Fixup(0, "top", "second", "first"), "Fixup.moves=0 must be at least 1"),
+        (lambda: Fixup(1, "any", "second", "first"), "Fixup.donors='any' must be one of"),  # type: ignore[arg-type]
+        (lambda: Fixup(1, "top", "third", "first"), "Fixup.peak='third' must be one of"),  # type: ignore[arg-type]
+        (lambda: Fixup(1, "top", "second", "last"), "Fixup.tie='last' must be one of"),  # type: ignore[arg-type]
+        (lambda: Nearest(steps=1, lights=3), "Nearest.lights=3 must be one of 1, 2"),
+        (lambda: Corner(steps=0), "Corner.steps=0 must be at least 1"),
+    ],
+)
+def test_refused_policies(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_policies_are_the_published_six_in_order() -> None:
+    assert list(POLICIES) == [
+        "deepseek",
+        "adaptive_tail_and_2x2_fixup",
+        "adaptive_tail_and_fixup",
+        "top2_tail_adaptive_and_second_light_refine",
+        "adaptive_tail_and_packer_2x2",
+        "hybrid_tail_waterfill",
+    ]
+    assert all(name == policy.name for name, policy in POLICIES.items())

@@ -1,0 +1,103 @@
+"""Topology refuses what cannot be planned, and says what could."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eplb_triton import Topology
+
+
+def test_derived_sizes_hierarchical() -> None:
+    topology = Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=32)
+    assert topology.hierarchical
+    assert (topology.planned_groups, topology.planned_nodes) == (8, 4)
+    assert (topology.slots_per_gpu, topology.replicas_per_node, topology.gpus_per_node) == (9, 72, 8)
+
+
+def test_groups_that_no_node_count_divides_are_planned_globally() -> None:
+    topology = Topology(num_replicas=288, num_groups=8, num_nodes=3, num_gpus=32)  # 32 % 3 does not matter then
+    assert not topology.hierarchical
+    assert (topology.planned_groups, topology.planned_nodes) == (1, 1)
+    assert (topology.slots_per_gpu, topology.replicas_per_node, topology.gpus_per_node) == (9, 288, 32)
+    topology.check_experts(257)
+
+
+def test_is_frozen_and_comparable() -> None:
+    topology = Topology(16, 4, 2, 8)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        topology.num_gpus = 4  # type: ignore[misc]
+    assert topology == Topology(np.int64(16), 4, 2, 8)  # type: ignore[arg-type]
+    assert type(Topology(np.int64(16), 4, 2, 8).num_replicas) is int  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ((290, 8, 4, 32), "num_replicas=290 must be a multiple of num_gpus=32; the nearest are 288 and 320"),
+        ((8, 1, 1, 32), "num_replicas=8 must be a multiple of num_gpus=32; the nearest is 32"),
+        ((0, 1, 1, 1), "num_replicas=0 must be at least 1; the nearest that would do is 1"),
+        ((8, -2, 1, 1), "num_groups=-2 must be at least 1; the nearest that would do is 1"),
+        ((8, 1, 0, 1), "num_nodes=0 must be at least 1; the nearest that would do is 1"),
+        ((8, 1, 1, 0), "num_gpus=0 must be at least 1; the nearest that would do is 1"),
+        (
+            (288, 8, 4, 18),
+            "num_gpus=18 must be a multiple of num_nodes=4 in hierarchical planning (num_groups=8 is a multiple of "
+            "num_nodes); the nearest that also divides num_replicas=288 is 16",
+        ),
+        (
+            (18, 4, 4, 6),
+            "num_gpus=6 must be a multiple of num_nodes=4 in hierarchical planning (num_groups=4 is a multiple of "
+            "num_nodes); the nearest are 4 and 8",
+        ),
+    ],
+)
+def test_refusals(counts: tuple[int, int, int, int], message: str) -> None:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole message is compared
+        Topology(*counts)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("value", [True, 8.0, "8", None, [8]])
+@pytest.mark.parametrize("name", ["num_replicas", "num_groups", "num_nodes", "num_gpus"])
+def test_counts_must_be_integers(name: str, value: Any) -> None:
+    counts: dict[str, Any] = {"num_replicas": 8, "num_groups": 1, "num_nodes": 1, "num_gpus": 8, name: value}
+    with pytest.raises(TypeError, match=f"{name}=.* must be an integer of at least 1, not {type(value).__name__}"):
+        Topology(**counts)
+
+
+@pytest.mark.parametrize(
+    ("experts", "message"),
+    [
+        (0, "weight has num_experts=0, must be at least 1: it is [layers, experts]"),
+        (
+            300,
+            "num_replicas=288 must be at least num_experts=300, one replica each; the nearest that num_gpus=32 "
+            "divides is 320",
+        ),
+        (
+            250,
+            "num_groups=8 must divide num_experts=250 in hierarchical planning; no num_groups does with num_nodes=4; "
+            "num_groups=1, num_nodes=1 plans globally",
+        ),
+        (
+            252,
+            "num_groups=8 must divide num_experts=252 in hierarchical planning; the nearest num_groups that would do "
+            "is 4",
+        ),
+    ],
+)
+def test_experts_that_do_not_fit(experts: int, message: str) -> None:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole message is compared
+        Topology(288, 8, 4, 32).check_experts(experts)
+    assert str(refused.value) == message
+
+
+def test_every_suggested_value_would_do() -> None:
+    """Whatever nearest multiple an error names, the topology with it stands."""
+    Topology(288, 8, 4, 32), Topology(320, 8, 4, 32), Topology(288, 8, 4, 16)
+    Topology(320, 8, 4, 32).check_experts(296)
+    Topology(288, 4, 4, 32).check_experts(252)
