@@ -10,7 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from eplb_triton.partitions import MOST_PARTITIONS, num_partitions, partitions
+from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
 from eplb_triton.topology import Topology
 
 
@@ -79,7 +79,7 @@ def _node_bound(loads: Tensor, topology: Topology) -> Tensor:
     level = _largest_replica(experts.flatten(0, 1), topology.replicas_per_node).view(experts.shape[:2])
     of_subset = torch.maximum(experts.sum(2) / gpus, level)
     best = torch.full_like(loads[:, 0], torch.inf)
-    for partition in partitions(num_groups, num_nodes):
+    for partition in all_partitions(num_groups, num_nodes):
         best = torch.minimum(best, of_subset[:, [subsets.index(node) for node in partition]].amax(1))
     return best
 

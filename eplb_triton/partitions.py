@@ -19,7 +19,7 @@ def num_partitions(num_items: int, num_packs: int) -> int:
 
 
 @cache
-def partitions(num_items: int, num_packs: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+def all_partitions(num_items: int, num_packs: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """All of them in lexicographic order: items ascending in a pack, packs in the order of their lowest item."""
     size = num_items // num_packs
 

@@ -203,16 +203,21 @@ POLICIES: dict[str, Policy] = {
             gpu_refine=Peak(),
         ),
         _BALANCED,
-        replace(_BALANCED, name="balanced_low", gpu_refine=Exchange(pair_rounds=3, match_rounds=0)),
-        replace(
-            _BALANCED,
-            name="balanced_high",
-            gpu_refine=Exchange(pair_rounds=3, match_rounds=64, double_steps=64, candidates=1 << 17),
-        ),
     )
 }
 """Every policy by name. `deepseek` is the published baseline; the next five are published improvements of it;
-`balanced` plans at the lower bound, with less and more effort as `balanced_low` and `balanced_high`."""
+`balanced` plans at the lower bound."""
+
+EFFORTS: dict[str, Policy] = {
+    "low": replace(_BALANCED, name="balanced_low", gpu_refine=Exchange(pair_rounds=3, match_rounds=0)),
+    "medium": _BALANCED,
+    "high": replace(
+        _BALANCED,
+        name="balanced_high",
+        gpu_refine=Exchange(pair_rounds=3, match_rounds=64, double_steps=64, candidates=1 << 17),
+    ),
+}
+"""`balanced` with fewer and with more steps: `plan(weight, topology, policy=EFFORTS["high"])`."""
 
 
 def resolve_policy(policy: str | Policy) -> Policy:

@@ -17,6 +17,8 @@ from eplb_triton import POLICIES, Topology
 GOLDEN = Path(__file__).parent / "golden"
 MEAN_OVER_ROWS = {name for name, policy in POLICIES.items() if policy.tail in ("dispersion", "simulated")}
 """Policies in which a layer's plan depends on the other layers of the call."""
+PUBLISHED = [name for name in POLICIES if name != "balanced"]
+"""Policies of other programs, whose plans are recorded in `golden`."""
 
 
 def _one_outlier(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from torch import Tensor
 from eplb_reference.exchange import refine_match
 from eplb_reference.fixed import fixed_point
 from eplb_reference.pack import pack_plain
-from eplb_triton.partitions import MOST_PARTITIONS, num_partitions, partitions
+from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
 
 EXCHANGES_PER_ITEM = 4  # of the rounds that follow a packing that is not the best
 
@@ -37,7 +37,7 @@ def pack_partition(loads: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
         target = torch.zeros(loads.shape[0], 1, dtype=torch.int32)
         return refine_match(fixed, labels, pack, slot, num_packs, target, EXCHANGES_PER_ITEM * num_items, 1)
     fixed, _ = fixed_point(loads, num_items // num_packs)
-    table = torch.tensor(partitions(num_items, num_packs))  # [partitions, packs, capacity]
+    table = torch.tensor(all_partitions(num_items, num_packs))  # [partitions, packs, capacity]
     heaviest = fixed[:, table].sum(3).amax(2)  # [rows, partitions]
     order = table[heaviest.argmin(1)].flatten(1)  # [rows, n], items in place order
     place = torch.empty_like(order).scatter_(1, order, torch.arange(num_items).expand_as(order))

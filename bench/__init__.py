@@ -1,0 +1,1 @@
+"""Benchmarks: cases -> loads -> planners -> measurements -> results (JSON) -> report (tables, plots)."""
