@@ -122,7 +122,8 @@ class Policy:
         gpu_refine: swaps of replicas between the GPUs of a node, or None.
 
     Raises:
-        ValueError: a field is none of the values its type lists.
+        ValueError: a field is none of the values its type lists; `Paired` without `capped` counts, or `Fixup` with
+            them; `Exchange` without `blocks`, both of which work in fixed point, or another refinement with them.
     """
 
     name: str
@@ -137,6 +138,13 @@ class Policy:
         _one_of("Policy.tail", self.tail, get_args(Tail))
         _one_of("Policy.gpu_pack", self.gpu_pack, get_args(GpuPack))
         _one_of("Policy.group_pack", self.group_pack, get_args(GroupPack))
+        if self.tail == "capped" and isinstance(self.fixup, Fixup):
+            raise ValueError(f"Policy.fixup={self.fixup!r} must be Paired or None with tail='capped'")
+        if self.tail != "capped" and isinstance(self.fixup, Paired):
+            raise ValueError(f"Policy.fixup={self.fixup!r} must be Fixup or None with tail={self.tail!r}")
+        if self.gpu_refine is not None and isinstance(self.gpu_refine, Exchange) != (self.gpu_pack == "blocks"):
+            needed = "Exchange or None" if self.gpu_pack == "blocks" else "Nearest, Corner, Peak or None"
+            raise ValueError(f"Policy.gpu_refine={self.gpu_refine!r} must be {needed} with gpu_pack={self.gpu_pack!r}")
 
 
 def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:

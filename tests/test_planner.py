@@ -117,6 +117,19 @@ def test_unknown_policy_and_backend() -> None:
         (lambda: Nearest(steps=1, lights=3), "Nearest.lights=3 must be one of 1, 2"),
         (lambda: Corner(steps=0), "Corner.steps=0 must be at least 1"),
         (lambda: Policy("x", group_pack="best"), "Policy.group_pack='best' must be one of 'plain', 'partition'"),  # type: ignore[arg-type]
+        (lambda: Policy("x", fixup=Paired(4, 4)), r"Policy.fixup=Paired\(.*\) must be Fixup or None with tail='none'"),
+        (
+            lambda: Policy("x", tail="capped", fixup=Fixup(1, "top", "second", "first")),
+            "must be Paired or None with tail='capped'",
+        ),
+        (
+            lambda: Policy("x", gpu_refine=Exchange(2, 8)),
+            "must be Nearest, Corner, Peak or None with gpu_pack='plain'",
+        ),
+        (
+            lambda: Policy("x", gpu_pack="blocks", gpu_refine=Corner(1)),
+            "must be Exchange or None with gpu_pack='blocks'",
+        ),
         (lambda: Paired(moves=0, donors=4), "Paired.moves=0 must be at least 1"),
         (lambda: Paired(moves=4, donors=0), "Paired.donors=0 must be at least 1"),
         (lambda: Exchange(pair_rounds=-1, match_rounds=8), "Exchange.pair_rounds=-1 must be at least 0"),

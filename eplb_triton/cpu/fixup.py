@@ -1,0 +1,143 @@
+"""Fix-up: move single replicas between experts after replication."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eplb_triton.cpu.arith import Floats, Ints, quotient
+from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.fields import DONORS_REPLICATED, PEAK_EXACT, PEAK_OTHERS, TIE_LEXICOGRAPHIC, TIE_SECOND_PEAK
+
+EPSILON = 1e-12
+NONE = np.int64(-1)
+ANY = np.int64(0)
+REPLICATED = np.int64(1)
+
+
+@stage
+def _heaviest_two(shares: Floats, counts: Ints, above: int) -> tuple[int, int]:
+    """The experts of the two largest shares among those of more than `above` replicas, NONE where there is none;
+    ties: lowest."""
+    first, second = NONE, NONE
+    for i in range(shares.size):
+        if counts[i] <= above:
+            continue
+        if first == NONE or shares[i] > shares[first]:
+            first, second = i, first
+        elif second == NONE or shares[i] > shares[second]:
+            second = i
+    return first, second
+
+
+@stage
+def _lightest_two(shares: Floats) -> tuple[int, int]:
+    """The experts of the two smallest shares; ties: lowest."""
+    first, second = 0, NONE
+    for i in range(1, shares.size):
+        if shares[i] < shares[first]:
+            first, second = i, first
+        elif second == NONE or shares[i] < shares[second]:
+            second = i
+    return first, second
+
+
+@stage
+def _largest_two_after(
+    shares: Floats, donor: int, new_donor: np.float32, receiver: int, new_receiver: np.float32
+) -> tuple[float, float]:
+    """The largest and second largest share once two of them have changed."""
+    first, second = max(new_donor, new_receiver), min(new_donor, new_receiver)
+    for i in range(shares.size):
+        if i not in (donor, receiver):
+            second = max(second, min(first, shares[i]))
+            first = max(first, shares[i])
+    return np.float64(first), np.float64(second)
+
+
+@stage
+def _judge(
+    weights: Floats, counts: Ints, shares: Floats, donor: int, receiver: int, heaviest: int, second: int, peak: int
+) -> tuple[float, float]:
+    """The peak after a move as `peak` sees it, and the second peak, which breaks ties."""
+    if peak == PEAK_EXACT:
+        new_donor = quotient(weights[donor], counts[donor] - 1)
+        new_receiver = quotient(weights[receiver], counts[receiver] + 1)
+        return _largest_two_after(shares, donor, new_donor, receiver, new_receiver)
+    others = np.float64(shares[heaviest if peak == PEAK_OTHERS and donor != heaviest else second])
+    giving = np.float64(weights[donor]) / np.float64(counts[donor] - 1)
+    taking = np.float64(weights[receiver]) / np.float64(counts[receiver] + 1)
+    middle = max(min(others, giving), min(max(others, giving), taking))
+    return max(others, giving, taking), middle
+
+
+@stage
+def _better(
+    peak: float, second: float, donor: int, receiver: int, best: tuple[float, float, int, int], tie: int
+) -> bool:
+    best_peak, best_second, best_donor, best_receiver = best
+    if peak < best_peak:
+        return True
+    if tie == TIE_SECOND_PEAK:
+        return abs(peak - best_peak) <= EPSILON and second < best_second
+    if tie == TIE_LEXICOGRAPHIC and peak == best_peak:
+        if second != best_second:
+            return second < best_second
+        return donor < best_donor or (donor == best_donor and receiver < best_receiver)
+    return False
+
+
+@stage
+def _best_move(
+    weights: Floats, counts: Ints, shares: Floats, donors: int, peak: int, tie: int
+) -> tuple[float, float, int, int]:
+    """(peak, second peak, donor, receiver) of the move to make, NONE for the donor if there is none."""
+    heaviest, second = _heaviest_two(shares, counts, ANY)
+    above = REPLICATED if donors == DONORS_REPLICATED else ANY
+    best = (np.inf, np.inf, NONE, NONE)
+    for donor in _heaviest_two(shares, counts, above):
+        if donor == NONE or counts[donor] == 1:
+            continue
+        for receiver in _lightest_two(shares):
+            if receiver == donor:
+                continue
+            largest, middle = _judge(weights, counts, shares, donor, receiver, heaviest, second, peak)
+            if largest + EPSILON < np.float64(shares[heaviest]) and _better(
+                largest, middle, donor, receiver, best, tie
+            ):
+                best = (largest, middle, donor, receiver)
+    return best
+
+
+@stage
+def move_replicas(
+    weights: Floats,
+    counts: Ints,
+    expert: Ints,
+    rank: Ints,
+    moves: int,
+    donors: int,
+    peak: int,
+    tie: int,
+    shares: Floats,
+) -> None:
+    """Move up to `moves` replicas, each from a heavy expert to a light one, where the peak is judged to fall.
+
+    Changes `counts` and the replica list; `expert` and `rank` may be empty, for a list made afterwards.
+    shares [e] is scratch.
+    """
+    e = weights.size
+    if e < 2:
+        return
+    for _ in range(moves):
+        for i in range(e):
+            shares[i] = quotient(weights[i], counts[i])
+        _, _, donor, receiver = _best_move(weights, counts, shares, donors, peak, tie)
+        if donor == NONE:
+            return
+        for k in range(expert.size):
+            if expert[k] == donor and rank[k] == counts[donor] - 1:
+                expert[k] = receiver
+                rank[k] = counts[receiver]
+                break
+        counts[donor] -= 1
+        counts[receiver] += 1

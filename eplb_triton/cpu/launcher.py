@@ -1,0 +1,165 @@
+"""From tensors to the compiled entry points: whole layers, spread over threads."""
+
+from __future__ import annotations
+
+import _thread
+from collections import deque
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from eplb_triton.cpu.arith import Ints
+from eplb_triton.cpu.fields import GROUP_PARTITION, MEAN_TAILS, Fields, fields_of
+from eplb_triton.cpu.pipeline import compiled_group_stage, compiled_rows, compiled_tail
+from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
+from eplb_triton.policy import Policy, resolve_policy
+from eplb_triton.topology import Topology
+
+SPANS_PER_THREAD = 4  # a thread that starts late takes fewer spans; a span costs 5 us to call
+SLOTS_PER_THREAD = 4096  # about 0.15 ms of work; a thread costs 0.06 ms to start and wait for
+
+
+def plan_layers(
+    weight: torch.Tensor, topology: Topology, policy: Policy, *, num_threads: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Plan every layer with compiled code; the bits do not depend on the number of threads.
+
+    Several threads may call at once: calls share nothing but the compiled code and never wait for each other.
+    The first call for a policy compiles it or loads it from Numba's cache: see `warm_up`.
+
+    Args:
+        weight: [L, E] float32 on the CPU, tokens per expert; checked: no NaN, no -0, none below 0 or above 2^100.
+        topology: checked against E.
+        policy: what each stage does.
+        num_threads: threads to use at most, the caller's among them; None is torch.get_num_threads().
+
+    Returns:
+        phy2log [L, P], the expert in each physical slot; phyrank [L, P], the rank of that replica among the
+        expert's; logcnt [L, E], the replicas of each expert. int64.
+
+    Raises:
+        TypeError: `weight` is no [L, E] float32 tensor on the CPU.
+        ValueError: `num_threads` is below 1.
+    """
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.dim() != 2:
+        came = f"{list(weight.shape)} {weight.dtype} on {weight.device}"
+        raise TypeError(f"weight={came} must be [L, E] torch.float32 on cpu; planner.plan converts")
+    num_threads = torch.get_num_threads() if num_threads is None else num_threads
+    if num_threads < 1:
+        raise ValueError(f"num_threads={num_threads} must be at least 1; None is torch.get_num_threads()")
+
+    loads = weight.detach().contiguous().numpy()
+    num_layers, num_experts = loads.shape
+    num_groups, num_nodes = topology.planned_groups, topology.planned_nodes
+    num_replicas, num_gpus = topology.num_replicas, topology.num_gpus
+    fields = fields_of(policy)
+    plan_rows = compiled_rows(fields)
+    table = _partition_table(fields, num_groups, num_nodes)
+
+    experts = np.empty((num_layers, num_experts), np.int64)
+    phy2log = np.empty((num_layers, num_replicas), np.int64)
+    phyrank = np.empty_like(phy2log)
+    logcnt = np.empty((num_layers, num_experts), np.int64)
+    tail_length = 0
+
+    def place(first: int, last: int) -> None:
+        if num_groups == 1:
+            experts[first:last] = np.arange(num_experts)
+        else:
+            _group_stage(fields)(loads, num_groups, num_nodes, table, experts, first, last)
+
+    def plan(first: int, last: int) -> None:
+        sizes = num_replicas, num_groups, num_nodes, num_gpus
+        plan_rows(loads, experts, *sizes, tail_length, phy2log, phyrank, logcnt, first, last)
+
+    def place_and_plan(first: int, last: int) -> None:
+        place(first, last)
+        plan(first, last)
+
+    threads = max(1, min(num_threads, num_layers, num_layers * num_replicas // SLOTS_PER_THREAD))
+    if fields.tail in MEAN_TAILS and num_replicas > num_experts and num_layers > 0:
+        _in_spans(place, num_layers, threads)
+        rows = np.take_along_axis(loads, experts, 1).reshape(num_layers * num_nodes, -1)
+        tail_length = compiled_tail(fields.tail)(rows, (num_replicas - num_experts) // num_nodes)
+        _in_spans(plan, num_layers, threads)
+    else:
+        _in_spans(place_and_plan, num_layers, threads)
+    return torch.from_numpy(phy2log), torch.from_numpy(phyrank), torch.from_numpy(logcnt)
+
+
+def warm_up(topology: Topology, policy: str | Policy = "deepseek") -> None:
+    """Compile what plans of this kind need, or load it from Numba's cache, before the first of them.
+
+    Seconds without a cache, a tenth of a second with one. Loads are always planned as float32, so nothing depends
+    on their type, and of the topology it only matters whether it has groups.
+
+    Raises:
+        ValueError: no policy has that name.
+    """
+    fields = fields_of(resolve_policy(policy))
+    compiled_rows(fields)
+    if topology.planned_groups > 1:
+        _group_stage(fields)
+    if fields.tail in MEAN_TAILS:
+        compiled_tail(fields.tail)
+
+
+def _group_stage(fields: Fields) -> Callable[..., None]:
+    return compiled_group_stage(fields.group_pack, fields.group_refine, fields.group_steps, fields.group_lights)
+
+
+def _partition_table(fields: Fields, num_groups: int, num_nodes: int) -> Ints:
+    """[partitions, G] for `pack_partition`, empty where it is not used or there are too many."""
+    if fields.group_pack != GROUP_PARTITION or num_partitions(num_groups, num_nodes) > MOST_PARTITIONS:
+        return np.empty((0, num_groups), np.int64)
+    return np.array(all_partitions(num_groups, num_nodes), np.int64).reshape(-1, num_groups)
+
+
+def _in_spans(work: Callable[[int, int], None], num_layers: int, threads: int) -> None:
+    """work(first, last) over spans of all layers, by the caller and threads - 1 helpers that live for this call.
+
+    Helpers are started anew each time: a pool would be shared state, dead in a forked child, and saves 0.02 ms.
+    """
+    if threads == 1:
+        work(0, num_layers)
+        return
+    edges = np.linspace(0, num_layers, min(num_layers, threads * SPANS_PER_THREAD) + 1).astype(int).tolist()
+    spans = deque(pairwise(edges))
+    errors: list[BaseException] = []
+
+    def take() -> None:
+        while spans:
+            try:
+                first, last = spans.popleft()
+            except IndexError:  # another thread was faster
+                return
+            work(first, last)
+
+    def help_out(finished: _thread.LockType) -> None:
+        try:
+            take()
+        except BaseException as error:  # raised again in the caller
+            errors.append(error)
+        finally:
+            finished.release()
+
+    helpers = []
+    try:
+        for _ in range(threads - 1):
+            finished = _thread.allocate_lock()
+            finished.acquire()
+            try:
+                # not threading.Thread: it waits for the thread to run, 0.03 ms
+                _thread.start_new_thread(help_out, (finished,))
+            except RuntimeError:  # no thread to be had: those that there are do the work
+                break
+            helpers.append(finished)
+        take()
+    finally:
+        spans.clear()
+        for finished in helpers:
+            finished.acquire()
+    if errors:
+        raise errors[0]
