@@ -1,0 +1,117 @@
+"""Fix-up: move single replicas from one expert to another where that is judged to lower the peak w/c."""
+# ruff: noqa: N803, RET505
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+
+import triton
+import triton.language as tl
+
+from eplb_triton.kernels.arith import EPSILON, HIGHEST, at, bits, divide, float64, from_bits, largest, smallest
+
+
+@triton.jit
+def move_replicas(
+    weights_ptr,  # float32 [NUM_EXPERTS]
+    counts,  # int32 [EXPERTS]
+    expert_ptr,  # int32 [NUM_REPLICAS], the replica list, changed in place; None: there is no list yet
+    rank_ptr,  # int32 [NUM_REPLICAS]
+    MOVES: tl.constexpr,
+    DONORS: tl.constexpr,
+    PEAK: tl.constexpr,
+    TIE: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    NUM_REPLICAS: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    REPLICAS: tl.constexpr,
+):
+    """At most MOVES moves; returns the counts. Ties: as TIE says, candidates in the order of the heavier donor, then
+    the lighter receiver.
+
+    Left out where no move can ever pass (SPEC: the donor only gets heavier): under `others`, and under `exact`
+    from three experts up."""
+    if PEAK == "second" or (PEAK == "exact" and NUM_EXPERTS == 2):
+        for _ in tl.range(0, MOVES):
+            donor, receiver = _best_move(weights_ptr, counts, DONORS, PEAK, TIE, NUM_EXPERTS, EXPERTS)
+            if donor >= 0:
+                expert = tl.arange(0, EXPERTS)
+                last = at(counts, expert, donor) - 1
+                following = at(counts, expert, receiver)
+                counts = tl.where(expert == donor, last, tl.where(expert == receiver, following + 1, counts))
+                if expert_ptr is not None:
+                    replica = tl.arange(0, REPLICAS)
+                    there = replica < NUM_REPLICAS
+                    its_expert = tl.load(expert_ptr + replica, mask=there, other=-1)
+                    its_rank = tl.load(rank_ptr + replica, mask=there, other=-1)
+                    moved = (its_expert == donor) & (its_rank == last)
+                    tl.store(expert_ptr + replica, tl.where(moved, receiver, its_expert), mask=there)
+                    tl.store(rank_ptr + replica, tl.where(moved, following, its_rank), mask=there)
+    return counts
+
+
+@triton.jit
+def _best_move(
+    weights_ptr,
+    counts,
+    DONORS: tl.constexpr,
+    PEAK: tl.constexpr,
+    TIE: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    EXPERTS: tl.constexpr,
+):
+    """Donor and receiver of the best move; donor -1: there is none."""
+    expert = tl.arange(0, EXPERTS)
+    inside = expert < NUM_EXPERTS
+    weights = tl.load(weights_ptr + expert, mask=inside, other=0.0)
+    average = tl.where(inside, bits(divide(weights, tl.maximum(counts, 1))), -2)
+    heaviest, first = largest(average, expert)
+    second = tl.max(tl.where(expert == first, -2, average), 0)
+    giving = average
+    if DONORS == "replicated":
+        giving = tl.where(inside & (counts < 2), -1, average)
+    _, donor_1 = largest(giving, expert)
+    _, donor_2 = largest(tl.where(expert == donor_1, -2, giving), expert)
+    taking = tl.where(inside, average, HIGHEST)
+    _, receiver_1 = smallest(taking, expert)
+    _, receiver_2 = smallest(tl.where(expert == receiver_1, HIGHEST, taking), expert)
+
+    current = from_bits(heaviest).to(tl.float64)
+    others = from_bits(second).to(tl.float64)
+    best = float64(float("inf"))
+    best_second = float64(float("inf"))
+    best_donor = -1
+    best_receiver = -1
+    for k in tl.static_range(4):
+        donor = donor_1 if k < 2 else donor_2
+        receiver = receiver_1 if k % 2 == 0 else receiver_2
+        count_d = at(counts, expert, donor)
+        new_d = _load_of(weights_ptr, donor, count_d - 1, PEAK)
+        new_r = _load_of(weights_ptr, receiver, at(counts, expert, receiver) + 1, PEAK)
+        peak = tl.maximum(new_d, new_r)
+        below = tl.minimum(new_d, new_r)
+        if PEAK == "second":
+            below = tl.maximum(below, tl.minimum(peak, others))
+            peak = tl.maximum(peak, others)
+        counted = (count_d > 1) & (donor != receiver) & (peak + float64(EPSILON) < current)
+        precedes = peak < best
+        if TIE == "second_peak":
+            precedes = precedes | ((tl.abs(peak - best) <= float64(EPSILON)) & (below < best_second))
+        if TIE == "lexicographic":
+            earlier = (donor < best_donor) | ((donor == best_donor) & (receiver < best_receiver))
+            lower = (below < best_second) | ((below == best_second) & earlier)
+            precedes = precedes | ((peak == best) & lower)
+        better = counted & precedes
+        best = tl.where(better, peak, best)
+        best_second = tl.where(better, below, best_second)
+        best_donor = tl.where(better, donor, best_donor)
+        best_receiver = tl.where(better, receiver, best_receiver)
+    return best_donor, best_receiver
+
+
+@triton.jit
+def _load_of(weights_ptr, expert, count, PEAK: tl.constexpr):
+    """Load of a replica as a float64 number: divided in float32 under `exact`, else in float64 (no count: not used)."""
+    weight = tl.load(weights_ptr + expert)
+    some = tl.maximum(count, 1)
+    if PEAK == "exact":
+        return divide(weight, some).to(tl.float64)
+    else:
+        return weight.to(tl.float64) / some.to(tl.float64)

@@ -1,0 +1,217 @@
+# mypy: disable-error-code="import-untyped"
+"""What is launched for a shape: kernels, constants, options. A function of the shape alone; needs no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from eplb_triton.kernels.fused import plan_rows
+from eplb_triton.kernels.measure import measure_rows
+from eplb_triton.policy import Corner, Nearest, Peak, Policy
+from eplb_triton.topology import Topology
+
+MOST_EXPERTS, MOST_REPLICAS, MOST_GPUS = 2048, 4096, 2048
+ROUNDS_FROM = 32  # GPUs a row from which packing in rounds beats one item a step (cycles from SASS)
+AT_ONCE_FROM = 32  # redundant replicas a row from which D'Hondt picks by threshold beat one pick a step
+
+TRITON_TYPE = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.int8: "i8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+}
+
+
+class Workspace(NamedTuple):
+    """Scratch of a launch: may be reused by later launches on the same stream, its content is never read."""
+
+    statistics: Tensor  # float64 [3, L * N]
+    floats: Tensor  # float32 [L * N, 3, scratch]
+    ints: Tensor  # int32 [L * N, 6, scratch]
+    longs: Tensor  # int64 [L * N, scratch]
+    doubles: Tensor  # float64 [L * N, scratch]
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """One kernel of a launch: what `triton.compile(ASTSource(function, signature, constexprs))` needs."""
+
+    function: Any
+    signature: dict[str, str]  # type of every argument, "constexpr" included
+    constexprs: dict[str, Any]
+    num_warps: int
+    max_registers: int | None  # None: the target has no such option (AMD)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Compile and launch options. Contraction off: every operation of a plan rounds once. A limit on registers that
+        none reaches: without one, ptxas keeps to 72 or 80 and now and then spills a value."""
+        options = {"num_warps": self.num_warps, "enable_fp_fusion": False}
+        return options | {"maxnreg": self.max_registers} if self.max_registers else options
+
+    @cached_property
+    def keywords(self) -> dict[str, Any]:
+        """What a launch passes by name: constants and options. An absent pointer is passed by place, as the others."""
+        return {name: value for name, value in self.constexprs.items() if value is not None} | self.options
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """How a shape is launched: `kernels` in order, each on `grid(num_layers)`."""
+
+    kernels: tuple[KernelSpec, ...]
+    num_nodes: int
+    scratch: int  # elements of one scratch array of a row
+
+    def grid(self, num_layers: int) -> tuple[int, int]:
+        return num_layers, self.num_nodes
+
+    def workspace_shapes(self, num_layers: int) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+        """Shape and type of each tensor of a `Workspace` for `num_layers` layers."""
+        rows = num_layers * self.num_nodes
+        return (
+            ((3, rows), torch.float64),
+            ((rows, 3, self.scratch), torch.float32),
+            ((rows, 6, self.scratch), torch.int32),
+            ((rows, self.scratch), torch.int64),
+            ((rows, self.scratch), torch.float64),
+        )
+
+    def workspace(self, num_layers: int, device: torch.device | str) -> Workspace:
+        """Scratch for `num_layers` layers on `device`."""
+        shapes = self.workspace_shapes(num_layers)
+        return Workspace(*(torch.empty(shape, dtype=dtype, device=device) for shape, dtype in shapes))
+
+
+@lru_cache(maxsize=256)
+def launch_plan(
+    topology: Topology,
+    num_experts: int,
+    policy: Policy,
+    *,
+    weight_dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.int64,
+    want_log2phy: bool = False,
+    lanes: int = 32,
+) -> LaunchPlan:
+    """How loads [L, num_experts] are planned; a function of the shape alone, needs no GPU.
+
+    Args:
+        topology: counts of the cluster.
+        num_experts: E.
+        policy: the choice at each stage.
+        weight_dtype: of the loads.
+        dtype: of the maps, torch.int32 or torch.int64.
+        want_log2phy: whether log2phy is filled as well.
+        lanes: threads of a warp, 32 or (AMD) 64.
+
+    Raises:
+        ValueError: a size is above what the kernels are made for, or a type is none of theirs.
+    """
+    _check_sizes(topology, num_experts)
+    topology.check_experts(num_experts)
+    if dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
+    if weight_dtype not in TRITON_TYPE:
+        raise ValueError(f"weight_dtype={weight_dtype} must be one of {', '.join(map(str, TRITON_TYPE))}")
+    shape = _shape(topology, num_experts, policy, lanes)
+    index = "*" + TRITON_TYPE[dtype]
+    inputs = {
+        "weight_ptr": "*" + TRITON_TYPE[weight_dtype],
+        "layer_stride": "i32",
+        "expert_stride": "i32",
+        "num_rows": "i32",
+        "statistics_ptr": "*fp64",
+        "floats_ptr": "*fp32",
+        "ints_ptr": "*i32",
+        "longs_ptr": "*i64",
+        "doubles_ptr": "*fp64",
+    }
+    outputs = {"phy2log_ptr": index, "phyrank_ptr": index, "logcnt_ptr": index, "log2phy_ptr": index, "bad_ptr": "*i32"}
+    absent = {} if want_log2phy else {"log2phy_ptr": None}
+    kernels = [_spec(plan_rows, inputs | outputs, shape | absent, lanes)]
+    if policy.tail in ("dispersion", "simulated") and topology.num_replicas > num_experts:
+        kernels.insert(0, _spec(measure_rows, inputs, shape, lanes))
+    return LaunchPlan(tuple(kernels), topology.planned_nodes, shape["SCRATCH"])
+
+
+def _check_sizes(topology: Topology, num_experts: int) -> None:
+    for name, value, most in (
+        ("num_experts", num_experts, MOST_EXPERTS),
+        ("num_replicas", topology.num_replicas, MOST_REPLICAS),
+        ("num_gpus", topology.num_gpus, MOST_GPUS),
+    ):
+        if value > most:
+            raise ValueError(
+                f"{name}={value} must be at most {most} for backend 'triton'; on the CPU there is no limit"
+            )
+
+
+def _shape(topology: Topology, num_experts: int, policy: Policy, lanes: int) -> dict[str, Any]:
+    """Every constexpr of both kernels: sizes, sizes padded to powers of two of at least a warp, policy fields."""
+    groups, nodes = topology.planned_groups, topology.planned_nodes
+    gpus, slots = topology.gpus_per_node, topology.slots_per_gpu
+    pads = {
+        "EXPERTS": num_experts // nodes,
+        "REPLICAS": topology.replicas_per_node,
+        "GROUPS": groups,
+        "NODES": nodes,
+        "GPUS": gpus,
+        "SLOTS": slots,
+        "GROUP_SLOTS": groups // nodes,
+        "PICKS": (topology.num_replicas - num_experts) // nodes,
+    }
+    padded = {name: max(lanes, triton.next_power_of_2(size)) for name, size in pads.items()}
+    padded["RANKS"] = triton.next_power_of_2(topology.num_replicas - num_experts + 1)
+    fixup = policy.fixup
+    return {
+        "NUM_EXPERTS": num_experts,
+        "NUM_REPLICAS": topology.num_replicas,
+        "NUM_GROUPS": groups,
+        "NUM_NODES": nodes,
+        "NUM_GPUS": topology.num_gpus if topology.hierarchical else gpus,
+        **padded,
+        "SCRATCH": max(padded["REPLICAS"], padded["GROUPS"]) + 64,
+        "IN_ROUNDS": gpus >= ROUNDS_FROM,
+        "AT_ONCE": (topology.num_replicas - num_experts) // nodes >= AT_ONCE_FROM,
+        "TAIL": policy.tail,
+        "FIXUP_MOVES": fixup.moves if fixup else 0,
+        "FIXUP_DONORS": fixup.donors if fixup else "top",
+        "FIXUP_PEAK": fixup.peak if fixup else "others",
+        "FIXUP_TIE": fixup.tie if fixup else "first",
+        **_refine_fields("GROUP", policy.group_refine),
+        "GPU_PACK": policy.gpu_pack,
+        **_refine_fields("GPU", policy.gpu_refine),
+    }
+
+
+def _refine_fields(stage: str, choice: Nearest | Corner | Peak | None) -> dict[str, Any]:
+    rule = {Nearest: "nearest", Corner: "corner", Peak: "peak", type(None): "none"}[type(choice)]
+    steps, lights = getattr(choice, "steps", 0), getattr(choice, "lights", 0)
+    return {f"{stage}_RULE": rule, f"{stage}_STEPS": steps, f"{stage}_LIGHTS": lights}
+
+
+def _spec(function: Any, tensors: dict[str, str], shape: dict[str, Any], lanes: int) -> KernelSpec:
+    constexprs = {name: shape[name] for name in function.arg_names if name in shape}
+    signature = {name: "constexpr" if name in constexprs else tensors[name] for name in function.arg_names}
+    num_warps = _num_warps(shape)
+    registers = (168 if num_warps == 1 else 128) if lanes == 32 else None
+    return KernelSpec(function, signature, constexprs, num_warps, registers)
+
+
+def _num_warps(shape: dict[str, Any]) -> int:
+    """One warp where a row is small: its steps wait for one another. Wide tiles (sorts, divisions) gain from more, and
+    the packing step loses nothing: a tile of up to 32 packs is held, and reduced, by every warp."""
+    width = max(shape["EXPERTS"], shape["GPUS"])
+    return 1 if width <= 128 else 4 if width <= 512 else 8
