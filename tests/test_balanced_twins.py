@@ -16,7 +16,7 @@ from eplb_triton.policy import Corner, Exchange, Nearest, Paired, Policy
 from tests.cases import FAMILIES, Shape, loads, shapes
 
 pytest.importorskip("numba", reason="pip install -e .[cpu]")
-from eplb_triton.cpu import plan_layers as compiled  # noqa: E402
+from eplb_triton.cpu import plan_layers as compiled
 
 BALANCED = POLICIES["balanced"]
 POLICIES_TO_COMPARE = {

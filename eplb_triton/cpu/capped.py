@@ -84,12 +84,12 @@ def move_paired(weights: Floats, counts: Ints, num_packs: int, moves: int, donor
 @stage
 def _next_donor(weights: Floats, counts: Ints, tried: Flags) -> int:
     """The expert of smallest w / (c - 1) with two replicas or more that was not tried; -1: none. ties: lowest"""
-    found, least = np.int64(-1), INFINITE
+    found, least = -1, INFINITE
     for i in range(weights.size):
         if counts[i] > 1 and not tried[i]:
             share = quotient(weights[i], counts[i] - 1)
             if found < 0 or share < least:
-                found, least = np.int64(i), share
+                found, least = i, share
     return found
 
 

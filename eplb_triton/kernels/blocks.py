@@ -5,8 +5,7 @@
 import triton
 import triton.language as tl
 
-INDEX = tl.constexpr(0xFFFF)  # of an item or a label, in its sort key
-LABEL_SHIFT = tl.constexpr(16)
+from eplb_triton.kernels.fixed import INDEX, LABEL_SHIFT, label_of
 
 
 @triton.jit
@@ -20,8 +19,8 @@ def pack_blocks(
     ITEMS: tl.constexpr,
     PACKS: tl.constexpr,
 ):
-    """The next NUM_PACKS heaviest items at a time, the heaviest to the lightest pack; items that continue the last label
-    of the block before go to the first packs that did not get it there. Ties: the lower label, item, pack."""
+    """The next NUM_PACKS heaviest items at a time, the heaviest to the lightest pack; items that continue the last
+    label of the block before go to the first packs that did not get it there. Ties: the lower label, item, pack."""
     tl.static_assert(NUM_ITEMS <= 65536, "a sort key has 16 bits for an item")
     S: tl.constexpr = NUM_ITEMS // NUM_PACKS
     item = tl.arange(0, ITEMS)
@@ -55,9 +54,3 @@ def pack_blocks(
         tl.store(item_at_ptr + pack * S + block, (mine & INDEX).to(tl.int32) ^ INDEX, mask=inside)
         total += (mine >> 32).to(tl.int32)
         tl.debug_barrier()
-
-
-@triton.jit
-def label_of(key):
-    """The label of a sort key."""
-    return ((key >> LABEL_SHIFT) & INDEX).to(tl.int32) ^ INDEX

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, LOWEST, at, bits, divide, from_bits, largest, owner_of_each, smallest
-from eplb_triton.kernels.blocks import INDEX, LABEL_SHIFT, label_of
+from eplb_triton.kernels.fixed import INDEX, LABEL_SHIFT, label_of
 
 PAIR_GAIN = tl.constexpr(1e-6)  # of the largest pair: a smaller gain is none
 
@@ -101,13 +101,15 @@ def _largest_pair(
     NUM_EXPERTS: tl.constexpr,
     REPLICAS: tl.constexpr,
 ):
-    """The largest of the pairs of the best pairing, float32, and its two experts, the heavier first; ties: the first."""
+    """The largest of the pairs of the best pairing, float32, and its two experts, heavier first; ties: the first."""
     EXPERTS: tl.constexpr = expert.shape[0]
     tl.store(average_ptr + expert, divide(weights, tl.maximum(counts, 1)), mask=expert < NUM_EXPERTS)
     place = tl.arange(0, REPLICAS)
     owner, _ = owner_of_each(counts, expert, offsets_ptr, place, NUM_EXPERTS, EXPERTS)
     load = tl.load(average_ptr + owner, mask=place < 2 * NUM_PACKS, other=0.0)
-    key = (bits(load).to(tl.int64) << 32) | ((owner ^ INDEX) << LABEL_SHIFT).to(tl.uint32).to(tl.int64) | (place ^ INDEX)
+    key = (
+        (bits(load).to(tl.int64) << 32) | ((owner ^ INDEX) << LABEL_SHIFT).to(tl.uint32).to(tl.int64) | (place ^ INDEX)
+    )
     tl.store(sorted_ptr + place, tl.sort(tl.where(place < 2 * NUM_PACKS, key, -1), descending=True))
     tl.debug_barrier()
     heavier = tl.load(sorted_ptr + place, mask=place < NUM_PACKS, other=0)

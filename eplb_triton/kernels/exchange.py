@@ -1,9 +1,9 @@
 """Exchange: items between heavy and light packs, until the heaviest is at its target or no exchange lightens it.
 
-State, by place, pack * S + slot: `item_at`, `load_at` (fixed point) and `label_at`, changed in place. Scratch, by position
-in the order of (load descending, number): `order` and `height`. An exchange never brings a label to a pack that holds
-it. Its value is the larger of the two pack loads after it, and has to be below the heavier of the two before.
-A lane is a meeting of two packs, or of the heaviest with a pair of items of a light one.
+State, by place, pack * S + slot: `item_at`, `load_at` (fixed point) and `label_at`, changed in place. Scratch, by
+position in the order of (load descending, number): `order` and `height`. An exchange never brings a label to a pack
+that holds it. Its value is the larger of the two pack loads after it, and has to be below the heavier of the two
+before. A lane is a meeting of two packs, or of the heaviest with a pair of items of a light one.
 """
 # ruff: noqa: N803, N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
@@ -16,18 +16,6 @@ from eplb_triton.kernels.fixed import PENALTY
 
 PACKS_PER_PROPOSER = tl.constexpr(8)
 MASK_BITS = tl.constexpr(63)  # slots whose bans fit the bits of an int64
-
-
-@triton.jit
-def place_items(
-    loads_ptr, labels_ptr, item_at_ptr, load_at_ptr, label_at_ptr, NUM_ITEMS: tl.constexpr, ITEMS: tl.constexpr
-):
-    """Start the state: load and label at each place."""
-    place = tl.arange(0, ITEMS)
-    item = tl.load(item_at_ptr + place, mask=place < NUM_ITEMS, other=0)
-    tl.store(load_at_ptr + place, tl.load(loads_ptr + item, mask=place < NUM_ITEMS, other=0), mask=place < NUM_ITEMS)
-    tl.store(label_at_ptr + place, tl.load(labels_ptr + item, mask=place < NUM_ITEMS, other=0), mask=place < NUM_ITEMS)
-    tl.debug_barrier()
 
 
 @triton.jit
@@ -73,50 +61,75 @@ def refine_match(
     label_at_ptr,
     order_ptr,
     height_ptr,
+    proposal_ptr,  # int32 [PROPOSERS], scratch
     NUM_PACKS: tl.constexpr,
     target,
     ROUNDS: tl.constexpr,
-    PROPOSERS: tl.constexpr,  # of `number_of_proposers`
+    PROPOSERS: tl.constexpr,
     NUM_ITEMS: tl.constexpr,
     PACKS: tl.constexpr,
-    MEETINGS: tl.constexpr,  # a power of two, at least PROPOSERS * PACKS
+    MEETINGS: tl.constexpr,  # a power of two, a multiple of PACKS: meetings valued at once
 ):
     """Up to ROUNDS times, each of the PROPOSERS heaviest packs above the target proposes its best exchange with any
     behind it; the heaviest go first, and no pack takes part in two; nothing is done if the heaviest has no proposal.
     Ties: the heavier partner, then the lowest slot of the proposer, then of the partner."""
     S: tl.constexpr = NUM_ITEMS // NUM_PACKS
     if PROPOSERS > 0 and S > 1:
-        meeting = tl.arange(0, MEETINGS)
-        proposer = meeting // PACKS
-        partner = meeting % PACKS
-        meets = (proposer < PROPOSERS) & (partner < NUM_PACKS) & (partner > proposer)
         position = tl.arange(0, PACKS)
         step = 0
         going = True
         while (step < ROUNDS) & going:
             going = _stand(load_at_ptr, order_ptr, height_ptr, S, NUM_PACKS, PACKS) > target
             if going:
-                heavy = tl.load(order_ptr + proposer, mask=meets, other=0)
-                light = tl.load(order_ptr + partner, mask=meets, other=0)
-                heavy_load = tl.load(height_ptr + proposer, mask=meets, other=0)
-                light_load = tl.load(height_ptr + partner, mask=meets, other=0)
-                value, pair = _best_pair(load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S)
+                _propose(
+                    load_at_ptr, label_at_ptr, order_ptr, height_ptr, proposal_ptr, NUM_PACKS, target, PROPOSERS, S,
+                    PACKS, MEETINGS,
+                )  # fmt: skip
+                going = tl.load(proposal_ptr) >= 0
                 taken = tl.zeros((PACKS,), tl.int32)
                 for q in tl.range(0, PROPOSERS):
-                    load = tl.load(height_ptr + q)
-                    best, index = smallest(tl.where(proposer == q, value, HIGHEST), meeting)
-                    proposes = (best < load) & (load > target)
-                    if q == 0:
-                        going = proposes
-                    its_partner = index % PACKS
-                    free = tl.max(tl.where((position == q) | (position == its_partner), taken, 0), 0) == 0
-                    grant = going & proposes & free
-                    its_pair = at(pair, meeting, index)
-                    place_i = tl.load(order_ptr + q) * S + its_pair // S
-                    place_j = tl.load(order_ptr + tl.where(grant, its_partner, q)) * S + its_pair % S
+                    proposal = tl.load(proposal_ptr + q)
+                    partner = proposal // (S * S)
+                    involved = (position == q) | (position == partner)
+                    grant = going & (proposal >= 0) & (tl.max(tl.where(involved, taken, 0), 0) == 0)
+                    place_i = tl.load(order_ptr + q) * S + proposal % (S * S) // S
+                    place_j = tl.load(order_ptr + tl.where(grant, partner, 0)) * S + proposal % S
                     _swap(item_at_ptr, load_at_ptr, label_at_ptr, place_i, place_j, grant)
-                    taken = tl.where(grant & ((position == q) | (position == its_partner)), 1, taken)
+                    taken = tl.where(grant & involved, 1, taken)
             step += 1
+
+
+@triton.jit
+def _propose(
+    load_at_ptr,
+    label_at_ptr,
+    order_ptr,
+    height_ptr,
+    proposal_ptr,
+    NUM_PACKS: tl.constexpr,
+    target,
+    PROPOSERS: tl.constexpr,
+    S: tl.constexpr,
+    PACKS: tl.constexpr,
+    MEETINGS: tl.constexpr,
+):
+    """For each proposer (position of the partner * S + own slot) * S + the partner's slot, or -1."""
+    meeting = tl.arange(0, MEETINGS)
+    partner = meeting % PACKS
+    for first in tl.range(0, PROPOSERS, MEETINGS // PACKS):
+        proposer = first + meeting // PACKS
+        meets = (proposer < PROPOSERS) & (partner < NUM_PACKS) & (partner > proposer)
+        heavy = tl.load(order_ptr + proposer, mask=meets, other=0)
+        light = tl.load(order_ptr + partner, mask=meets, other=0)
+        heavy_load = tl.load(height_ptr + proposer, mask=meets, other=0)
+        light_load = tl.load(height_ptr + partner, mask=meets, other=0)
+        value, pair = _best_pair(load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S)
+        for q in tl.range(first, tl.minimum(first + MEETINGS // PACKS, PROPOSERS)):
+            load = tl.load(height_ptr + q)
+            best, index = smallest(tl.where(proposer == q, value, HIGHEST), meeting)
+            proposal = (index % PACKS) * (S * S) + at(pair, meeting, index)
+            tl.store(proposal_ptr + q, tl.where((best < load) & (load > target), proposal, -1))
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -172,9 +185,7 @@ def refine_doubles(
 
 
 @triton.jit
-def _stand(
-    load_at_ptr, order_ptr, height_ptr, S: tl.constexpr, NUM_PACKS: tl.constexpr, PACKS: tl.constexpr
-):
+def _stand(load_at_ptr, order_ptr, height_ptr, S: tl.constexpr, NUM_PACKS: tl.constexpr, PACKS: tl.constexpr):
     """Fill order and height; the heaviest load."""
     pack = tl.arange(0, PACKS)
     inside = pack < NUM_PACKS
@@ -209,9 +220,7 @@ def _swap(item_at_ptr, load_at_ptr, label_at_ptr, place_i, place_j, apply):
 
 
 @triton.jit
-def _best_pair(
-    load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S: tl.constexpr
-):
+def _best_pair(load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S: tl.constexpr):
     """Per lane, value (above every load where there is none) and i * S + j of the best exchange. Ties: lowest i, j."""
     ban_i = tl.zeros_like(heavy).to(tl.int64)  # bit i: the light pack holds the label of the heavy one's item i
     ban_j = ban_i

@@ -8,6 +8,8 @@ import triton.language as tl
 from eplb_triton.kernels.arith import bits, float64, from_bits
 
 LOAD_BITS = tl.constexpr(28)
+INDEX = tl.constexpr(0xFFFF)  # of an item or a label, in a sort key: load, then label, then item
+LABEL_SHIFT = tl.constexpr(16)
 PENALTY = tl.constexpr(1 << 28)  # above every load
 
 
@@ -63,3 +65,21 @@ def node_target(
     of_layer = heaviest_node.to(tl.float64) * power_of_two(scale - node_scale)
     of_layer = tl.minimum(of_layer / float64(NUM_PACKS), float64(2.0**28)).to(tl.int32)
     return tl.maximum(of_layer, mean_target(fixed_ptr, NUM_PACKS, NUM_ITEMS, ITEMS))
+
+
+@triton.jit
+def place_items(
+    loads_ptr, labels_ptr, item_at_ptr, load_at_ptr, label_at_ptr, NUM_ITEMS: tl.constexpr, ITEMS: tl.constexpr
+):
+    """Start the state: load and label at each place."""
+    place = tl.arange(0, ITEMS)
+    item = tl.load(item_at_ptr + place, mask=place < NUM_ITEMS, other=0)
+    tl.store(load_at_ptr + place, tl.load(loads_ptr + item, mask=place < NUM_ITEMS, other=0), mask=place < NUM_ITEMS)
+    tl.store(label_at_ptr + place, tl.load(labels_ptr + item, mask=place < NUM_ITEMS, other=0), mask=place < NUM_ITEMS)
+    tl.debug_barrier()
+
+
+@triton.jit
+def label_of(key):
+    """The label of a sort key."""
+    return ((key >> LABEL_SHIFT) & INDEX).to(tl.int32) ^ INDEX

@@ -3,7 +3,7 @@
 After the group stage the nodes of a layer never meet again, so each program repeats the (small) group stage of its
 layer and then works alone. The two tail rules with a mean over all rows of the call read what measure.py left.
 """
-# ruff: noqa: E501, N803, N806, PLR1714, PLR1716, RET505
+# ruff: noqa: E501, N803, N806, PLR0915, PLR1714, PLR1716, RET505
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
@@ -12,8 +12,8 @@ import triton.language as tl
 from eplb_triton.kernels.arith import divide
 from eplb_triton.kernels.blocks import pack_blocks
 from eplb_triton.kernels.capped import capped_counts, move_paired
-from eplb_triton.kernels.exchange import place_items, refine_doubles, refine_match, refine_pairs
-from eplb_triton.kernels.fixed import fixed_point, mean_target, node_target
+from eplb_triton.kernels.exchange import refine_doubles, refine_match, refine_pairs
+from eplb_triton.kernels.fixed import fixed_point, mean_target, node_target, place_items
 from eplb_triton.kernels.fixup import move_replicas
 from eplb_triton.kernels.maps import physical_maps
 from eplb_triton.kernels.pack import pack_plain, pack_spread
@@ -142,7 +142,7 @@ def plan_rows(
         refine_peak(loads_ptr, expert_ptr, item_at_ptr, d, p, GPUS, SLOTS)
     if GPU_RULE == "exchange":
         load_at, label_at, order = state_ptr, state_ptr + SCRATCH, state_ptr + 2 * SCRATCH
-        height = state_ptr + 3 * SCRATCH
+        height, proposal = state_ptr + 3 * SCRATCH, state_ptr + 4 * SCRATCH
         if NUM_NODES > 1:
             target = node_target(heaviest_node, node_scale, fixed_ptr, scale, d, p, REPLICAS)
         else:
@@ -150,7 +150,7 @@ def plan_rows(
         place_items(fixed_ptr, expert_ptr, item_at_ptr, load_at, label_at, p, REPLICAS)
         refine_pairs(item_at_ptr, load_at, label_at, order, height, d, target, PAIR_ROUNDS, p, GPUS)
         refine_match(
-            item_at_ptr, load_at, label_at, order, height, d, target, MATCH_ROUNDS, PROPOSERS, p, GPUS, MEETINGS
+            item_at_ptr, load_at, label_at, order, height, proposal, d, target, MATCH_ROUNDS, PROPOSERS, p, GPUS, MEETINGS
         )  # fmt: skip
         refine_doubles(
             item_at_ptr, load_at, label_at, order, height, d, target, DOUBLE_STEPS, PARTNERS, p, GPUS, CANDIDATES

@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, smallest
-from eplb_triton.kernels.exchange import place_items, refine_match
-from eplb_triton.kernels.fixed import fixed_point
+from eplb_triton.kernels.exchange import refine_match
+from eplb_triton.kernels.fixed import fixed_point, place_items
 from eplb_triton.kernels.pack import pack_plain
 
 EXCHANGES_PER_ITEM = tl.constexpr(4)
@@ -58,7 +58,8 @@ def pack_partition(
         place_items(fixed_ptr, labels, item_at_ptr, load_at, label_at, NUM_ITEMS, ITEMS)
         rounds: tl.constexpr = EXCHANGES_PER_ITEM * NUM_ITEMS
         refine_match(
-            item_at_ptr, load_at, label_at, order, height, NUM_PACKS, 0, rounds, PROPOSERS, NUM_ITEMS, PACKS, MEETINGS
+            item_at_ptr, load_at, label_at, order, height, labels, NUM_PACKS, 0, rounds, PROPOSERS, NUM_ITEMS,
+            PACKS, MEETINGS,
         )  # fmt: skip
         pack = tl.arange(0, PACKS)
         load = tl.zeros((PACKS,), tl.int32)

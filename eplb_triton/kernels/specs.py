@@ -19,6 +19,7 @@ from eplb_triton.topology import Topology
 
 MOST_EXPERTS, MOST_REPLICAS, MOST_GPUS = 2048, 4096, 2048
 ROUNDS_FROM = 32  # GPUs a row from which packing in rounds beats one item a step (cycles from SASS)
+MOST_MEETINGS = 1024  # 8 a thread in 4 warps
 PACKS_PER_PROPOSER = 8  # as in the reference
 AT_ONCE_FROM = 32  # redundant replicas a row from which D'Hondt picks by threshold beat one pick a step
 
@@ -209,8 +210,14 @@ def _partition_fields(policy: Policy, groups: int, nodes: int, node_lanes: int, 
         "WAYS": ways if ways <= MOST_PARTITIONS else 0,
         "WAY_LANES": max(lanes, triton.next_power_of_2(min(ways, MOST_PARTITIONS))),
         "GROUP_PROPOSERS": proposers,
-        "GROUP_MEETINGS": triton.next_power_of_2(max(1, proposers)) * node_lanes,
+        "GROUP_MEETINGS": _meetings(proposers, node_lanes),
     }
+
+
+def _meetings(proposers: int, lanes: int) -> int:
+    """Meetings of a match round valued at once: all, or as many as registers hold."""
+    rows: int = triton.next_power_of_2(max(1, proposers))
+    return max(lanes, min(MOST_MEETINGS, rows * lanes))
 
 
 def partition_table(topology: Topology, policy: Policy) -> Tensor:
@@ -233,7 +240,7 @@ def _exchange_fields(policy: Policy, gpus: int, slots: int, gpu_lanes: int, lane
         "PAIR_ROUNDS": exchange.pair_rounds,
         "MATCH_ROUNDS": exchange.match_rounds,
         "PROPOSERS": proposers,
-        "MEETINGS": triton.next_power_of_2(max(1, proposers)) * gpu_lanes,
+        "MEETINGS": _meetings(proposers, gpu_lanes),
         "DOUBLE_STEPS": exchange.double_steps,
         "PARTNERS": partners,
         "CANDIDATES": max(lanes, triton.next_power_of_2(max(1, partners * pairs))),

@@ -1,6 +1,6 @@
 """The kernel stages of `balanced` in the interpreter: equal to their twins in the reference."""
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
-# ruff: noqa: N803, N806
+# ruff: noqa: N803
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from eplb_reference import blocks, capped, exchange, fixed, partition, waterfill
 from eplb_reference.arith import per_replica
 from eplb_triton.kernels.blocks import pack_blocks
 from eplb_triton.kernels.capped import capped_counts, move_paired
-from eplb_triton.kernels.exchange import place_items, refine_doubles, refine_match, refine_pairs
-from eplb_triton.kernels.fixed import fixed_point, mean_target
+from eplb_triton.kernels.exchange import refine_doubles, refine_match, refine_pairs
+from eplb_triton.kernels.fixed import fixed_point, mean_target, place_items
 from eplb_triton.kernels.partition import pack_partition
 from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
 from tests.cases import FAMILIES, loads
@@ -106,7 +106,7 @@ def _place(
     PROPOSERS: tl.constexpr, STEPS: tl.constexpr, PARTNERS: tl.constexpr, CANDIDATES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    fixed_ptr = ints_ptr + row * (5 * 64)
+    fixed_ptr = ints_ptr + row * (6 * 64)
     load_at, label_at, order, height = fixed_ptr + 64, fixed_ptr + 128, fixed_ptr + 192, fixed_ptr + 256
     item_at = out_ptr + row * NUM
     labels = labels_ptr + row * NUM
@@ -117,11 +117,21 @@ def _place(
     place_items(fixed_ptr, labels, item_at, load_at, label_at, NUM, 64)
     refine_pairs(item_at, load_at, label_at, order, height, NUM_PACKS, target, PAIR_ROUNDS, NUM, 32)
     refine_match(
-        item_at, load_at, label_at, order, height, NUM_PACKS, target, MATCH_ROUNDS, PROPOSERS, NUM, 32, 128
+        item_at,
+        load_at,
+        label_at,
+        order,
+        height,
+        fixed_ptr + 320,
+        NUM_PACKS,
+        target,
+        MATCH_ROUNDS,
+        PROPOSERS,
+        NUM,
+        32,
+        64,
     )
-    refine_doubles(
-        item_at, load_at, label_at, order, height, NUM_PACKS, target, STEPS, PARTNERS, NUM, 32, CANDIDATES
-    )
+    refine_doubles(item_at, load_at, label_at, order, height, NUM_PACKS, target, STEPS, PARTNERS, NUM, 32, CANDIDATES)
 
 
 def _expected(load: Tensor, labels: Tensor, packs: int, steps: tuple[int, int, int, int, int]) -> tuple[Tensor, Tensor]:
@@ -166,7 +176,7 @@ def test_from_counts_to_places(
     proposers = min(max(steps[2], packs // 8), packs // 2)
     out = torch.full((rows, replicas), -7, dtype=torch.int32)
     scale = torch.full((rows,), -7, dtype=torch.int64)
-    ints, longs = torch.full((rows, 5 * 64), -7, dtype=torch.int32), torch.full((rows, 64), -7, dtype=torch.int64)
+    ints, longs = torch.full((rows, 6 * 64), -7, dtype=torch.int32), torch.full((rows, 64), -7, dtype=torch.int64)
     _place[(rows,)](
         load, labels.to(torch.int32), ints, longs, out, scale, NUM=replicas, NUM_PACKS=packs, PAIR_ROUNDS=steps[0],
         MATCH_ROUNDS=steps[1], PROPOSERS=proposers, STEPS=steps[3], PARTNERS=partners,
