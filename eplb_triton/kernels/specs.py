@@ -19,7 +19,7 @@ from eplb_triton.topology import Topology
 
 MOST_EXPERTS, MOST_REPLICAS, MOST_GPUS = 2048, 4096, 2048
 ROUNDS_FROM = 32  # GPUs a row from which packing in rounds beats one item a step (cycles from SASS)
-MOST_MEETINGS = 1024  # 8 a thread in 4 warps
+MOST_MEETINGS = 256  # 2 a thread in 4 warps: at 4 a row of 1,024 replicas spills 8 bytes, at 8 it spills 288
 PACKS_PER_PROPOSER = 8  # as in the reference
 AT_ONCE_FROM = 32  # redundant replicas a row from which D'Hondt picks by threshold beat one pick a step
 
