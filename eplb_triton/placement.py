@@ -28,11 +28,13 @@ class Placement:
     """The maps of a plan. The constructor checks nothing; `validate` checks everything.
 
     Args:
-        phy2log: [L, P] int64, expert in each physical slot; slot k is on GPU k // S, S = P / D.
+        phy2log: [L, P] int64 (or int32, as all maps), expert in each physical slot; slot k is on GPU k // S, S = P / D.
         phyrank: [L, P] int64, which of its expert's replicas each slot holds, counted from 0.
         logcnt: [L, E] int64, replicas of each expert.
         topology: the counts it was planned for.
         policy: name of the policy that planned it.
+        bad: [L, N] int32 on the GPU that planned it, lowest expert of each row whose load was bad and counted as 0,
+            or -1; None where bad loads were refused. Reading it waits for the GPU.
     """
 
     phy2log: Tensor
@@ -40,6 +42,7 @@ class Placement:
     logcnt: Tensor
     topology: Topology
     policy: str
+    bad: Tensor | None = None
 
     @classmethod
     def from_phy2log(cls, phy2log: Tensor, num_experts: int, topology: Topology, policy: str = "custom") -> Placement:
@@ -81,16 +84,16 @@ class Placement:
 
     @cached_property
     def log2phy(self) -> Tensor:
-        """[L, E, P - E + 1] int64: slots of each expert in replica-rank order, padded with -1.
+        """[L, E, P - E + 1], of the maps' dtype: slots of each expert in replica-rank order, padded with -1.
 
         Built when first asked for: it has E·(P - E + 1) entries a layer, 100 million at 94 layers of 1,024 experts
         and 2,048 replicas.
         """
         layers, slots = self.phy2log.shape
         most = self.topology.num_replicas - self.num_experts + 1
-        log2phy = torch.full((layers, self.num_experts * most), -1, dtype=torch.int64, device=self.phy2log.device)
-        places = torch.arange(slots, device=self.phy2log.device).expand(layers, -1)
-        log2phy.scatter_(1, self.phy2log * most + self.phyrank, places)
+        log2phy = torch.full_like(self.phy2log[:, :1], -1).repeat(1, self.num_experts * most)
+        places = torch.arange(slots, dtype=log2phy.dtype, device=log2phy.device).expand(layers, -1)
+        log2phy.scatter_(1, self.phy2log.long() * most + self.phyrank, places)
         return log2phy.view(layers, self.num_experts, most)
 
     def gpu_loads(self, weight: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class Placement:
                 f"weight has shape {tuple(weight.shape)}, must be [layers, experts] = {tuple(self.logcnt.shape)}"
             )
         share = weight.detach().to(self.logcnt.device, torch.float64) / self.logcnt
-        slots = share.gather(1, self.phy2log)
+        slots = share.gather(1, self.phy2log.long())
         return slots.view(self.num_layers, self.topology.num_gpus, self.topology.slots_per_gpu).sum(2)
 
     @overload
@@ -208,7 +211,7 @@ class Placement:
         if self.logcnt.shape[0] != layers:
             raise ValueError(f"logcnt has {self.logcnt.shape[0]} layers, must have {layers} like phy2log")
         _check_range("phy2log", self.phy2log, experts)
-        held = torch.zeros_like(self.logcnt).scatter_add_(1, self.phy2log, torch.ones_like(self.phy2log))
+        held = torch.zeros_like(self.logcnt).scatter_add_(1, self.phy2log.long(), torch.ones_like(self.phy2log))
         if (bad := _first(held == 0)) is not None:
             raise ValueError(f"layer {bad[0]}: expert {bad[1]} has no replica, must have at least one")
         if (bad := _first(held != self.logcnt)) is not None:
@@ -219,13 +222,13 @@ class Placement:
             self._check_groups()
 
     def _check_ranks(self) -> None:
-        count = self.logcnt.gather(1, self.phy2log)
+        count = self.logcnt.gather(1, self.phy2log.long())
         if (bad := _first((self.phyrank < 0) | (self.phyrank >= count))) is not None:
             raise ValueError(
                 f"layer {bad[0]}, slot {bad[1]}: phyrank {int(self.phyrank[bad])} must be at least 0 and below the "
                 f"{int(count[bad])} replicas of its expert {int(self.phy2log[bad])}"
             )
-        key = self.phy2log * self.topology.num_replicas + self.phyrank
+        key = self.phy2log.long() * self.topology.num_replicas + self.phyrank
         key, slot = key.sort(dim=1, stable=True)
         repeated = torch.zeros_like(key, dtype=torch.bool)
         repeated.scatter_(1, slot[:, 1:], key[:, 1:] == key[:, :-1])
@@ -237,7 +240,7 @@ class Placement:
 
     def _check_groups(self) -> None:
         topology = self.topology
-        group = self.phy2log // (self.num_experts // topology.num_groups)
+        group = self.phy2log.long() // (self.num_experts // topology.num_groups)
         slots = torch.arange(topology.num_replicas, device=group.device)
         node = (slots // topology.replicas_per_node).expand_as(group)
         home = torch.full((self.num_layers, topology.num_groups), topology.num_nodes, device=group.device)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from eplb_triton.placement import Placement
-from eplb_triton.policy import Policy, resolve_policy
+from eplb_triton.policy import DEFAULT_POLICY, Policy, resolve_policy
 from eplb_triton.topology import Topology
 
-BACKENDS = ("auto", "reference", "triton")
+if TYPE_CHECKING:
+    from eplb_triton.kernels.launcher import Outputs
+    from eplb_triton.kernels.specs import Workspace
+
+BACKENDS = ("auto", "triton", "cpu", "reference")
 MAX_LOAD = 2.0**100
 """Largest load accepted: sums of any number of experts stay finite in float32."""
 
@@ -22,8 +30,12 @@ def plan(
     weight: Tensor,
     topology: Topology,
     *,
-    policy: str | Policy = "deepseek",
+    policy: str | Policy = DEFAULT_POLICY,
     backend: str = "auto",
+    dtype: torch.dtype = torch.int64,
+    check: Literal["async", "sync"] = "async",
+    out: Outputs | None = None,
+    workspace: Workspace | None = None,
 ) -> Placement:
     """Plan how many replicas each expert gets and which GPU holds which.
 
@@ -32,25 +44,40 @@ def plan(
             Each element is rounded once to float32.
         topology: replicas, groups, nodes and GPUs.
         policy: a name of `POLICIES`, or a Policy.
-        backend: `auto`, or `reference` (plain PyTorch, on the CPU; loads on another device are copied there and the
-            plan is copied back).
+        backend: `triton` plans on the GPU that holds the loads, on the current stream, without waiting for it; `cpu`
+            is compiled by Numba, `reference` is plain PyTorch on the CPU: both copy loads from another device and the
+            maps back. `auto` is `triton` for loads on a GPU, else `cpu` where Numba can be imported, else `reference`.
+        dtype: of the maps, torch.int64 or torch.int32.
+        check: what becomes of bad loads on `triton`: `async` counts each as 0 and records it in `Placement.bad`,
+            `sync` waits for the GPU and raises. The other backends always raise.
+        out: `triton` only: tensors to fill, in place of new ones; their dtype counts. The Placement holds them.
+        workspace: `triton` only: scratch to use. With `out` and `workspace` nothing is allocated on the GPU.
 
     Returns:
-        A valid Placement on the device of `weight`, the same bits on every device and machine. Ties anywhere go to
-        the lowest index.
+        A valid Placement on the device of `weight`, the same bits on every backend, device and machine. Ties anywhere
+        go to the lowest index.
 
     Raises:
         TypeError: `weight` is no tensor.
         ValueError: `weight` is not 2-D, is complex or boolean, has no experts, or holds a load that is NaN, negative or
-            above 2**100; the topology does not fit it; the policy or backend is unknown.
+            above 2**100 (see `check`); the topology does not fit it; the policy or backend is unknown, or the backend
+            cannot take the shape, the device, or an argument.
+        ImportError: the backend asked for needs a package that cannot be imported.
     """
     chosen = resolve_policy(policy)
-    plan_layers = _backend(backend)
     _check_shape(weight)
     topology.check_experts(weight.shape[1])
-    loads = _float32_loads(weight)
-    maps = plan_layers(loads, topology, chosen)
-    phy2log, phyrank, logcnt = (slots.to(weight.device) for slots in maps)
+    if dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
+    if check not in ("async", "sync"):
+        raise ValueError(f"check={check!r} must be 'async' or 'sync'")
+    backend = resolve_backend(backend, weight.device)
+    if backend == "triton":
+        return _plan_on_gpu(weight, topology, chosen, dtype, check, out, workspace)
+    if out is not None or workspace is not None:
+        raise ValueError(f"out and workspace go with backend='triton'; this plan is made by {backend!r}")
+    maps = _host_backend(backend)(_float32_loads(weight), topology, chosen)
+    phy2log, phyrank, logcnt = (slots.to(weight.device, dtype) for slots in maps)
     return Placement(phy2log, phyrank, logcnt, topology, chosen.name)
 
 
@@ -87,14 +114,56 @@ def rebalance_experts(
     return placement.phy2log, placement.log2phy, placement.logcnt
 
 
-def _backend(name: str) -> _PlanLayers:
-    if name not in BACKENDS:
-        raise ValueError(f"backend={name!r} is unknown, must be one of {', '.join(BACKENDS)}")
-    if name == "triton":
-        raise ValueError("backend='triton' is not built yet; use backend='auto' or backend='reference'")
-    from eplb_reference import plan_layers  # noqa: PLC0415 - it imports this package's topology and policy
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """The backend that plans loads on `device` when `backend` is asked for: never `auto`.
 
+    Raises:
+        ValueError: no backend has that name.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown, must be one of {', '.join(BACKENDS)}")
+    if backend != "auto":
+        return backend
+    if device.type == "cuda" and _installed("triton"):  # PyTorch calls AMD's GPUs cuda too
+        return "triton"
+    return "cpu" if _installed("numba") else "reference"
+
+
+@cache
+def _installed(package: str) -> bool:
+    """Whether `package` is there, without importing it: both compilers take half a second."""
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # something put a module without a spec, or None, in its place
+        return False
+
+
+@cache
+def _host_backend(name: str) -> _PlanLayers:
+    """plan_layers of a backend that plans float32 loads on the CPU; imported when first asked for."""
+    module = {"cpu": "eplb_triton.cpu", "reference": "eplb_reference"}[name]
+    plan_layers: _PlanLayers = import_module(module).plan_layers
     return plan_layers
+
+
+def _plan_on_gpu(
+    weight: Tensor,
+    topology: Topology,
+    policy: Policy,
+    dtype: torch.dtype,
+    check: str,
+    out: Outputs | None,
+    workspace: Workspace | None,
+) -> Placement:
+    from eplb_triton.kernels.launcher import first_bad_load, launch  # noqa: PLC0415 - Triton is not everywhere
+
+    maps = launch(weight.detach(), topology, policy, out=out, workspace=workspace, dtype=dtype)
+    if check == "sync" and (bad := first_bad_load(maps.bad)) is not None:
+        raise _bad_load(weight, *bad)
+    placement = Placement(maps.phy2log, maps.phyrank, maps.logcnt, topology, policy.name, maps.bad)
+    if maps.log2phy is not None:
+        vars(placement)["log2phy"] = maps.log2phy  # where the property would keep what it builds
+    return placement
 
 
 def _check_shape(weight: Tensor) -> None:
@@ -112,8 +181,12 @@ def _float32_loads(weight: Tensor) -> Tensor:
     bad = ~((loads >= 0) & (loads <= MAX_LOAD))
     if bad.any():
         layer, expert = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"weight[{layer}, {expert}]={weight[layer, expert].item()!r} must be a finite load of at least 0 and at "
-            "most 2**100; it is the first that is not"
-        )
+        raise _bad_load(weight, layer, expert)
     return loads
+
+
+def _bad_load(weight: Tensor, layer: int, expert: int) -> ValueError:
+    return ValueError(
+        f"weight[{layer}, {expert}]={weight[layer, expert].item()!r} must be a finite load of at least 0 and at "
+        "most 2**100; it is the first that is not"
+    )

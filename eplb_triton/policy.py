@@ -228,6 +228,10 @@ EFFORTS: dict[str, Policy] = {
 """`balanced` with fewer and with more steps: `plan(weight, topology, policy=EFFORTS["high"])`."""
 
 
+DEFAULT_POLICY = "deepseek"
+"""What `plan` and the command line use where no policy is named."""
+
+
 def resolve_policy(policy: str | Policy) -> Policy:
     """The Policy named by `policy`, or `policy` itself.
 

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-CPU_BACKENDS = ["reference"]
+CPU_BACKENDS = ["reference", "cpu"]

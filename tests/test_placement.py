@@ -117,11 +117,11 @@ def test_fingerprint_tells_placements_apart(other: Placement) -> None:
     assert other.fingerprint() != placed([0, 1, 2, 0, 3, 0]).fingerprint()
 
 
-def broken(**maps: Tensor) -> Placement:
-    return dataclasses.replace(placed([0, 1, 2, 0, 3, 0], [0, 1, 2, 0, 3, 0]), **maps)
-
-
 GOOD = [0, 1, 2, 0, 3, 0]
+
+
+def broken(**maps: Tensor) -> Placement:
+    return dataclasses.replace(placed(GOOD, GOOD), **maps)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from eplb_triton import POLICIES, Placement, Policy, Topology, plan, rebalance_experts
+from eplb_triton.planner import resolve_backend
 from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired
+from tests.backends import CPU_BACKENDS
 
 TOPOLOGY = Topology(16, 4, 2, 8)
 WEIGHT = torch.arange(24.0).reshape(2, 12)
@@ -23,6 +25,29 @@ def test_plan_returns_a_placement() -> None:
     assert placement.phy2log.shape == (2, 16)
     assert placement.log2phy.shape == (2, 12, 5)
     assert placement.logcnt.shape == (2, 12)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_int32_maps(backend: str) -> None:
+    wide, narrow = (plan(WEIGHT, TOPOLOGY, backend=backend, dtype=dtype) for dtype in (torch.int64, torch.int32))
+    narrow.validate()
+    for name in ("phy2log", "phyrank", "logcnt", "log2phy"):
+        assert getattr(narrow, name).dtype == torch.int32
+        assert getattr(narrow, name).equal(getattr(wide, name).to(torch.int32))
+    assert narrow.fingerprint() == wide.fingerprint()
+    assert narrow.gpu_loads(WEIGHT).equal(wide.gpu_loads(WEIGHT))
+    assert narrow.duplicates().equal(wide.duplicates())
+    assert narrow.moved(wide).slots.tolist() == [0, 0]
+
+
+def test_auto_takes_the_compiled_backend_where_numba_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    assert resolve_backend("auto", cpu) == "cpu"
+    assert resolve_backend("auto", gpu) == "triton"
+    assert resolve_backend("reference", gpu) == "reference"
+    monkeypatch.setattr("eplb_triton.planner._installed", lambda package: False)
+    assert resolve_backend("auto", cpu) == "reference"
+    assert resolve_backend("auto", gpu) == "reference"
 
 
 def test_a_policy_of_ones_own() -> None:
@@ -101,8 +126,19 @@ def test_weight_must_be_a_tensor(weight: Any) -> None:
 def test_unknown_policy_and_backend() -> None:
     with pytest.raises(ValueError, match=r"policy='greedy' is unknown, must be one of deepseek, adaptive_tail"):
         plan(WEIGHT, TOPOLOGY, policy="greedy")
-    with pytest.raises(ValueError, match=r"backend='cuda' is unknown, must be one of auto, reference"):
+    with pytest.raises(ValueError, match=r"backend='cuda' is unknown, must be one of auto, triton, cpu, reference"):
         plan(WEIGHT, TOPOLOGY, backend="cuda")
+
+
+def test_refused_options() -> None:
+    with pytest.raises(ValueError, match=r"dtype=torch.int16 must be torch.int64 or torch.int32"):
+        plan(WEIGHT, TOPOLOGY, dtype=torch.int16)
+    with pytest.raises(ValueError, match="check='never' must be 'async' or 'sync'"):
+        plan(WEIGHT, TOPOLOGY, check="never")  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="out and workspace go with backend='triton'; this plan is made by 'reference'"
+    ):
+        plan(WEIGHT, TOPOLOGY, backend="reference", out=())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def test_is_frozen_and_comparable() -> None:
     topology = Topology(16, 4, 2, 8)
     with pytest.raises(dataclasses.FrozenInstanceError):
         topology.num_gpus = 4  # type: ignore[misc]
-    assert topology == Topology(np.int64(16), 4, 2, 8)  # type: ignore[arg-type]
-    assert type(Topology(np.int64(16), 4, 2, 8).num_replicas) is int  # type: ignore[arg-type]
+    assert topology == Topology(np.int64(16), 4, 2, 8)
+    assert type(Topology(np.int64(16), 4, 2, 8).num_replicas) is int
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 from rich.console import Console
 
 from eplb_triton import POLICIES, Topology
 from eplb_triton.cli import report, words
 from eplb_triton.cli.options import (
-    DEFAULT_POLICY,
     LoadsFile,
     backend_option,
     check_output,
@@ -31,6 +31,8 @@ from eplb_triton.cli.options import (
 from eplb_triton.cli.study import Outcome, Windows, compare_policies
 from eplb_triton.cli.terminal import console, progress, say
 from eplb_triton.formats import LoadSeries, shown, write_whole
+from eplb_triton.planner import resolve_backend
+from eplb_triton.policy import DEFAULT_POLICY
 from eplb_triton.synthetic import lognormal_series
 
 DEMO_STEPS = 5
@@ -129,7 +131,7 @@ def _compare(
     recording = windows.recording
     with progress("planning", windows.count * len(POLICIES)) as advance, refusing(recording.path):
         unplanned, outcomes = compare_policies(windows, topology, backend, advance)
-    columns = report.comparison_columns(windows, topology, backend)
+    columns = report.comparison_columns(windows, topology, resolve_backend(backend, torch.device("cpu")))
     report.print_comparison(out, columns, unplanned, outcomes, windows.count)
     if plot is not None:
         from eplb_triton.cli import plots  # noqa: PLC0415 - matplotlib is only imported to draw

@@ -6,25 +6,23 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import click
 
-from eplb_triton import POLICIES, Topology, plan
+from eplb_triton import POLICIES, Topology
 from eplb_triton.cli import INSTALL
 from eplb_triton.formats import Recording, check_writable, read_loads, shown
 from eplb_triton.formats.loads import Kind
 from eplb_triton.planner import BACKENDS
+from eplb_triton.policy import DEFAULT_POLICY
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 
 # 256 times the largest size planned for; a slip of the keyboard beyond it would only run out of memory.
 MAX_COUNT = 2**20
-
-DEFAULT_POLICY: str = signature(plan).parameters["policy"].default
 
 
 class Refused(click.ClickException):

@@ -20,7 +20,7 @@ NAME = "eplb-triton"
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @click.pass_context
-def program(context: click.Context) -> None:
+def commands(context: click.Context) -> None:
     """Plan which GPU holds which replica of which expert, from recorded loads.
 
     LOADS is a .npy, .npz, .pt, .json or .csv file of loads [layers, experts] or [steps, layers, experts], of routed
@@ -31,7 +31,7 @@ def program(context: click.Context) -> None:
 
 
 for command in (plan_command, compare_command, score_command, check_command, demo_command):
-    program.add_command(command)
+    commands.add_command(command)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
-        status = program.main(list(arguments), prog_name=NAME, standalone_mode=False)
+        status = commands.main(list(arguments), prog_name=NAME, standalone_mode=False)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else NAME
         return _told(f"{error.format_message()} (see {command} --help)", error.exit_code)

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
+from functools import cache
+from typing import NamedTuple
 
-from eplb_triton.policy import (
-    Corner,
-    Donors,
-    Exchange,
-    Fixup,
-    GpuPack,
-    GroupPack,
-    Nearest,
-    Paired,
-    Peak,
-    PeakEstimate,
-    Policy,
-    Tail,
-    Tie,
-)
+from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, Policy
 
-TAIL_NONE, TAIL_DISPERSION, TAIL_SIMULATED, TAIL_PEAK_AWARE, TAIL_GATED, TAIL_WATERFILL, TAIL_CAPPED = range(7)
+# What is compiled, not what policy.py lists: a value that is new there must be refused here, not taken for another.
+TAILS = ("none", "dispersion", "simulated", "peak_aware", "gated", "waterfill", "capped")
+DONORS = ("top", "replicated")
+PEAKS = ("second", "others", "exact")
+TIES = ("first", "second_peak", "lexicographic")
+PACKS = ("plain", "spread", "blocks")
+GROUP_PACKS = ("plain", "partition")
+REFINEMENTS = (type(None), Nearest, Corner, Peak, Exchange)
+
+TAIL_NONE, TAIL_DISPERSION, TAIL_SIMULATED, TAIL_PEAK_AWARE, TAIL_GATED, TAIL_WATERFILL, TAIL_CAPPED = range(len(TAILS))
 MEAN_TAILS = (TAIL_DISPERSION, TAIL_SIMULATED)  # their length needs a mean over all rows of the call
-DONORS_TOP, DONORS_REPLICATED = range(2)
-PEAK_SECOND, PEAK_OTHERS, PEAK_EXACT = range(3)
-TIE_FIRST, TIE_SECOND_PEAK, TIE_LEXICOGRAPHIC = range(3)
-PACK_PLAIN, PACK_SPREAD, PACK_BLOCKS = range(3)
-GROUP_PLAIN, GROUP_PARTITION = range(2)
-REFINE_NONE, REFINE_NEAREST, REFINE_CORNER, REFINE_PEAK, REFINE_EXCHANGE = range(5)
+DONORS_TOP, DONORS_REPLICATED = range(len(DONORS))
+PEAK_SECOND, PEAK_OTHERS, PEAK_EXACT = range(len(PEAKS))
+TIE_FIRST, TIE_SECOND_PEAK, TIE_LEXICOGRAPHIC = range(len(TIES))
+PACK_PLAIN, PACK_SPREAD, PACK_BLOCKS = range(len(PACKS))
+GROUP_PLAIN, GROUP_PARTITION = range(len(GROUP_PACKS))
+REFINE_NONE, REFINE_NEAREST, REFINE_CORNER, REFINE_PEAK, REFINE_EXCHANGE = range(len(REFINEMENTS))
 
 
 class Fields(NamedTuple):
@@ -55,21 +51,26 @@ class Fields(NamedTuple):
     candidates: int
 
 
+@cache
 def fields_of(policy: Policy) -> Fields:
-    """`policy` as integers, in the order in which policy.py lists the values of each field."""
+    """`policy` as integers.
+
+    Raises:
+        ValueError: one of its choices is not compiled.
+    """
     fixup = policy.fixup if isinstance(policy.fixup, Fixup) else None
     paired = policy.fixup if isinstance(policy.fixup, Paired) else None
     exchange = policy.gpu_refine if isinstance(policy.gpu_refine, Exchange) else None
     return Fields(
-        get_args(Tail).index(policy.tail),
+        _index("tail", TAILS, policy.tail),
         fixup.moves if fixup else 0,
-        get_args(Donors).index(fixup.donors) if fixup else 0,
-        get_args(PeakEstimate).index(fixup.peak) if fixup else 0,
-        get_args(Tie).index(fixup.tie) if fixup else 0,
-        *_refinement(policy.group_refine),
-        get_args(GpuPack).index(policy.gpu_pack),
-        *_refinement(policy.gpu_refine),
-        get_args(GroupPack).index(policy.group_pack),
+        _index("fixup.donors", DONORS, fixup.donors) if fixup else 0,
+        _index("fixup.peak", PEAKS, fixup.peak) if fixup else 0,
+        _index("fixup.tie", TIES, fixup.tie) if fixup else 0,
+        *_refinement("group_refine", policy.group_refine),
+        _index("gpu_pack", PACKS, policy.gpu_pack),
+        *_refinement("gpu_refine", policy.gpu_refine),
+        _index("group_pack", GROUP_PACKS, policy.group_pack),
         paired.moves if paired else 0,
         paired.donors if paired else 0,
         exchange.pair_rounds if exchange else 0,
@@ -80,12 +81,13 @@ def fields_of(policy: Policy) -> Fields:
     )
 
 
-def _refinement(refine: Nearest | Corner | Peak | Exchange | None) -> tuple[int, int, int]:
+def _refinement(name: str, refine: Nearest | Corner | Peak | Exchange | None) -> tuple[int, int, int]:
     """The rule, its steps and its light packs."""
-    if isinstance(refine, Nearest):
-        return REFINE_NEAREST, refine.steps, refine.lights
-    if isinstance(refine, Corner):
-        return REFINE_CORNER, refine.steps, 0
-    if isinstance(refine, Exchange):
-        return REFINE_EXCHANGE, 0, 0
-    return (REFINE_PEAK, 0, 0) if refine else (REFINE_NONE, 0, 0)
+    rule = _index(name, REFINEMENTS, type(refine))
+    return rule, getattr(refine, "steps", 0), getattr(refine, "lights", 0)
+
+
+def _index(name: str, choices: tuple[object, ...], value: object) -> int:
+    if value not in choices:
+        raise ValueError(f"backend='cpu' cannot plan with policy.{name}={value!r}, must be one of {choices}")
+    return choices.index(value)

@@ -1,4 +1,8 @@
-"""Fix-up: move single replicas between experts after replication."""
+"""Fix-up: move single replicas between experts after replication.
+
+weights [e] float32, counts [e] int64 and the replica list (expert, rank) [p] int64 of one row. A share is w / c.
+donors, peak and tie are integers of fields.py.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import threading
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,7 +18,7 @@ from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitio
 from eplb_triton.policy import Policy, resolve_policy
 from eplb_triton.topology import Topology
 
-SPANS_PER_THREAD = 4  # a thread that starts late takes fewer spans; a span costs 5 us to call
+SPANS_PER_THREAD = 2  # a thread that starts late takes fewer; after each span it must get the GIL again
 SLOTS_PER_THREAD = 4096  # about 0.15 ms of work; a thread costs 0.06 ms to start and wait for
 
 
@@ -56,19 +57,20 @@ def plan_layers(
     num_replicas, num_gpus = topology.num_replicas, topology.num_gpus
     fields = fields_of(policy)
     plan_rows = compiled_rows(fields)
-    table = _partition_table(fields, num_groups, num_nodes)
 
     experts = np.empty((num_layers, num_experts), np.int64)
     phy2log = np.empty((num_layers, num_replicas), np.int64)
     phyrank = np.empty_like(phy2log)
     logcnt = np.empty((num_layers, num_experts), np.int64)
     tail_length = 0
+    group_numbers = fields.group_steps, fields.group_lights, _partition_table(fields, num_groups, num_nodes)
 
     def place(first: int, last: int) -> None:
         if num_groups == 1:
             experts[first:last] = np.arange(num_experts)
         else:
-            _group_stage(fields)(loads, num_groups, num_nodes, table, experts, first, last)
+            place_groups = compiled_group_stage(fields.group_pack, fields.group_refine)
+            place_groups(loads, num_groups, num_nodes, *group_numbers, experts, first, last)
 
     def plan(first: int, last: int) -> None:
         sizes = num_replicas, num_groups, num_nodes, num_gpus
@@ -101,13 +103,9 @@ def warm_up(topology: Topology, policy: str | Policy = "deepseek") -> None:
     fields = fields_of(resolve_policy(policy))
     compiled_rows(fields)
     if topology.planned_groups > 1:
-        _group_stage(fields)
+        compiled_group_stage(fields.group_pack, fields.group_refine)
     if fields.tail in MEAN_TAILS:
         compiled_tail(fields.tail)
-
-
-def _group_stage(fields: Fields) -> Callable[..., None]:
-    return compiled_group_stage(fields.group_pack, fields.group_refine, fields.group_steps, fields.group_lights)
 
 
 def _partition_table(fields: Fields, num_groups: int, num_nodes: int) -> Ints:
@@ -118,48 +116,64 @@ def _partition_table(fields: Fields, num_groups: int, num_nodes: int) -> Ints:
 
 
 def _in_spans(work: Callable[[int, int], None], num_layers: int, threads: int) -> None:
-    """work(first, last) over spans of all layers, by the caller and threads - 1 helpers that live for this call.
+    """work(first, last) over spans of all layers, by the caller and up to threads - 1 helpers.
 
     Helpers are started anew each time: a pool would be shared state, dead in a forked child, and saves 0.02 ms.
+    The caller waits for spans that are being worked on, never for a helper: one that comes too late finds nothing
+    to do, so that on busy cores (where it comes milliseconds late) the caller is no slower than alone.
     """
     if threads == 1:
         work(0, num_layers)
         return
-    edges = np.linspace(0, num_layers, min(num_layers, threads * SPANS_PER_THREAD) + 1).astype(int).tolist()
-    spans = deque(pairwise(edges))
-    errors: list[BaseException] = []
-
-    def take() -> None:
-        while spans:
-            try:
-                first, last = spans.popleft()
-            except IndexError:  # another thread was faster
-                return
-            work(first, last)
-
-    def help_out(finished: _thread.LockType) -> None:
-        try:
-            take()
-        except BaseException as error:  # raised again in the caller
-            errors.append(error)
-        finally:
-            finished.release()
-
-    helpers = []
+    spans = _Spans(num_layers, threads * SPANS_PER_THREAD)
     try:
         for _ in range(threads - 1):
-            finished = _thread.allocate_lock()
-            finished.acquire()
+            _thread.start_new_thread(spans.help_out, (work,))  # threading.Thread would wait for it to run, 0.03 ms
+    except RuntimeError:  # no thread to be had: those that there are do the work
+        pass
+    spans.finish(work)
+
+
+class _Spans:
+    """Spans of layers that threads take from until none is left."""
+
+    def __init__(self, num_layers: int, most: int) -> None:
+        edges = np.linspace(0, num_layers, min(num_layers, most) + 1).astype(int).tolist()
+        self._left = deque(pairwise(edges))
+        self._taken = 0  # by helpers that are at work
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+
+    def help_out(self, work: Callable[[int, int], None]) -> None:
+        """Work until no span is left; an error stops all threads and is raised in `finish`."""
+        while True:
+            with self._changed:
+                if not self._left:
+                    return
+                span = self._left.popleft()
+                self._taken += 1
             try:
-                # not threading.Thread: it waits for the thread to run, 0.03 ms
-                _thread.start_new_thread(help_out, (finished,))
-            except RuntimeError:  # no thread to be had: those that there are do the work
-                break
-            helpers.append(finished)
-        take()
-    finally:
-        spans.clear()
-        for finished in helpers:
-            finished.acquire()
-    if errors:
-        raise errors[0]
+                work(*span)
+            except BaseException as error:
+                self._error = error
+                self._left.clear()
+            finally:
+                with self._changed:
+                    self._taken -= 1
+                    self._changed.notify()
+
+    def finish(self, work: Callable[[int, int], None]) -> None:
+        """Work until no span is left, and wait for those that helpers have taken."""
+        try:
+            while True:
+                with self._changed:
+                    if not self._left:
+                        break
+                    span = self._left.popleft()
+                work(*span)
+        finally:
+            with self._changed:
+                self._left.clear()
+                self._changed.wait_for(lambda: self._taken == 0)
+        if self._error:
+            raise self._error

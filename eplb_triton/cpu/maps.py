@@ -8,12 +8,12 @@ from eplb_triton.cpu.compiled import stage
 
 @stage
 def physical_maps(
+    pack: Ints,
+    slot: Ints,
     expert: Ints,
     rank: Ints,
     counts: Ints,
     experts: Ints,
-    pack: Ints,
-    slot: Ints,
     num_packs: int,
     node: int,
     phy2log: Ints,

@@ -1,4 +1,8 @@
-"""Pack: items of descending load onto packs of equal size."""
+"""Pack: items of descending load onto packs of equal size.
+
+loads [n] float32 of the items; pack and slot [n] int64 of each item, filled; work (see new_work) and
+tree [blocks, BRANCHES] int64 are scratch.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.tournament import BRANCHES, NO_KEY, build_tree, replace_leaf
 
 FULL = np.float32(np.inf)  # the load of a full pack: nothing is near it
+INDEX_BITS = 21  # of replicas held, items and pack in one key: rows of up to 2 million replicas
+INDEX_MASK = (1 << INDEX_BITS) - 1
 NO_CHOICE = np.int64(0x7FFFFFFFFFFFFFFF)
 
 
@@ -70,8 +76,8 @@ def pack_spread(
     one with fewer replicas of the item's expert, then fewer items.
 
     labels [items] is the expert of each item; held [experts, packs], all 0 before and after, counts the replicas
-    of an expert in a pack. Packs are scanned from the first, and each is compared with the
-    choice so far, so the choice may drift by more than the tolerance.
+    of an expert in a pack; pack_loads [packs] is scratch. Packs are scanned from the first, and each is compared
+    with the choice so far, so the choice may drift by more than the tolerance.
     """
     n = loads.size
     capacity = n // num_packs
@@ -136,6 +142,6 @@ def _choice_of_tied(pack_loads: Floats, items: Ints, held: Ints, lightest: np.fl
         load = pack_loads[q]
         near += not (load - lightest > tolerance and lightest + tolerance < load)
         tied += load == lightest
-        key = (held[q] << 42) | (items[q] << 21) | q
+        key = (held[q] << 2 * INDEX_BITS) | (items[q] << INDEX_BITS) | q
         best = min(best, key if load == lightest else NO_CHOICE)
-    return best & 0x1FFFFF if near == tied else np.int64(-1)
+    return best & INDEX_MASK if near == tied else np.int64(-1)

@@ -89,14 +89,15 @@ def _node_loads(weight: Floats, experts: Ints, num_groups: int, node_loads: Doub
 
 
 @cache
-def compiled_group_stage(group_pack: int, refine: int, steps: int, lights: int) -> Callable[..., None]:
+def compiled_group_stage(group_pack: int, refine: int) -> Callable[..., None]:
     """The entry point that puts the groups of layers onto nodes."""
-    steps, lights = np.int64(steps), np.int64(lights)
 
     def place_groups(
         weight: Floats,  # [L, E]
         num_groups: int,
         num_nodes: int,
+        steps: int,
+        lights: int,
         table: Ints,  # [partitions, G], or empty: see pack_partition
         experts: Ints,  # [L, E], filled: a row's experts are experts[layer, node * e : (node + 1) * e]
         first: int,  # layers first .. last-1
@@ -119,8 +120,8 @@ def compiled_group_stage(group_pack: int, refine: int, steps: int, lights: int) 
                 refine_corner(loads, pack, slot, num_nodes, steps, work, totals)
             _list_experts(pack, slot, group_size, num_nodes, experts[layer])
 
-    signature = "void(float32[:, ::1], int64, int64, int64[:, ::1], int64[:, ::1], int64, int64)"
-    return entry_point(place_groups, signature, f"{group_pack}-{refine}-{steps}-{lights}")
+    signature = "void(float32[:, ::1], int64, int64, int64, int64, int64[:, ::1], int64[:, ::1], int64, int64)"
+    return entry_point(place_groups, signature, f"{group_pack}-{refine}")
 
 
 @cache
@@ -151,8 +152,8 @@ def _list_once(counts: Ints, expert: Ints, rank: Ints) -> None:
 def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as plan_rows
     """The entry point that plans the rows of layers, after the group stage."""
     tail, moves, donors, peak, tie, _, _, _, pack_rule, refine, steps, lights, *_ = map(np.int64, fields)
-    pair_rounds, match_rounds, proposers, double_steps, candidates = map(np.int64, fields[-5:])
     paired_moves, paired_donors = np.int64(fields.paired_moves), np.int64(fields.paired_donors)
+    pair_rounds, match_rounds, proposers, double_steps, candidates = map(np.int64, fields[-5:])
     spread = bool(pack_rule == PACK_SPREAD)
     mean_length, fixed_length = fields.tail in MEAN_TAILS, fields.tail in (TAIL_PEAK_AWARE, TAIL_GATED)
 
@@ -232,7 +233,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
                     refine_match(fixed, expert, pack, slot, d, target, match_rounds, proposers)
                     refine_doubles(fixed, expert, pack, slot, d, target, double_steps, candidates)
                 physical_maps(
-                    expert, rank, counts, row, pack, slot, d, node, phy2log[layer], phyrank[layer], logcnt[layer]
+                    pack, slot, expert, rank, counts, row, d, node, phy2log[layer], phyrank[layer], logcnt[layer]
                 )
 
     signature = (

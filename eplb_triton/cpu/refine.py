@@ -1,4 +1,8 @@
-"""Refine: swap items between the heaviest packs and the lightest after packing."""
+"""Refine: swap items between the heaviest packs and the lightest after packing.
+
+loads [n] float32 of the items; pack and slot [n] int64 of each item, changed; work (see new_work) and
+totals [num_packs] float64, the pack loads, are scratch.
+"""
 
 from __future__ import annotations
 

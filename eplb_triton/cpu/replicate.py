@@ -1,4 +1,14 @@
-"""Replicate: which expert gets each redundant replica of a row."""
+"""Replicate: which expert gets each redundant replica of a row.
+
+State of a row:
+    weights  [e] float32, load of each expert
+    counts   [e] int64, replicas each expert has; raised in place
+    expert   [p] int64, the replica list: expert of each replica; filled in place
+    rank     [p] int64, the replica list: its number among the expert's replicas; filled in place
+    trees    [3, blocks, BRANCHES] int64, scratch
+
+A share is w / c, what one replica of an expert carries.
+"""
 
 from __future__ import annotations
 

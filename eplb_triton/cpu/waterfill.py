@@ -1,4 +1,8 @@
-"""Waterfill: replica counts from one level that every share is brought under, the last few picked singly."""
+"""Waterfill: replica counts from one level that every share is brought under, the last few picked singly.
+
+weights [e] float32, counts [e] int64 and the replica list (expert, rank) [p] int64 of one row, all but weights filled
+in place; trees [3, blocks, BRANCHES] int64 is scratch. A share is w / c, what one replica of an expert carries.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,92 @@
+"""The frozen table of cases: a cluster, a model and a family of loads each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, get_args
+
+from eplb_triton import Topology
+
+Family = Literal["drift", "zipf", "hot-group", "idle", "ties", "recorded"]
+TIE_FREE: tuple[Family, ...] = ("drift", "zipf", "hot-group")
+"""Families in which no two experts of a layer have equal load."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the benchmark.
+
+    Args:
+        name: what `--cases` and the report call it.
+        layers: L.
+        experts: E.
+        topology: P, G, N, D.
+        family: how its loads are made, see `bench.loads`.
+        seed: of the loads; for recorded loads nothing is drawn.
+        trace: stem of the recording, for `recorded`.
+    """
+
+    name: str
+    layers: int
+    experts: int
+    topology: Topology
+    family: Family
+    seed: int = 0
+    trace: str = ""
+
+    def __post_init__(self) -> None:
+        if self.family not in get_args(Family):
+            raise ValueError(f"family={self.family!r} must be one of {', '.join(get_args(Family))}")
+        if (self.family == "recorded") != bool(self.trace):
+            raise ValueError(f"trace={self.trace!r} must name a recording exactly if family is 'recorded'")
+        self.topology.check_experts(self.experts)
+
+    @property
+    def tie_free(self) -> bool:
+        """Whether no two experts of a layer have equal load."""
+        return self.family in TIE_FREE
+
+
+def _case(name: str, layers: int, experts: int, counts: tuple[int, int, int, int], family: Family, seed: int) -> Case:
+    return Case(name, layers, experts, Topology(*counts), family, seed)
+
+
+_V3_HIERARCHICAL = (288, 8, 4, 32)
+"""DeepSeek-V3: 256 experts in 8 groups, 32 redundant, 9 slots on each of 32 GPUs."""
+
+# Topology counts are (P, G, N, D). Where G is no multiple of N, planning is global.
+# 1024-to-2048 has 16 layers: the slowest peers take 0.4 to 0.8 s a layer there.
+CASES: tuple[Case, ...] = (
+    _case("v3-hierarchical", 58, 256, _V3_HIERARCHICAL, "drift", 1),
+    _case("v3-global", 58, 256, (288, 1, 1, 32), "drift", 1),
+    _case("v3-144-gpus", 58, 256, (288, 8, 18, 144), "drift", 2),
+    _case("v3-zipf", 58, 256, _V3_HIERARCHICAL, "zipf", 3),
+    _case("v3-hot-group", 58, 256, _V3_HIERARCHICAL, "hot-group", 4),
+    _case("v3-idle", 58, 256, _V3_HIERARCHICAL, "idle", 5),
+    _case("v3-ties", 58, 256, _V3_HIERARCHICAL, "ties", 6),
+    _case("kimi-k2", 60, 384, (448, 1, 8, 64), "drift", 7),
+    _case("qwen3", 94, 128, (160, 1, 4, 32), "drift", 8),
+    _case("kimi-k3-like", 60, 896, (1024, 1, 16, 128), "drift", 9),
+    _case("512-to-1024", 94, 512, (1024, 1, 1, 128), "drift", 10),
+    _case("1024-to-2048", 16, 1024, (2048, 1, 1, 1024), "drift", 11),
+    *(
+        Case(f"trace-{trace}", 26, 64, Topology(80, 1, 1, 16), "recorded", trace=trace)
+        for trace in ("intent", "law", "summary")
+    ),
+)
+
+
+def select(patterns: str, names: Iterable[str], what: str) -> list[str]:
+    """Names that match one of the comma-separated glob patterns, in their own order; all of them for "".
+
+    Raises:
+        ValueError: a pattern matches none.
+    """
+    names = list(names)
+    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"{what} {pattern!r} matches none of {', '.join(names)}")
+    return [name for name in names if not wanted or any(fnmatchcase(name, pattern) for pattern in wanted)]

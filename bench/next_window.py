@@ -1,0 +1,129 @@
+"""`make bench-next-window`: what a plan made on one window of a routing trace is worth on the next."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from bench import results
+from bench.machine import environment
+from bench.peers import peers
+from bench.planners import SOURCE, Planner, Skip, best_backend, one_line, ours, probe
+from bench.progress import Steps
+from bench.report import write_report
+from bench.run import choose
+from bench.style import UNPLANNED
+from eplb_triton import Placement, Topology
+from eplb_triton.formats import FormatError, Recording, read_loads
+
+TOKENS = (500, 1000, 2000)
+REDUNDANCY = 1.25
+GPUS = 16
+
+
+def topology_for(num_experts: int) -> Topology:
+    """A quarter more replicas than experts, on `GPUS` GPUs, global: 64 experts make 80 replicas, 5 a GPU."""
+    slots = -(-int(num_experts * REDUNDANCY) // GPUS)
+    return Topology(slots * GPUS, 1, 1, GPUS)
+
+
+def transitions(recordings: Sequence[Recording], tokens: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(`within` or `across`, loads planned, loads that follow) [L, E] float32, windows of `tokens`.
+
+    Within a domain: every window and the next. Across: the last whole window of a domain, and the first of every
+    other domain.
+    """
+    windows = [[_loads(recording, at, tokens) for at in range(recording.length // tokens)] for recording in recordings]
+    for domain in windows:
+        for planned, following in itertools.pairwise(domain):
+            yield "within", planned, following
+    for before, after in itertools.permutations([domain for domain in windows if domain], 2):
+        yield "across", before[-1], after[0]
+
+
+def _loads(recording: Recording, at: int, tokens: int) -> Tensor:
+    return recording.loads(at * tokens, (at + 1) * tokens).to(torch.float32)
+
+
+def study(planner: Planner | None, pairs: Sequence[tuple[str, Tensor, Tensor]], topology: Topology) -> dict[str, Any]:
+    """Balancedness on the planned and on the following window, and experts fetched to replan, of each kind of pair.
+
+    Without a planner: experts spread in order.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for kind, planned, following in pairs:
+        layers, experts = planned.shape
+        if planner is None:
+            old = new = Placement.spread_in_order(layers, experts, topology)
+        else:
+            old, new = planner.placement(planned, topology), planner.placement(following, topology)
+        row = found.setdefault(kind, {"planned": [], "following": [], "replanned": [], "fetched": []})
+        row["planned"].append(old.balancedness(planned))
+        row["following"].append(old.balancedness(following))
+        row["replanned"].append(new.balancedness(following))
+        row["fetched"].append(int(new.moved(old).fetches.sum()) / new.phy2log.numel())
+    return {
+        kind: {
+            "pairs": len(row["planned"]),
+            **{name: {"mean": statistics.fmean(values), "values": values} for name, values in row.items()},
+        }
+        for kind, row in found.items()
+    }
+
+
+@click.command()
+@click.option(
+    "--traces", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="EPLB_TRACES", required=True
+)
+@click.option("--planners", default="", help="comma-separated names or globs; as `make bench` has them")
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the results")
+def main(traces: Path, planners: str, out: Path | None) -> None:
+    """Judge plans on the window after the one they were made on: within a domain, and across a change of domain."""
+    found = environment("bench.next_window")
+    loaded, skips = peers()
+    working, broken = probe([*ours(), *loaded])
+    skips += broken
+    try:
+        chosen = choose(working, planners)
+        recordings = [read_loads(path, kind="topk_ids") for path in sorted(traces.glob("*.npz"))]
+    except (ValueError, FormatError) as error:
+        raise click.UsageError(str(error)) from error
+    if len({(recording.num_layers, recording.num_experts) for recording in recordings}) != 1:
+        raise click.UsageError(
+            f"{traces} must hold .npz routing traces of one model, found {len(recordings)} of several"
+        )
+    topology = topology_for(recordings[0].num_experts)
+    best = best_backend(chosen)  # backends give the same maps: one line stands for a policy
+    everyone = [None, *(row for row in chosen if row.source != SOURCE or row.name.endswith(f"@{best}"))]
+    rows = []
+    with Steps(len(TOKENS) * len(everyone)) as steps:
+        for tokens in TOKENS:
+            pairs = list(transitions(recordings, tokens))
+            for planner in everyone:
+                name = planner.name if planner else UNPLANNED
+                steps.begin(f"{tokens} tokens: {name}")
+                try:
+                    rows.append({"tokens": tokens, "planner": name, **study(planner, pairs, topology)})
+                except Exception as error:  # a peer may raise anything; it becomes a line of the report
+                    skips.append(Skip(name, one_line(error), f"{tokens} tokens"))
+    body = {
+        "domains": [recording.path.stem for recording in recordings],
+        "model": {"layers": recordings[0].num_layers, "experts": recordings[0].num_experts},
+        "topology": asdict(topology),
+        "skipped": [asdict(skip) for skip in skips],
+        "rows": rows,
+    }
+    path = results.save("next-window", found, body, out)
+    click.echo(f"results: {results.relative(path)}\nreport:  {results.relative(write_report(path.parent))}")
+
+
+if __name__ == "__main__":
+    main()

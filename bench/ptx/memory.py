@@ -1,0 +1,112 @@
+"""Memory of a program: bounds, and races between threads that no barrier orders."""
+
+# mypy: disable-error-code="no-any-return"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_GAP = 256  # bytes nobody owns between two tensors
+_NOBODY = -1
+_SEVERAL = -2
+
+
+class OutOfBoundsError(Exception):
+    """An address that no tensor owns, or one not aligned to the access."""
+
+
+class RaceError(Exception):
+    """Two threads at one address, one of them writing, without a barrier in between."""
+
+
+class Memory:
+    """Bytes from address 0 on, of which `own` hands out tensors; remembers who touched each 4 bytes since when.
+
+    An access is ordered after those before the last barrier of the program, and after those of the same warp before
+    its last warp barrier. Two stores of one value by one instruction are no race.
+    """
+
+    def __init__(self, size: int, threads: int) -> None:
+        self.bytes = np.full(size, 0xAB, np.uint8)  # poison
+        self._owned = np.zeros(size // 4, bool)
+        self._end = _GAP
+        self._warp = np.arange(threads) // 32
+        self._warp_epoch = np.zeros(threads // 32 or 1, np.int64)
+        self._epoch = 1
+        self._writer = np.full(size // 4, _NOBODY)
+        self._reader = np.full(size // 4, _NOBODY)
+        self._written = np.zeros((2, size // 4), np.int64)  # epoch of the program and of the warp
+        self._read = np.zeros((2, size // 4), np.int64)
+
+    def own(self, tensor: Array) -> int:
+        """Copy a tensor in; its address."""
+        address, size = self._end, tensor.nbytes
+        self.bytes[address : address + size] = np.ascontiguousarray(tensor).view(np.uint8).reshape(-1)
+        self._owned[address // 4 : -(-(address + size) // 4)] = True
+        self._end = -(-(address + size + _GAP) // _GAP) * _GAP
+        return address
+
+    def own_all(self) -> None:
+        self._owned[:] = True
+
+    def tensor(self, address: int, like: Array) -> Array:
+        """A copy of the tensor that `own` put at `address`."""
+        return self.bytes[address : address + like.nbytes].view(like.dtype).reshape(like.shape).copy()
+
+    def barrier(self) -> None:
+        self._epoch += 1
+
+    def warp_barrier(self, warps: Array) -> None:
+        self._warp_epoch[warps] += 1
+
+    def load(self, threads: Array, addresses: Array, size: int) -> Array:
+        """Bytes [threads, size] at `addresses`."""
+        words = self._words(addresses, size)
+        if self._unordered(threads, words, self._writer, self._written).any():
+            raise RaceError("loads what another thread has stored")
+        self._touch(threads, words, self._reader, self._read)
+        return self.bytes[addresses[:, None] + np.arange(size)]
+
+    def store(self, threads: Array, addresses: Array, values: Array) -> None:
+        """Write bytes [threads, size] at `addresses`."""
+        words = self._words(addresses, values.shape[1])
+        for who, when in ((self._writer, self._written), (self._reader, self._read)):
+            if self._unordered(threads, words, who, when).any():
+                raise RaceError("overwrites what another thread has " + ("stored" if who is self._writer else "loaded"))
+        place = addresses[:, None] + np.arange(values.shape[1])
+        self.bytes[place] = values
+        if (self.bytes[place] != values).any():
+            raise RaceError("threads of one instruction store different values")
+        self._touch(threads, words, self._writer, self._written)
+
+    def _words(self, addresses: Array, size: int) -> Array:
+        if (addresses < 0).any() or (addresses + size > len(self.bytes)).any() or (addresses % size).any():
+            raise OutOfBoundsError(f"{size} bytes at {addresses.min()} to {addresses.max()}")
+        words = addresses[:, None] // 4 + np.arange(-(-size // 4))
+        if not self._owned[words].all():
+            raise OutOfBoundsError(f"{size} bytes at {addresses[~self._owned[words].all(1)][0]} belong to no tensor")
+        return words
+
+    def _unordered(self, threads: Array, words: Array, who: Array, when: Array) -> Array:
+        other = who[words]
+        warp = self._warp[threads][:, None]
+        same_warp = (other >= 0) & (self._warp[other] == warp)
+        apart = ~same_warp | (when[1][words] == self._warp_epoch[warp])
+        return (when[0][words] == self._epoch) & (other != threads[:, None]) & apart
+
+    def _touch(self, threads: Array, words: Array, who: Array, when: Array) -> None:
+        mine = np.broadcast_to(threads[:, None], words.shape)
+        warp_epoch = self._warp_epoch[self._warp[threads]][:, None]
+        fresh = (when[0][words] != self._epoch) | (when[1][words] != warp_epoch)
+        meets = ~fresh & (who[words] != mine)
+        who[words] = mine
+        if (who[words] != mine).any() or meets.any():  # several threads read it: whoever stores now races
+            shared = (who[words] != mine) | meets
+            who[words[shared]] = _SEVERAL if who is self._reader else mine[shared]
+        when[0][words] = self._epoch
+        when[1][words] = warp_epoch

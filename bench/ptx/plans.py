@@ -1,0 +1,70 @@
+"""A whole plan from compiled PTX: every program of every kernel of the launch, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.compiled import Compiled
+from bench.ptx.machine import Machine
+from bench.ptx.memory import Memory
+from eplb_triton.kernels.specs import LaunchPlan
+from eplb_triton.topology import Topology
+
+
+class Ran(NamedTuple):
+    """What the kernels wrote, int64 on the CPU, and the machines with their instruction counts."""
+
+    maps: dict[str, Tensor]
+    machines: list[Machine]
+
+
+def run_plan(
+    kernels: Sequence[Compiled],
+    launch: LaunchPlan,
+    topology: Topology,
+    weight: Tensor,
+    *,
+    programs: Sequence[tuple[int, int]] | None = None,
+) -> Ran:
+    """Plan `weight` [L, E] float32 with `kernels`, as compiled for `launch`.
+
+    Args:
+        programs: the (layer, node) to run, all of them by default; the maps of others stay poison.
+
+    Raises:
+        FaultError: a race, or an access out of bounds.
+    """
+    layers, experts = weight.shape
+    replicas, nodes = topology.num_replicas, topology.planned_nodes
+    shapes = {
+        "phy2log": (layers, replicas),
+        "phyrank": (layers, replicas),
+        "logcnt": (layers, experts),
+        "log2phy": (layers, experts, replicas - experts + 1),
+        "bad": (layers, nodes),
+    }
+    outputs = {name: np.empty(shape, np.int32 if name == "bad" else np.int64) for name, shape in shapes.items()}
+    tensors = {"weight": weight.numpy()} | outputs
+    tensors |= {name: scratch.numpy() for name, scratch in launch.workspace(layers, "cpu")._asdict().items()}
+    for name, array in tensors.items():
+        if name != "weight":
+            array.view(np.uint8)[...] = 0xAB  # poison
+    threads = 32 * kernels[-1].num_warps
+    memory = Memory(sum(array.nbytes + 1024 for array in tensors.values()) // 4 * 4 + 1024, threads)
+    at = {f"{name}_ptr": memory.own(array) for name, array in tensors.items()}
+    at |= {"layer_stride": experts, "num_rows": layers * nodes}
+    machines = []
+    for kernel in kernels:
+        machine = Machine(kernel.ptx, kernel.num_warps)
+        # two more parameters, for scratch that a kernel may ask Triton for: these ask for none
+        arguments = [at[name] for name in kernel.arguments] + [0, 0]
+        for program in programs or list(np.ndindex(layers, nodes)):
+            machine.run(memory, arguments, (program[0], program[1]))
+        machines.append(machine)
+    found = {name: memory.tensor(at[f"{name}_ptr"], array) for name, array in outputs.items()}
+    return Ran({name: torch.from_numpy(array).long() for name, array in found.items()}, machines)

@@ -1,0 +1,60 @@
+"""What the plans of a series are worth: balance, what moves, and whether two planners planned the same."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from eplb_triton import Placement, Topology
+
+
+class Quality(TypedDict):
+    """Lists have one entry a window, or one a pair of consecutive windows."""
+
+    balancedness: list[float]  # of the plan of each window, on that window
+    gap: list[float]  # 1 / balancedness - 1: how far the heaviest GPUs are above the mean
+    next_balancedness: list[float]  # of the plan of each window, on the next one
+    moved_slots: list[float]  # slots whose expert changed from a plan to the next, share of all
+    fetched: list[float]  # experts that a GPU did not hold before, from a plan to the next, share of all slots
+    duplicates: list[float]  # replicas that share a GPU with another of their expert, share of all
+
+
+def quality(placements: Sequence[Placement], series: Tensor) -> Quality:
+    """Judge the plans of windows 0, 1, ... of `series` [T, L, E], T larger than the number of plans."""
+    balancedness = [plan.balancedness(loads) for plan, loads in zip(placements, series, strict=False)]
+    moves = [new.moved(old) for old, new in itertools.pairwise(placements)]
+    slots = placements[0].phy2log.numel()
+    return Quality(
+        balancedness=balancedness,
+        gap=[1 / value - 1 for value in balancedness],
+        next_balancedness=[plan.balancedness(loads) for plan, loads in zip(placements, series[1:], strict=False)],
+        moved_slots=[int(move.slots.sum()) / slots for move in moves],
+        fetched=[int(move.fetches.sum()) / slots for move in moves],
+        duplicates=[int(plan.duplicates().sum()) / slots for plan in placements],
+    )
+
+
+def canonical(phy2log: Tensor, topology: Topology) -> Tensor:
+    """The map [L, P] without what does not matter: experts of a GPU, and GPUs of a node, in order."""
+    layers = phy2log.shape[0]
+    nodes, gpus = topology.planned_nodes, topology.gpus_per_node
+    held = phy2log.reshape(layers * nodes, gpus, -1).sort(dim=2).values
+    order = torch.arange(gpus).expand(layers * nodes, gpus)
+    for slot in reversed(range(held.shape[2])):  # stable sorts from the last column to the first
+        column = held[:, :, slot].gather(1, order)
+        order = order.gather(1, column.argsort(dim=1, stable=True))
+    return held.gather(1, order.unsqueeze(2).expand_as(held)).reshape(layers, -1)
+
+
+def same_layers(left: Placement, right: Placement) -> tuple[Tensor, Tensor]:
+    """Which layers [L] have equal counts, and which have equal maps too.
+
+    Maps are equal if on every node the sorted list over its GPUs of the sorted experts on them is.
+    """
+    counts = (left.logcnt == right.logcnt).all(1)
+    maps = (canonical(left.phy2log, left.topology) == canonical(right.phy2log, right.topology)).all(1)
+    return counts, counts & maps

@@ -1,0 +1,133 @@
+"""`make bench-scale`: what a plan costs as layers, experts, replicas and GPUs grow, and with which exponent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import numpy as np
+
+from bench import measure, results
+from bench.cases import Case, select
+from bench.loads import series
+from bench.machine import environment
+from bench.peers import VLLM, peers
+from bench.planners import PUBLISHED, Planner, Skip, ours, probe
+from bench.progress import Steps
+from bench.report import write_report
+from eplb_triton import Topology
+
+Axis = Literal["L", "E", "P/E", "D"]
+
+PLANNERS = "deepseek@reference,deepseek@cpu,deepseek@triton,vllm"
+"""Curves drawn by default: SGLang's planner takes minutes at 1024 GPUs."""
+BEND = 1.25
+"""A point off the fitted line by more than this factor has left it."""
+
+
+def sweeps() -> dict[Axis, list[tuple[float, Case]]]:
+    """Of each axis the points (value, case), ascending; all plan globally, on log-normal loads."""
+    return {
+        "L": [(layers, _case(layers, 256, 512, 64)) for layers in (1, 2, 4, 8, 16, 32, 64, 128, 256)],
+        "E": [(experts, _case(16, experts, 2 * experts, 64)) for experts in (64, 128, 256, 512, 1024, 2048)],
+        "P/E": [(ratio, _case(16, 256, int(256 * ratio), 64)) for ratio in (1, 1.25, 1.5, 2, 3, 4)],
+        "D": [(gpus, _case(16, 1024, 2048, gpus)) for gpus in (8, 16, 32, 64, 128, 256, 512, 1024, 2048)],
+    }
+
+
+def _case(layers: int, experts: int, replicas: int, gpus: int) -> Case:
+    return Case(f"{layers}x{experts}-{replicas}-{gpus}", layers, experts, Topology(replicas, 1, 1, gpus), "drift", 1)
+
+
+def fit(values: Sequence[float], milliseconds: Sequence[float], usable: Sequence[bool]) -> dict[str, Any]:
+    """The straight line, on log axes, through the upper half of the usable points, and the points that are off it.
+
+    Args:
+        values: ascending.
+        milliseconds: at each value.
+        usable: whether a point may count for the line: one slot a GPU leaves nothing to pack, so it is off any line.
+
+    Returns:
+        `exponent` and `ms_at_1` of time = ms_at_1 · value^exponent by least squares of the logarithms;
+        `fitted_from` and `fitted_to`: the values that counted; `off_line`: [value, measured / fitted] of every point
+        off by more than `BEND` either way.
+    """
+    x, y = np.log(np.asarray(values, float)), np.log(np.asarray(milliseconds, float))
+    counted = np.flatnonzero(usable)
+    counted = counted[len(counted) // 2 :]
+    exponent, offset = np.polyfit(x[counted], y[counted], 1)
+    ratio = np.exp(y - (exponent * x + offset))
+    off = [[value, float(r)] for value, r in zip(values, ratio, strict=True) if not 1 / BEND <= r <= BEND]
+    ends = {"fitted_from": values[counted[0]], "fitted_to": values[counted[-1]]}
+    return {"exponent": float(exponent), "ms_at_1": float(np.exp(offset)), **ends, "off_line": off}
+
+
+def curves(points: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Values, median times and fit of each planner measured at four points at least that leave something to pack."""
+    found = {}
+    for name in dict.fromkeys(name for point in points for name in point["results"]):
+        mine = [point for point in points if name in point["results"]]
+        values = [point["value"] for point in mine]
+        medians = [point["results"][name]["median_ms"] for point in mine]
+        packs = [point["case"]["topology"]["num_replicas"] > point["case"]["topology"]["num_gpus"] for point in mine]
+        if sum(packs) >= 4:
+            found[name] = {"values": values, "median_ms": medians, **fit(values, medians, packs)}
+    return found
+
+
+def measure_point(
+    case: Case, value: float, planners: Sequence[Planner], seconds: float, skips: list[Skip]
+) -> dict[str, Any]:
+    """Times of the planners at one point, on the first three windows of its loads."""
+    loads = series(case)[: measure.MIN_ROUNDS]
+    calls = {planner.name: [planner.bind(window, case.topology) for window in loads] for planner in planners}
+    timings = measure.interleave(calls, seconds)
+    skips += [Skip(name, timing.error, case.name) for name, timing in timings.items() if timing.error]
+    times = {name: timing.milliseconds for name, timing in timings.items() if not timing.error}
+    summaries = {
+        name: {"milliseconds": milliseconds, **measure.summary(milliseconds, times.get(VLLM, ()))}
+        for name, milliseconds in times.items()
+    }
+    return {"value": value, "case": asdict(case), "results": summaries}
+
+
+@click.command()
+@click.option("--planners", default=PLANNERS, show_default=True, help="names or globs")
+@click.option("--axes", default="", help="of L, E, P/E, D; all")
+@click.option("--seconds", default=0.3, show_default=True, help="time of a planner at a point, at least 3 rounds")
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the results")
+def main(planners: str, axes: str, seconds: float, out: Path | None) -> None:
+    """Cost curves of the published algorithm in L, E, P/E and D."""
+    found = environment("bench.scale")
+    loaded, skips = peers()
+    working, broken = probe([planner for planner in [*ours(), *loaded] if planner.algorithm == PUBLISHED])
+    names = [planner.name for planner in working]
+    wanted = [pattern for pattern in planners.split(",") if _matches(pattern, names)]
+    chosen = [planner for planner in working if planner.name in select(",".join(wanted), names, "planner")]
+    table = sweeps()
+    selected = [axis for axis in table if axis in select(axes, table, "axis")]
+    measured: dict[str, Any] = {}
+    with Steps(sum(len(table[axis]) for axis in selected)) as steps:
+        for axis in selected:
+            points = []
+            for value, case in table[axis]:
+                steps.begin(f"{axis} = {value:g}")
+                points.append(measure_point(case, value, chosen, seconds, skips))
+            measured[axis] = {"points": points, "curves": curves(points)}
+    body = {"bend": BEND, "skipped": [asdict(skip) for skip in [*skips, *broken]], "axes": measured}
+    path = results.save("scale", found, body, out)
+    click.echo(f"results: {results.relative(path)}\nreport:  {results.relative(write_report(path.parent))}")
+
+
+def _matches(pattern: str, names: Sequence[str]) -> bool:
+    try:
+        return bool(select(pattern, names, "planner"))
+    except ValueError:
+        return False  # a default pattern may name a peer that was not fetched
+
+
+if __name__ == "__main__":
+    main()

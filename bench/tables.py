@@ -1,0 +1,202 @@
+"""Markdown tables of a run over the cases, from its JSON alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench.peers import VLLM
+from bench.planners import PUBLISHED, SOURCE
+from bench.style import UNPLANNED
+from bench.ties import CAUSES
+
+Result = dict[str, Any]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is right-aligned."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits, never in scientific notation."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def percent(values: Sequence[float]) -> str:
+    """The mean, in percent."""
+    return f"{100 * statistics.fmean(values):.2f}" if values else "–"
+
+
+def machine(result: Result) -> str:
+    """The machine, the versions and the commit, in one paragraph."""
+    at = result["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in at["versions"].items() if version)
+    peers = ", ".join(f"{name} {peer['version']}" for name, peer in at["peers"].items()) or "none fetched"
+    gpu = f", {at['gpu']}" if at["gpu"] else ", no GPU"
+    return (
+        f"{at['cpu']}, {at['cores']} cores{gpu}, {at['memory_gib']:.0f} GiB, {at['system']}. "
+        f"Python {at['python']}, {versions}; PyTorch on {at['torch_threads']} threads. Peers: {peers}. "
+        f"Load average before the run {at['load_average']:.2f}."
+    )
+
+
+def source(result: Result) -> str:
+    """Where a table comes from: file, commit, command."""
+    at = result["environment"]
+    commit = f"{at['commit'][:12]}{' with changes' if at['dirty'] else ''}" if at["commit"] else "no commit"
+    return f"*{at['date'][:10]}, `{result['path']}`, commit {commit}, `{at['command']}`.*"
+
+
+def _shape(case: Result) -> str:
+    topology = case["topology"]
+    counts = f"{case['layers']} × {case['experts']} → {topology['num_replicas']}, {topology['num_gpus']} GPUs"
+    nodes = topology["num_nodes"]
+    return f"{counts}, {nodes} nodes" if nodes > 1 and topology["num_groups"] % nodes == 0 else counts
+
+
+def _published(result: Result) -> list[str]:
+    """Planners of the published algorithm, ours first, in the order of the run."""
+    about = result["planners"]
+    names = [name for name in about if about[name]["algorithm"] == PUBLISHED]
+    return sorted(names, key=lambda name: about[name]["source"] != SOURCE)
+
+
+def headline(result: Result) -> str:
+    """Median times of the published algorithm, and how the fastest of ours compares with every peer."""
+    names = _published(result)
+    about = result["planners"]
+    if not result["cases"] or not names:
+        return ""
+    rows = []
+    for row in result["cases"]:
+        found = row["results"]
+        mine = [name for name in names if name in found and about[name]["source"] == SOURCE]
+        rivals = [name for name in found if about[name]["source"] != SOURCE]
+        fastest = min(mine, key=lambda name: found[name]["median_ms"], default=None)
+        versus = {VLLM: "–", "fastest peer": "–"}
+        if fastest:
+            if "times_as_fast" in found[fastest]:
+                versus[VLLM] = f"**{found[fastest]['times_as_fast']:.1f}×**"
+            if rivals:
+                best = min(found[name]["median_ms"] for name in rivals)
+                versus["fastest peer"] = f"{best / found[fastest]['median_ms']:.1f}×"
+        medians = [milliseconds(found[name]["median_ms"]) if name in found else "–" for name in names]
+        rows.append([f"{row['case']['name']} ({_shape(row['case'])})", *medians, *versus.values()])
+    header = ["case (L × E → P)", *(f"`{name}` ms" for name in names), "fastest of ours: vs vLLM", "vs fastest peer"]
+    note = (
+        "Median of one call. Versus vLLM: median over rounds of vLLM's time / ours in the same round; "
+        "versus the fastest peer: of the medians, whatever that peer's algorithm."
+    )
+    return f"{table(header, rows)}\n\n{note}"
+
+
+def times(result: Result) -> str:
+    """Every planner on every case: median, percentiles, rounds, ratio to vLLM."""
+    rows = []
+    for row in result["cases"]:
+        for name, found in row["results"].items():
+            ratio = f"{found['times_as_fast']:.2f}×" if "times_as_fast" in found else "–"
+            figures = [milliseconds(found[key]) for key in ("median_ms", "p10_ms", "p90_ms")]
+            rows.append([row["case"]["name"], f"`{name}`", *figures, str(found["rounds"]), ratio])
+    header = ["case", "planner", "median ms", "p10", "p90", "rounds", "times as fast as vLLM"]
+    return table(header, rows) if rows else ""
+
+
+def same_maps(result: Result) -> str:
+    """Layers in which planners of the published algorithm have vLLM's counts and maps."""
+    rows: list[list[str]] = []
+    sums: dict[tuple[str, bool], Result] = {}
+    for row in result["cases"]:
+        tie_free = row["case"]["tie_free"]
+        for name, found in row["same_maps"].items():
+            rows.append([row["case"]["name"], "no" if tie_free else "yes", f"`{name}`", *layers(found)])
+            total = sums.setdefault((name, tie_free), {"layers": 0, "equal_counts": 0, "equal_maps": 0, "causes": {}})
+            for key in ("layers", "equal_counts", "equal_maps"):
+                total[key] += found[key]
+            for cause, count in found["causes"].items():
+                total["causes"][cause] = total["causes"].get(cause, 0) + count
+    for (name, tie_free), total in sums.items():
+        which = f"**all cases {'without' if tie_free else 'with'} ties**"
+        rows.append([which, "no" if tie_free else "yes", f"`{name}`", *layers(total)])
+    header = ["case", "ties", "planner", "layers with equal counts", "with equal maps", "the others, by cause"]
+    note = (
+        "Equal maps: equal counts, and on every node the sorted list over its GPUs of the sorted experts on them is "
+        "the same. vLLM divides and adds in float64, DeepSeek's published code and ours in float32; `vllm in float32` "
+        f"is vLLM's planner held in float32 by three edits (`bench/peers.py`), on the first window. {causes_note()}"
+    )
+    return f"{table(header, rows)}\n\n{note}" if rows else ""
+
+
+def layers(found: Result) -> list[str]:
+    """Cells: layers with equal counts, with equal maps, and the causes of the others."""
+    why = ", ".join(f"{cause} {count}" for cause, count in found["causes"].items())
+    return [f"{found['equal_counts']} / {found['layers']}", f"{found['equal_maps']} / {found['layers']}", why or "–"]
+
+
+def causes_note() -> str:
+    """What the causes of a difference mean."""
+    listed = "\n".join(f"* {name}: {meaning}." for name, meaning in CAUSES.items())
+    return f"A layer that differs is counted under the first cause that holds for it:\n\n{listed}"
+
+
+def quality(result: Result) -> str:
+    """Balancedness, movement and duplicates, one line a distinct plan: a policy, or a peer of another algorithm."""
+    rows = []
+    for row in result["cases"]:
+        seen = set()
+        for name, found in {UNPLANNED: row["unplanned"], **row["results"]}.items():
+            algorithm = result["planners"].get(name, {}).get("algorithm", name)
+            figures = [f"{statistics.fmean(found[key]):.4f}" for key in ("balancedness", "next_balancedness")]
+            shares = [percent(found[key]) for key in ("gap", "moved_slots", "fetched", "duplicates")]
+            line = (algorithm, *figures, *shares)
+            if line not in seen:  # backends of one policy have one line
+                seen.add(line)
+                label = algorithm if result["planners"].get(name, {}).get("source") == SOURCE else name
+                rows.append([row["case"]["name"], f"`{label}`", *figures, *shares])
+    header = ["case", "planner", "same window", "next window", "gap %", "slots moved %", "fetched %", "duplicates %"]
+    note = (
+        f"{result['balancedness'][0].upper()}{result['balancedness'][1:]}; mean over the windows. "
+        "Gap: how far the heaviest GPUs are above the mean (1 / balancedness - 1). Slots moved, and experts that a GPU "
+        "must fetch: from one window's plan to the next one's, share of all slots. Duplicates: replicas on a GPU with "
+        "another of their expert."
+    )
+    return f"{table(header, rows)}\n\n{note}" if rows else ""
+
+
+def cold(result: Result) -> str:
+    """First calls in fresh processes, and their memory."""
+    rows = []
+    for found in result["cold"]:
+        name = f"`{found['planner']}`{', nothing compiled yet' if found['empty_cache'] else ''}"
+        seconds = [f"{found[key]:.3g}" for key in ("first_s", "second_s")]
+        rows.append([found["case"], name, *seconds, f"{found['added_mib']:.0f}", f"{found['peak_mib']:.0f}"])
+    header = ["case", "planner", "first call s", "second call s", "memory added MiB", "peak MiB"]
+    note = (
+        "One fresh process each. Memory: highest resident set during the two calls (VmHWM, reset before them), above "
+        "what was resident before, and in all; it counts code and thread stacks too, not tensors alone."
+    )
+    return f"{table(header, rows)}\n\n{note}" if rows else ""
+
+
+def gpu(result: Result) -> str:
+    """Events and graph replays beside an empty kernel."""
+    rows = []
+    for row in result["cases"]:
+        for found in row.get("gpu", []):
+            cells = [
+                found[how]["error"] if "error" in found[how] else milliseconds(found[how]["median_ms"])
+                for how in ("events", "graph")
+            ]
+            rows.append([row["case"]["name"], f"`{found['planner']}`", *cells])
+    return table(["case", "policy", "call between events ms", "graph replay ms"], rows) if rows else ""
+
+
+def skipped(result: Result) -> str:
+    """Who took no part where, and why; planners of one reason share a line."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for skip in result["skipped"]:
+        lines.setdefault((skip["case"] or "everywhere", skip["reason"]), []).append(f"`{skip['planner']}`")
+    return "\n".join(f"* {', '.join(names)}; {case}: {reason}" for (case, reason), names in lines.items())

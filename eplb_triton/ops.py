@@ -1,0 +1,66 @@
+"""`torch.ops.eplb_triton.rebalance`: a plan as an operator that torch.compile and torch.export can trace.
+
+Importing this module registers it. The plain Python entry calls its backend itself and stays free of the dispatcher.
+"""
+
+import torch
+from torch import Tensor
+
+from eplb_triton.planner import rebalance_experts
+from eplb_triton.policy import resolve_policy
+from eplb_triton.topology import Topology
+
+
+@torch.library.custom_op("eplb_triton::rebalance", mutates_args=(), device_types="cuda")
+def rebalance(
+    weight: Tensor, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int, policy: str = "deepseek"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Plan every layer on the device of the loads; never waits for a GPU.
+
+    Args:
+        weight: [L, E] loads, tokens per expert, real or integer, any strides. A load that is NaN, negative or above
+            2**100 counts as 0 on a GPU, and is refused on the CPU.
+        num_replicas: P.
+        num_groups: G.
+        num_nodes: N.
+        num_gpus: D.
+        policy: a name of `POLICIES`.
+
+    Returns:
+        phy2log [L, P], log2phy [L, E, P - E + 1] (padded with -1), logcnt [L, E], int64, on the device of `weight`, as
+        `rebalance_experts`. Ties go to the lowest index.
+
+    Raises:
+        ValueError: as `rebalance_experts`.
+    """
+    from eplb_triton.kernels.launcher import launch  # noqa: PLC0415 - Triton is missing where there is no GPU to need it
+
+    topology = Topology(num_replicas, num_groups, num_nodes, num_gpus)
+    maps = launch(weight, topology, resolve_policy(policy), want_log2phy=True)
+    assert maps.log2phy is not None
+    return maps.phy2log, maps.log2phy, maps.logcnt
+
+
+@rebalance.register_kernel("cpu")
+def _on_cpu(
+    weight: Tensor, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int, policy: str = "deepseek"
+) -> tuple[Tensor, Tensor, Tensor]:
+    phy2log, log2phy, logcnt = rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_gpus, policy=policy)
+    return phy2log, log2phy, logcnt
+
+
+@rebalance.register_fake
+def _shapes(
+    weight: Tensor, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int, policy: str = "deepseek"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Refuses at trace time what is known to be wrong then: everything but the loads themselves."""
+    resolve_policy(policy)
+    if weight.dim() != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, must be 2-D: [layers, experts]")
+    num_layers, num_experts = weight.shape
+    Topology(num_replicas, num_groups, num_nodes, num_gpus).check_experts(num_experts)
+    return (
+        weight.new_empty((num_layers, num_replicas), dtype=torch.int64),
+        weight.new_empty((num_layers, num_experts, num_replicas - num_experts + 1), dtype=torch.int64),
+        weight.new_empty((num_layers, num_experts), dtype=torch.int64),
+    )

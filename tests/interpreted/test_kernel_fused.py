@@ -1,0 +1,258 @@
+"""The fused kernel in the interpreter: the plan, bit for bit, that the reference makes. Outputs and scratch are
+poisoned before every launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eplb_reference import plan_layers
+from eplb_triton import POLICIES, Policy, Topology
+from eplb_triton.kernels import specs
+from eplb_triton.kernels.launcher import Outputs, first_bad_load, launch
+from eplb_triton.kernels.specs import launch_plan
+from eplb_triton.policy import Fixup, Nearest
+from tests.cases import FAMILIES, GoldenCase, Shape, golden_cases, loads
+
+HIERARCHICAL = {
+    "plain": Shape(12, Topology(16, 4, 2, 8)),
+    "odd": Shape(21, Topology(30, 6 + 1, 1, 5)),
+    "capacity 1": Shape(8, Topology(12, 4, 2, 12)),
+    "groups on nodes": Shape(12, Topology(18, 3, 3, 6)),
+    "no redundancy": Shape(24, Topology(24, 6, 2, 4)),
+    "largest": Shape(32, Topology(48, 8, 2, 8)),
+}
+GLOBAL = {
+    "plain": Shape(16, Topology(24, 1, 1, 4)),
+    "odd": Shape(15, Topology(35, 3, 2, 7)),
+    "capacity 1": Shape(7, Topology(11, 1, 1, 11)),
+    "one GPU": Shape(9, Topology(13, 1, 1, 1)),
+    "one expert": Shape(1, Topology(6, 1, 1, 3)),
+    "four times": Shape(6, Topology(24, 1, 1, 6)),
+    "no redundancy": Shape(20, Topology(20, 1, 1, 5)),
+    "two experts": Shape(2, Topology(9, 1, 1, 3)),
+}
+
+
+def poisoned(
+    weight: Tensor, topology: Topology, policy: Policy, dtype: torch.dtype = torch.int64, want_log2phy: bool = True
+) -> Outputs:
+    """A launch into outputs and scratch that hold nothing usable."""
+    num_layers, experts = weight.shape
+    plan = launch_plan(topology, experts, policy, weight_dtype=weight.dtype, dtype=dtype, want_log2phy=want_log2phy)
+    slots = num_layers, topology.num_replicas
+    out = Outputs(
+        torch.full(slots, -7, dtype=dtype),
+        torch.full(slots, -7, dtype=dtype),
+        torch.full((num_layers, experts), -7, dtype=dtype),
+        torch.full((num_layers, experts, slots[1] - experts + 1), -7, dtype=dtype) if want_log2phy else None,
+        torch.full((num_layers, plan.num_nodes), -7, dtype=torch.int32),
+    )
+    workspace = plan.workspace(num_layers, "cpu")
+    for scratch in workspace:
+        scratch.fill_(torch.nan if scratch.is_floating_point() else -7)
+    assert launch(weight, topology, policy, out=out, workspace=workspace) is out
+    return out
+
+
+def check(weight: Tensor, topology: Topology, policy: Policy) -> None:
+    """Every output is what the reference gives."""
+    got = poisoned(weight, topology, policy)
+    phy2log, phyrank, logcnt = plan_layers(weight, topology, policy)
+    assert torch.equal(got.logcnt, logcnt)
+    assert torch.equal(got.phy2log, phy2log)
+    assert torch.equal(got.phyrank, phyrank)
+    assert got.log2phy is not None
+    assert torch.equal(got.log2phy, log2phy(phy2log, phyrank, got.log2phy.shape))
+    assert bool((got.bad == -1).all())
+
+
+def log2phy(phy2log: Tensor, phyrank: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse map [L, E, P - E + 1], written from its definition."""
+    inverse = torch.full(shape, -1)
+    for layer, (experts, ranks) in enumerate(zip(phy2log.tolist(), phyrank.tolist(), strict=True)):
+        for slot, (expert, rank) in enumerate(zip(experts, ranks, strict=True)):
+            inverse[layer, expert, rank] = slot
+    return inverse
+
+
+def _rotating(shapes: dict[str, Shape]) -> Iterator[Any]:
+    """Every policy with every family, the shapes in turn, so that every policy meets every shape."""
+    for number, policy in enumerate(POLICIES):
+        for at, family in enumerate(FAMILIES):
+            name = list(shapes)[(number + at) % len(shapes)]
+            yield pytest.param(policy, family, shapes[name], id=f"{policy}-{family}-{name}")
+
+
+@pytest.mark.parametrize(("policy", "family", "shape"), list(_rotating(HIERARCHICAL)))
+def test_hierarchical(policy: str, family: str, shape: Shape) -> None:
+    check(loads(family, 1, 2, shape.experts), shape.topology, POLICIES[policy])
+
+
+@pytest.mark.other_triton
+@pytest.mark.parametrize(("policy", "family", "shape"), list(_rotating(GLOBAL)))
+def test_global(policy: str, family: str, shape: Shape) -> None:
+    check(loads(family, 2, 2, shape.experts), shape.topology, POLICIES[policy])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", [HIERARCHICAL["largest"], Shape(16, Topology(48, 1, 1, 12))], ids=str)
+def test_fast_paths_on_small_shapes(shape: Shape, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs, "ROUNDS_FROM", 2)
+    monkeypatch.setattr(specs, "AT_ONCE_FROM", 1)
+    launch_plan.cache_clear()
+    for policy in ("deepseek", "top2_tail_adaptive_and_second_light_refine"):
+        check(loads(family, 3, 1, shape.experts), shape.topology, POLICIES[policy])
+    launch_plan.cache_clear()
+
+
+@pytest.mark.other_triton
+@pytest.mark.parametrize("topology", [Topology(288, 8, 4, 32), Topology(288, 1, 1, 32)], ids=["hierarchical", "global"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_layer_of_deepseek_v3(policy: str, topology: Topology) -> None:
+    check(loads("continuous", 4, 1, 256), topology, POLICIES[policy])
+
+
+def _small(case: GoldenCase) -> bool:
+    """Every shape of up to 48 replicas and 12 layers once, of the stacks of 50 calls two."""
+    number = int(case.name.split(".")[1])
+    return case.topology.num_replicas <= 48 and number < 2
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in golden_cases("exact") if _small(case)])
+def test_golden_plans(case: GoldenCase) -> None:
+    for policy, (phy2log, logcnt) in case.plans.items():
+        if case.weight.shape[0] > 3 and policy != "deepseek":
+            continue  # nine layers by six policies at 0.2 ms an operation: test_hierarchical and test_global do those
+        got = poisoned(case.weight, case.topology, POLICIES[policy])
+        assert torch.equal(got.phy2log, phy2log), policy
+        assert torch.equal(got.logcnt, logcnt), policy
+
+
+def test_a_policy_of_the_users_own() -> None:
+    policy = Policy(
+        "mixed",
+        tail="simulated",
+        fixup=Fixup(moves=2, donors="replicated", peak="second", tie="lexicographic"),
+        group_refine=Nearest(steps=2, lights=2),
+        gpu_pack="spread",
+        gpu_refine=Nearest(steps=3, lights=1),
+    )
+    for family in ("continuous", "ties"):
+        check(loads(family, 5, 2, 16), Topology(24, 8, 2, 6), policy)
+
+
+def test_bad_loads_count_as_zero_and_are_recorded() -> None:
+    topology = Topology(16, 4, 2, 8)
+    weight = loads("continuous", 6, 3, 12)
+    weight[1, 9], weight[1, 4], weight[2, 11], weight[2, 0] = torch.nan, -1.0, torch.inf, 2.0**101
+    weight[0, 3] = -0.0
+    cleaned = torch.where((weight > 0) & (weight <= 2.0**100), weight, 0.0)
+    for name in ("deepseek", "adaptive_tail_and_2x2_fixup"):  # with and without the kernel that measures rows first
+        policy = POLICIES[name]
+        got = poisoned(weight, topology, policy)
+        assert torch.equal(got.phy2log, plan_layers(cleaned, topology, policy)[0])
+        assert sorted(got.bad[0].tolist()) == [-1, -1]
+        assert first_bad_load(got.bad) == (1, 4)
+    assert first_bad_load(poisoned(cleaned, topology, POLICIES["deepseek"]).bad) is None
+
+
+@pytest.mark.other_triton
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64],
+    ids=str,
+)
+def test_loads_of_any_type_are_rounded_once(dtype: torch.dtype) -> None:
+    weight = loads("continuous", 7, 2, 12).clamp(max=100).to(dtype)
+    if dtype == torch.int64:
+        weight = weight + 2**53 + torch.arange(24).view(2, 12) * (2**29 + 1)  # a second rounding would show
+    if dtype == torch.float64:
+        weight = weight * (1 + 2.0**-25)
+    got = poisoned(weight, Topology(16, 4, 2, 8), POLICIES["deepseek"])
+    want = plan_layers(weight.to(torch.float32), Topology(16, 4, 2, 8), POLICIES["deepseek"])
+    assert torch.equal(got.phy2log, want[0])
+
+
+def test_strides_types_and_absent_maps() -> None:
+    topology, policy = Topology(16, 4, 2, 8), POLICIES["deepseek"]
+    weight = loads("continuous", 8, 2, 12)
+    want = poisoned(weight, topology, policy)
+    spread = torch.full((12, 7), torch.nan)
+    spread[:, 1:5:3] = weight.T
+    got = launch(spread[:, 1:5:3].T, topology, policy, dtype=torch.int32, want_log2phy=True)
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine is not None
+        assert theirs is not None
+        assert mine.dtype == torch.int32
+        assert torch.equal(mine.to(torch.int64), theirs.to(torch.int64))
+    assert launch(weight, topology, policy).log2phy is None
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_layers(policy: str) -> None:
+    got = launch(torch.empty(0, 12), Topology(16, 4, 2, 8), POLICIES[policy], want_log2phy=True)
+    assert [tuple(tensor.shape) for tensor in got if tensor is not None] == [
+        (0, 16),
+        (0, 16),
+        (0, 12),
+        (0, 12, 5),
+        (0, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "tensor", "message"),
+    [
+        ("phy2log", torch.zeros(2, 15, dtype=torch.int64), r"out.phy2log has shape \(2, 15\), must be \(2, 16\)"),
+        ("phyrank", torch.zeros(2, 16, dtype=torch.int32), "out.phyrank has dtype torch.int32, must be torch.int64"),
+        ("logcnt", torch.zeros(2, 12, dtype=torch.int64, device="meta"), "out.logcnt is on meta, must be on cpu"),
+        ("logcnt", torch.zeros(12, 2, dtype=torch.int64).T, r"out.logcnt has strides \(1, 2\), must be contiguous"),
+        (
+            "log2phy",
+            torch.zeros(2, 12, 4, dtype=torch.int64),
+            r"out.log2phy has shape \(2, 12, 4\), must be \(2, 12, 5\)",
+        ),
+        ("bad", torch.zeros(2, 2, dtype=torch.int64), "out.bad has dtype torch.int64, must be torch.int32"),
+    ],
+)
+def test_wrong_outputs_are_refused(field: str, tensor: Tensor, message: str) -> None:
+    weight = loads("continuous", 9, 2, 12)
+    good = launch(weight, Topology(16, 4, 2, 8), POLICIES["deepseek"], want_log2phy=True)
+    with pytest.raises(ValueError, match=message):
+        launch(weight, Topology(16, 4, 2, 8), POLICIES["deepseek"], out=good._replace(**{field: tensor}))
+
+
+def test_wrong_workspace_is_refused() -> None:
+    topology, policy = Topology(16, 4, 2, 8), POLICIES["deepseek"]
+    workspace = launch_plan(topology, 12, policy).workspace(3, "cpu")
+    with pytest.raises(ValueError, match=r"workspace.statistics has shape \(3, 6\), must be \(3, 4\)"):
+        launch(loads("continuous", 10, 2, 12), topology, policy, workspace=workspace)
+
+
+@pytest.mark.parametrize(
+    ("experts", "topology", "message"),
+    [
+        (2049, Topology(4096, 1, 1, 1), "num_experts=2049 must be at most 2048"),
+        (2048, Topology(4097, 1, 1, 1), "num_replicas=4097 must be at most 4096"),
+        (2048, Topology(2049, 1, 1, 2049), "num_gpus=2049 must be at most 2048"),
+        (12, Topology(10, 1, 1, 1), "num_replicas=10 must be at least num_experts=12"),
+    ],
+)
+def test_sizes_are_refused(experts: int, topology: Topology, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        launch(torch.ones(1, experts), topology, POLICIES["deepseek"])
+
+
+def test_wrong_weights_are_refused() -> None:
+    topology, policy = Topology(16, 4, 2, 8), POLICIES["deepseek"]
+    with pytest.raises(ValueError, match=r"weight has shape \(12,\), must be \[layers, experts\]"):
+        launch(torch.ones(12), topology, policy)
+    with pytest.raises(ValueError, match=r"weight has dtype torch.bool, must be real or integer"):
+        launch(torch.ones(1, 12, dtype=torch.bool), topology, policy)
+    with pytest.raises(ValueError, match=r"dtype=torch.int16 must be torch.int64 or torch.int32"):
+        launch(torch.ones(1, 12), topology, policy, dtype=torch.int16)

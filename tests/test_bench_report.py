@@ -1,0 +1,95 @@
+"""Results and reports: from a tiny run to its tables, and from the tables of the docs back to their results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench import next_window, report, results, run, scale
+from bench.machine import ROOT
+from bench.tables import source
+
+DOCUMENTS = [ROOT / "docs" / "benchmarks.md", ROOT / "README.md"]
+PLANNERS = "deepseek@reference,adaptive_tail_and_fixup@reference"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a run over one small case."""
+    out = tmp_path_factory.mktemp("results")
+    arguments = ["--cases", "qwen3", "--planners", PLANNERS, "--seconds", "0", "--no-cold", "--out", str(out)]
+    done = CliRunner().invoke(run.main, arguments)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_a_result_says_where_it_comes_from(folder: Path) -> None:
+    found = json.loads((folder / "cases.json").read_text())
+    environment = found["environment"]
+    for key in ("date", "command", "cpu", "cores", "system", "python", "versions", "commit", "dirty", "torch_threads"):
+        assert key in environment
+    assert environment["versions"]["torch"]
+    row = found["cases"][0]["results"]["deepseek@reference"]
+    assert len(row["milliseconds"]) == row["rounds"] == 3
+    assert len(row["balancedness"]) == 3
+    assert len(row["moved_slots"]) == 2
+
+
+def test_the_report_has_tables_pictures_and_their_source(folder: Path) -> None:
+    text = (folder / "REPORT.md").read_text()
+    assert "balancedness = mean GPU load summed over layers" in text.replace("Balancedness", "balancedness")
+    assert source(results.load(folder)["cases"]) in text
+    for picture in ("time.png", "balance-and-time.png"):
+        assert f"({picture})" in text
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_blocks_are_filled_once_and_again(folder: Path) -> None:
+    found = results.load(folder)
+    empty = "a\n<!-- bench:times -->\n<!-- /bench:times -->\nb\n<!-- bench:scale -->\nkept\n<!-- /bench:scale -->\n"
+    filled = report.fill(empty, found, folder / "README.md")
+    assert "| qwen3 | `deepseek@reference` |" in filled
+    assert "\nkept\n" in filled
+    assert report.fill(filled, found, folder / "README.md") == filled
+    with pytest.raises(ValueError, match="names no table"):
+        report.fill("<!-- bench:nothing --><!-- /bench:nothing -->", found, folder / "README.md")
+
+
+def test_a_picture_is_linked_from_where_the_document_stands(folder: Path) -> None:
+    block = "<!-- bench:time.png -->\n<!-- /bench:time.png -->"
+    linked = report.fill(block, results.load(folder), folder.parent / "docs" / "page.md")
+    assert f"![time](../{folder.name}/time.png)" in linked
+
+
+def test_a_wrong_name_is_refused_in_a_line() -> None:
+    done = CliRunner().invoke(run.main, ["--cases", "no-such-case"])
+    assert done.exit_code == 2
+    assert "matches none of" in done.output
+
+
+def test_a_study_of_one_sweep_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [(float(layers), scale._case(layers, 16, 32, 8)) for layers in (1, 2, 4, 8)]
+    monkeypatch.setattr(scale, "sweeps", lambda: {"L": points})
+    arguments = ["--planners", "deepseek@reference", "--seconds", "0", "--out", str(tmp_path)]
+    done = CliRunner().invoke(scale.main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "| L | `deepseek@reference` | 1 to 8 |" in (tmp_path / "REPORT.md").read_text()
+
+
+def test_topology_of_the_next_window_study() -> None:
+    assert next_window.topology_for(64).num_replicas == 80
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.is_file()], ids=lambda path: path.name)
+def test_every_published_table_is_what_its_result_gives(document: Path) -> None:
+    text = document.read_text()
+    for block in re.finditer(r"<!-- bench:([\w.-]+) -->\n(.*?)<!-- /bench:\1 -->", text, flags=re.DOTALL):
+        if not block[2].strip():
+            continue  # not yet published
+        folders = re.findall(r"bench/results/[\w.-]+", block[2])
+        assert folders, f"{block[1]} names no result"
+        assert report.fill(block[0], results.load(ROOT / folders[-1]), document) == block[0]
