@@ -93,7 +93,11 @@ def compile_kernel(spec: KernelSpec, target: str, **options: Any) -> Compiled:
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(i,): pointer for i, name in enumerate(names) if signature[name].startswith("*")},
     )
-    built = triton.compile(source, target=TARGETS[target], options={**spec.options, **options})
+    with triton.knobs.cache.scope():
+        # Triton's own cache knows a kernel by its text alone: what it returns may name source files of another
+        # checkout, or of a copy that is gone.
+        triton.knobs.cache.dir = str(Path(spec.function.fn.__code__.co_filename).parent / "__pycache__" / "triton")
+        built = triton.compile(source, target=TARGETS[target], options={**spec.options, **options})
     passed = tuple(name for name in names if signature[name] != "constexpr")
     return Compiled(built.metadata.name, passed, target, built.metadata.num_warps, built.asm)
 
