@@ -8,20 +8,23 @@ Symbols, used everywhere:
     S     slots per GPU, P / D: slot k is on GPU k // S
 """
 
+from eplb_triton.bound import lower_bound
 from eplb_triton.placement import BALANCEDNESS, Moved, Placement
 from eplb_triton.planner import plan, rebalance_experts
-from eplb_triton.policy import POLICIES, Policy
+from eplb_triton.policy import EFFORTS, POLICIES, Policy
 from eplb_triton.topology import Topology
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BALANCEDNESS",
+    "EFFORTS",
     "POLICIES",
     "Moved",
     "Placement",
     "Policy",
     "Topology",
+    "lower_bound",
     "plan",
     "rebalance_experts",
 ]

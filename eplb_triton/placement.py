@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from eplb_triton.bound import lower_bound
 from eplb_triton.topology import Topology
 
 BALANCEDNESS = "balancedness = mean GPU load summed over layers / max GPU load summed over layers"
@@ -129,6 +130,19 @@ class Placement:
         if per_layer:
             return torch.where(peak > 0, mean / peak, 1.0)
         return float(mean.sum() / peak.sum()) if float(peak.sum()) > 0 else 1.0
+
+    def gap(self, weight: Tensor, *, pairing: bool = True) -> Tensor:
+        """[L] float64 on the CPU: how far each layer's heaviest GPU is above the load that none can beat, relative.
+
+        0 is provably the best there is; 0.001 is at most 0.1 % from it. A layer without load has 0.
+
+        Args:
+            weight: [L, E], loads to judge the placement by.
+            pairing: as in `lower_bound`.
+        """
+        peak = self.gpu_loads(weight).amax(1).cpu()
+        bound = lower_bound(weight, self.topology, pairing=pairing)
+        return torch.where(bound > 0, peak / bound - 1, 0.0)
 
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over the counts and maps: equal on every machine exactly if the placement is.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-Tail = Literal["none", "dispersion", "simulated", "peak_aware", "gated", "waterfill"]
+Tail = Literal["none", "dispersion", "simulated", "peak_aware", "gated", "waterfill", "capped"]
 Donors = Literal["top", "replicated"]
 PeakEstimate = Literal["second", "others", "exact"]
 Tie = Literal["first", "second_peak", "lexicographic"]
-GpuPack = Literal["plain", "spread"]
+GroupPack = Literal["plain", "partition"]
+GpuPack = Literal["plain", "spread", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -64,31 +65,86 @@ class Peak:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """Move single replicas where GPUs have two slots, judged on the largest load of the best pairing.
+
+    Args:
+        moves: at most so many.
+        donors: experts tried as givers at each move, the smallest w/(c - 1) first.
+    """
+
+    moves: int
+    donors: int
+
+    def __post_init__(self) -> None:
+        _at_least_1("Paired.moves", self.moves)
+        _at_least_1("Paired.donors", self.donors)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Exchange replicas between heavy and light GPUs, never bringing an expert to a GPU that holds it.
+
+    Args:
+        pair_rounds: rounds in which every GPU of the heavier half meets one of the lighter half.
+        match_rounds: at most so many rounds in which the heaviest GPUs look for the best partner of all.
+        proposers: how many of the heaviest GPUs do so.
+        double_steps: at most so many steps that also exchange two replicas for two; 0: none.
+        candidates: pairs of pairs that such a step may try: it meets the lightest GPUs only, candidates / C(S, 2)**2
+            of them, and is left out where that is below 1.
+    """
+
+    pair_rounds: int
+    match_rounds: int
+    proposers: int = 3
+    double_steps: int = 0
+    candidates: int = 2048
+
+    def __post_init__(self) -> None:
+        for name in ("pair_rounds", "match_rounds", "double_steps", "candidates"):
+            _at_least_0(f"Exchange.{name}", getattr(self, name))
+        _at_least_1("Exchange.proposers", self.proposers)
+
+
+@dataclass(frozen=True)
 class Policy:
     """What each stage does, in the order of the stages.
 
     Args:
         name: what users call it; the stages do not see it.
-        tail: how replicas are assigned to experts, after plain D'Hondt picks.
+        tail: how replicas are assigned to experts, after plain D'Hondt picks; `capped` is D'Hondt with no more replicas
+            of an expert than there are GPUs.
         fixup: moves of single replicas afterwards, or None.
+        group_pack: how groups are packed onto nodes; `partition` finds the best way.
         group_refine: swaps of groups between nodes after packing them, or None.
-        gpu_pack: how replicas are packed onto the GPUs of a node; `spread` avoids GPUs that hold the expert.
+        gpu_pack: how replicas are packed onto the GPUs of a node; `spread` avoids GPUs that hold the expert; `blocks`
+            fills one slot of all GPUs at a time and never doubles an expert on a GPU that `capped` counts can spare it.
         gpu_refine: swaps of replicas between the GPUs of a node, or None.
 
     Raises:
-        ValueError: a field is none of the values its type lists.
+        ValueError: a field is none of the values its type lists; `Paired` without `capped` counts, or `Fixup` with
+            them; `Exchange` without `blocks`, both of which work in fixed point, or another refinement with them.
     """
 
     name: str
     tail: Tail = "none"
-    fixup: Fixup | None = None
+    fixup: Fixup | Paired | None = None
     group_refine: Nearest | Corner | None = None
     gpu_pack: GpuPack = "plain"
-    gpu_refine: Nearest | Corner | Peak | None = None
+    gpu_refine: Nearest | Corner | Peak | Exchange | None = None
+    group_pack: GroupPack = "plain"
 
     def __post_init__(self) -> None:
         _one_of("Policy.tail", self.tail, get_args(Tail))
         _one_of("Policy.gpu_pack", self.gpu_pack, get_args(GpuPack))
+        _one_of("Policy.group_pack", self.group_pack, get_args(GroupPack))
+        if self.tail == "capped" and isinstance(self.fixup, Fixup):
+            raise ValueError(f"Policy.fixup={self.fixup!r} must be Paired or None with tail='capped'")
+        if self.tail != "capped" and isinstance(self.fixup, Paired):
+            raise ValueError(f"Policy.fixup={self.fixup!r} must be Fixup or None with tail={self.tail!r}")
+        if self.gpu_refine is not None and isinstance(self.gpu_refine, Exchange) != (self.gpu_pack == "blocks"):
+            needed = "Exchange or None" if self.gpu_pack == "blocks" else "Nearest, Corner, Peak or None"
+            raise ValueError(f"Policy.gpu_refine={self.gpu_refine!r} must be {needed} with gpu_pack={self.gpu_pack!r}")
 
 
 def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -100,6 +156,20 @@ def _at_least_1(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name}={value!r} must be at least 1")
 
+
+def _at_least_0(name: str, value: int) -> None:
+    if value < 0:
+        raise ValueError(f"{name}={value!r} must be at least 0")
+
+
+_BALANCED = Policy(
+    "balanced",
+    tail="capped",
+    fixup=Paired(moves=4, donors=4),
+    group_pack="partition",
+    gpu_pack="blocks",
+    gpu_refine=Exchange(pair_rounds=3, match_rounds=8, proposers=3, double_steps=6, candidates=2048),
+)
 
 POLICIES: dict[str, Policy] = {
     policy.name: policy
@@ -140,9 +210,22 @@ POLICIES: dict[str, Policy] = {
             gpu_pack="spread",
             gpu_refine=Peak(),
         ),
+        _BALANCED,
     )
 }
-"""Every policy by name. `deepseek` is the published baseline; the others are published improvements of it."""
+"""Every policy by name. `deepseek` is the published baseline; the next five are published improvements of it;
+`balanced` plans at the lower bound."""
+
+EFFORTS: dict[str, Policy] = {
+    "low": replace(_BALANCED, name="balanced_low", gpu_refine=Exchange(pair_rounds=3, match_rounds=0)),
+    "medium": _BALANCED,
+    "high": replace(
+        _BALANCED,
+        name="balanced_high",
+        gpu_refine=Exchange(pair_rounds=3, match_rounds=64, double_steps=64, candidates=1 << 17),
+    ),
+}
+"""`balanced` with fewer and with more steps: `plan(weight, topology, policy=EFFORTS["high"])`."""
 
 
 DEFAULT_POLICY = "deepseek"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eplb_triton import POLICIES, Placement, Policy, Topology, plan, rebalance_experts
 from eplb_triton.planner import resolve_backend
-from eplb_triton.policy import Corner, Fixup, Nearest
+from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired
 from tests.backends import CPU_BACKENDS
 
 TOPOLOGY = Topology(16, 4, 2, 8)
@@ -152,6 +152,24 @@ def test_refused_options() -> None:
         (lambda: Fixup(1, "top", "second", "last"), "Fixup.tie='last' must be one of"),  # type: ignore[arg-type]
         (lambda: Nearest(steps=1, lights=3), "Nearest.lights=3 must be one of 1, 2"),
         (lambda: Corner(steps=0), "Corner.steps=0 must be at least 1"),
+        (lambda: Policy("x", group_pack="best"), "Policy.group_pack='best' must be one of 'plain', 'partition'"),  # type: ignore[arg-type]
+        (lambda: Policy("x", fixup=Paired(4, 4)), r"Policy.fixup=Paired\(.*\) must be Fixup or None with tail='none'"),
+        (
+            lambda: Policy("x", tail="capped", fixup=Fixup(1, "top", "second", "first")),
+            "must be Paired or None with tail='capped'",
+        ),
+        (
+            lambda: Policy("x", gpu_refine=Exchange(2, 8)),
+            "must be Nearest, Corner, Peak or None with gpu_pack='plain'",
+        ),
+        (
+            lambda: Policy("x", gpu_pack="blocks", gpu_refine=Corner(1)),
+            "must be Exchange or None with gpu_pack='blocks'",
+        ),
+        (lambda: Paired(moves=0, donors=4), "Paired.moves=0 must be at least 1"),
+        (lambda: Paired(moves=4, donors=0), "Paired.donors=0 must be at least 1"),
+        (lambda: Exchange(pair_rounds=-1, match_rounds=8), "Exchange.pair_rounds=-1 must be at least 0"),
+        (lambda: Exchange(pair_rounds=2, match_rounds=8, proposers=0), "Exchange.proposers=0 must be at least 1"),
     ],
 )
 def test_refused_policies(make: Any, message: str) -> None:
@@ -159,7 +177,7 @@ def test_refused_policies(make: Any, message: str) -> None:
         make()
 
 
-def test_policies_are_the_published_six_in_order() -> None:
+def test_policies_are_the_published_six_in_order_and_balanced() -> None:
     assert list(POLICIES) == [
         "deepseek",
         "adaptive_tail_and_2x2_fixup",
@@ -167,5 +185,6 @@ def test_policies_are_the_published_six_in_order() -> None:
         "top2_tail_adaptive_and_second_light_refine",
         "adaptive_tail_and_packer_2x2",
         "hybrid_tail_waterfill",
+        "balanced",
     ]
     assert all(name == policy.name for name, policy in POLICIES.items())

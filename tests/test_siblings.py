@@ -15,7 +15,7 @@ ROOTS = {
     "cpu": Path(eplb_triton.__file__).parent / "cpu",
     "kernels": Path(eplb_triton.__file__).parent / "kernels",
 }
-STAGES = ("replicate", "waterfill", "fixup", "pack", "refine", "maps")
+STAGES = ("replicate", "waterfill", "capped", "fixup", "pack", "partition", "blocks", "refine", "exchange", "maps")
 
 
 def stage_functions(tree: str, stage: str) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ from eplb_triton.cpu.compiled import stage
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 LAST_INDEX = 0x7FFFFFFF
 RADIX_BITS = 8  # 256 counters: 4 passes; 11 bits would be 3, but 2048 counters cost more to clear below 1000 items

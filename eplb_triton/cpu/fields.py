@@ -5,23 +5,25 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-from eplb_triton.policy import Corner, Nearest, Peak, Policy
+from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, Policy
 
 # What is compiled, not what policy.py lists: a value that is new there must be refused here, not taken for another.
-TAILS = ("none", "dispersion", "simulated", "peak_aware", "gated", "waterfill")
+TAILS = ("none", "dispersion", "simulated", "peak_aware", "gated", "waterfill", "capped")
 DONORS = ("top", "replicated")
 PEAKS = ("second", "others", "exact")
 TIES = ("first", "second_peak", "lexicographic")
-PACKS = ("plain", "spread")
-REFINEMENTS = (type(None), Nearest, Corner, Peak)
+PACKS = ("plain", "spread", "blocks")
+GROUP_PACKS = ("plain", "partition")
+REFINEMENTS = (type(None), Nearest, Corner, Peak, Exchange)
 
-TAIL_NONE, TAIL_DISPERSION, TAIL_SIMULATED, TAIL_PEAK_AWARE, TAIL_GATED, TAIL_WATERFILL = range(len(TAILS))
+TAIL_NONE, TAIL_DISPERSION, TAIL_SIMULATED, TAIL_PEAK_AWARE, TAIL_GATED, TAIL_WATERFILL, TAIL_CAPPED = range(len(TAILS))
 MEAN_TAILS = (TAIL_DISPERSION, TAIL_SIMULATED)  # their length needs a mean over all rows of the call
 DONORS_TOP, DONORS_REPLICATED = range(len(DONORS))
 PEAK_SECOND, PEAK_OTHERS, PEAK_EXACT = range(len(PEAKS))
 TIE_FIRST, TIE_SECOND_PEAK, TIE_LEXICOGRAPHIC = range(len(TIES))
-PACK_PLAIN, PACK_SPREAD = range(len(PACKS))
-REFINE_NONE, REFINE_NEAREST, REFINE_CORNER, REFINE_PEAK = range(len(REFINEMENTS))
+PACK_PLAIN, PACK_SPREAD, PACK_BLOCKS = range(len(PACKS))
+GROUP_PLAIN, GROUP_PARTITION = range(len(GROUP_PACKS))
+REFINE_NONE, REFINE_NEAREST, REFINE_CORNER, REFINE_PEAK, REFINE_EXCHANGE = range(len(REFINEMENTS))
 
 
 class Fields(NamedTuple):
@@ -39,6 +41,14 @@ class Fields(NamedTuple):
     gpu_refine: int
     gpu_steps: int
     gpu_lights: int
+    group_pack: int
+    paired_moves: int
+    paired_donors: int
+    pair_rounds: int
+    match_rounds: int
+    proposers: int
+    double_steps: int
+    candidates: int
 
 
 @cache
@@ -48,7 +58,9 @@ def fields_of(policy: Policy) -> Fields:
     Raises:
         ValueError: one of its choices is not compiled.
     """
-    fixup = policy.fixup
+    fixup = policy.fixup if isinstance(policy.fixup, Fixup) else None
+    paired = policy.fixup if isinstance(policy.fixup, Paired) else None
+    exchange = policy.gpu_refine if isinstance(policy.gpu_refine, Exchange) else None
     return Fields(
         _index("tail", TAILS, policy.tail),
         fixup.moves if fixup else 0,
@@ -58,10 +70,18 @@ def fields_of(policy: Policy) -> Fields:
         *_refinement("group_refine", policy.group_refine),
         _index("gpu_pack", PACKS, policy.gpu_pack),
         *_refinement("gpu_refine", policy.gpu_refine),
+        _index("group_pack", GROUP_PACKS, policy.group_pack),
+        paired.moves if paired else 0,
+        paired.donors if paired else 0,
+        exchange.pair_rounds if exchange else 0,
+        exchange.match_rounds if exchange else 0,
+        exchange.proposers if exchange else 0,
+        exchange.double_steps if exchange else 0,
+        exchange.candidates if exchange else 0,
     )
 
 
-def _refinement(name: str, refine: Nearest | Corner | Peak | None) -> tuple[int, int, int]:
+def _refinement(name: str, refine: Nearest | Corner | Peak | Exchange | None) -> tuple[int, int, int]:
     """The rule, its steps and its light packs."""
     rule = _index(name, REFINEMENTS, type(refine))
     return rule, getattr(refine, "steps", 0), getattr(refine, "lights", 0)

@@ -11,8 +11,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from eplb_triton.cpu.fields import MEAN_TAILS, fields_of
+from eplb_triton.cpu.arith import Ints
+from eplb_triton.cpu.fields import GROUP_PARTITION, MEAN_TAILS, Fields, fields_of
 from eplb_triton.cpu.pipeline import compiled_group_stage, compiled_rows, compiled_tail
+from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
 from eplb_triton.policy import Policy, resolve_policy
 from eplb_triton.topology import Topology
 
@@ -61,17 +63,18 @@ def plan_layers(
     phyrank = np.empty_like(phy2log)
     logcnt = np.empty((num_layers, num_experts), np.int64)
     tail_length = 0
-    group_numbers = fields.group_steps, fields.group_lights
+    group_numbers = fields.group_steps, fields.group_lights, _partition_table(fields, num_groups, num_nodes)
 
     def place(first: int, last: int) -> None:
         if num_groups == 1:
             experts[first:last] = np.arange(num_experts)
         else:
-            place_groups = compiled_group_stage(fields.group_refine)
+            place_groups = compiled_group_stage(fields.group_pack, fields.group_refine)
             place_groups(loads, num_groups, num_nodes, *group_numbers, experts, first, last)
 
     def plan(first: int, last: int) -> None:
-        plan_rows(loads, experts, num_replicas, num_nodes, num_gpus, tail_length, phy2log, phyrank, logcnt, first, last)
+        sizes = num_replicas, num_groups, num_nodes, num_gpus
+        plan_rows(loads, experts, *sizes, tail_length, phy2log, phyrank, logcnt, first, last)
 
     def place_and_plan(first: int, last: int) -> None:
         place(first, last)
@@ -100,9 +103,16 @@ def warm_up(topology: Topology, policy: str | Policy = "deepseek") -> None:
     fields = fields_of(resolve_policy(policy))
     compiled_rows(fields)
     if topology.planned_groups > 1:
-        compiled_group_stage(fields.group_refine)
+        compiled_group_stage(fields.group_pack, fields.group_refine)
     if fields.tail in MEAN_TAILS:
         compiled_tail(fields.tail)
+
+
+def _partition_table(fields: Fields, num_groups: int, num_nodes: int) -> Ints:
+    """[partitions, G] for `pack_partition`, empty where it is not used or there are too many."""
+    if fields.group_pack != GROUP_PARTITION or num_partitions(num_groups, num_nodes) > MOST_PARTITIONS:
+        return np.empty((0, num_groups), np.int64)
+    return np.array(all_partitions(num_groups, num_nodes), np.int64).reshape(-1, num_groups)
 
 
 def _in_spans(work: Callable[[int, int], None], num_layers: int, threads: int) -> None:

@@ -11,23 +11,32 @@ from functools import cache
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Floats, Ints, new_work, quotient
+from eplb_triton.cpu.arith import Doubles, Floats, Ints, new_work, quotient
+from eplb_triton.cpu.blocks import pack_blocks
+from eplb_triton.cpu.capped import capped_counts, move_paired
 from eplb_triton.cpu.compiled import entry_point, stage
+from eplb_triton.cpu.exchange import refine_doubles, refine_match, refine_pairs
 from eplb_triton.cpu.fields import (
+    GROUP_PARTITION,
     MEAN_TAILS,
+    PACK_BLOCKS,
     PACK_SPREAD,
     REFINE_CORNER,
+    REFINE_EXCHANGE,
     REFINE_NEAREST,
     REFINE_PEAK,
+    TAIL_CAPPED,
     TAIL_DISPERSION,
     TAIL_GATED,
     TAIL_PEAK_AWARE,
     TAIL_WATERFILL,
     Fields,
 )
+from eplb_triton.cpu.fixed import fixed_point, node_target
 from eplb_triton.cpu.fixup import move_replicas
 from eplb_triton.cpu.maps import physical_maps
 from eplb_triton.cpu.pack import pack_plain, pack_spread
+from eplb_triton.cpu.partition import pack_partition
 from eplb_triton.cpu.refine import corner_gpu_steps, refine_corner, refine_nearest, refine_peak
 from eplb_triton.cpu.replicate import (
     dispersion_tail,
@@ -62,8 +71,25 @@ def _list_experts(pack: Ints, slot: Ints, group_size: int, num_packs: int, exper
             experts[first + nth] = group * group_size + nth
 
 
+@stage
+def _node_loads(weight: Floats, experts: Ints, num_groups: int, node_loads: Doubles) -> int:
+    """Fill the load of each node of a layer in the fixed point of its groups; the scale of that."""
+    group_size, size = experts.size // num_groups, num_groups // node_loads.size
+    groups, fixed = np.empty(num_groups, np.float32), np.empty(num_groups, np.float64)
+    placed = np.empty(experts.size, np.float32)
+    for k in range(experts.size):
+        placed[k] = weight[experts[k]]
+    _group_loads(placed, group_size, groups)
+    scale = fixed_point(groups, size, fixed)
+    for node in range(node_loads.size):
+        node_loads[node] = 0
+        for group in range(node * size, (node + 1) * size):
+            node_loads[node] += fixed[group]
+    return scale
+
+
 @cache
-def compiled_group_stage(refine: int) -> Callable[..., None]:
+def compiled_group_stage(group_pack: int, refine: int) -> Callable[..., None]:
     """The entry point that puts the groups of layers onto nodes."""
 
     def place_groups(
@@ -72,6 +98,7 @@ def compiled_group_stage(refine: int) -> Callable[..., None]:
         num_nodes: int,
         steps: int,
         lights: int,
+        table: Ints,  # [partitions, G], or empty: see pack_partition
         experts: Ints,  # [L, E], filled: a row's experts are experts[layer, node * e : (node + 1) * e]
         first: int,  # layers first .. last-1
         last: int,
@@ -83,15 +110,18 @@ def compiled_group_stage(refine: int) -> Callable[..., None]:
         pack, slot = np.empty(num_groups, np.int64), np.empty(num_groups, np.int64)
         for layer in range(first, last):
             _group_loads(weight[layer], group_size, loads)
-            pack_plain(loads, num_nodes, pack, slot, work, tree)
+            if group_pack == GROUP_PARTITION:
+                pack_partition(loads, num_nodes, pack, slot, table, work, tree)
+            else:
+                pack_plain(loads, num_nodes, pack, slot, work, tree)
             if refine == REFINE_NEAREST:
                 refine_nearest(loads, pack, slot, num_nodes, steps, lights, work, totals)
             if refine == REFINE_CORNER:
                 refine_corner(loads, pack, slot, num_nodes, steps, work, totals)
             _list_experts(pack, slot, group_size, num_nodes, experts[layer])
 
-    signature = "void(float32[:, ::1], int64, int64, int64, int64, int64[:, ::1], int64, int64)"
-    return entry_point(place_groups, signature, str(refine))
+    signature = "void(float32[:, ::1], int64, int64, int64, int64, int64[:, ::1], int64[:, ::1], int64, int64)"
+    return entry_point(place_groups, signature, f"{group_pack}-{refine}")
 
 
 @cache
@@ -119,16 +149,19 @@ def _list_once(counts: Ints, expert: Ints, rank: Ints) -> None:
 
 
 @cache
-def compiled_rows(fields: Fields) -> Callable[..., None]:
+def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as plan_rows
     """The entry point that plans the rows of layers, after the group stage."""
-    tail, moves, donors, peak, tie, *_, pack_rule, refine, steps, lights = map(np.int64, fields)
+    tail, moves, donors, peak, tie, _, _, _, pack_rule, refine, steps, lights, *_ = map(np.int64, fields)
+    paired_moves, paired_donors = np.int64(fields.paired_moves), np.int64(fields.paired_donors)
+    pair_rounds, match_rounds, proposers, double_steps, candidates = map(np.int64, fields[-5:])
     spread = bool(pack_rule == PACK_SPREAD)
     mean_length, fixed_length = fields.tail in MEAN_TAILS, fields.tail in (TAIL_PEAK_AWARE, TAIL_GATED)
 
-    def plan_rows(  # noqa: PLR0912 - one line a stage; a policy's code has three of these branches
+    def plan_rows(  # noqa: PLR0912, PLR0915 - one line a stage; a policy's code has three of these branches
         weight: Floats,  # [L, E]
         experts: Ints,  # [L, E], of compiled_group_stage
         num_replicas: int,
+        num_groups: int,
         num_nodes: int,
         num_gpus: int,
         mean_tail_length: int,  # of compiled_tail, 0 for the other rules
@@ -145,10 +178,14 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:
         weights, counts = np.empty(e, np.float32), np.empty(e, np.int64)
         expert, rank, no_list = np.empty(p, np.int64), np.empty(p, np.int64), np.empty(0, np.int64)
         loads, pack, slot = np.empty(p, np.float32), np.empty(p, np.int64), np.empty(p, np.int64)
+        fixed, node_loads, node_scale = np.empty(p, np.float64), np.zeros(num_nodes, np.float64), np.int64(0)
+        target = 0.0
         tail_length = mean_tail_length
         if fixed_length and p > e:
             tail_length = fixed_tail(p - e)
         for layer in range(first, last):
+            if pack_rule == PACK_BLOCKS and num_nodes > 1:
+                node_scale = _node_loads(weight[layer], experts[layer], num_groups, node_loads)
             for node in range(num_nodes):
                 row = experts[layer, node * e : (node + 1) * e]
                 for i in range(e):
@@ -157,6 +194,11 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:
                     waterfill_counts(weights, p, counts, trees)
                     if moves > 0:
                         move_replicas(weights, counts, no_list, no_list, moves, donors, peak, tie, shares)
+                    list_by_expert(counts, expert, rank)
+                elif tail == TAIL_CAPPED:
+                    capped_counts(weights, p, d, counts, trees)
+                    if paired_moves > 0 and p == 2 * d:
+                        move_paired(weights, counts, d, paired_moves, paired_donors, work)
                     list_by_expert(counts, expert, rank)
                 else:
                     _list_once(counts, expert, rank)
@@ -171,7 +213,11 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:
                         move_replicas(weights, counts, expert, rank, moves, donors, peak, tie, shares)
                 for k in range(p):
                     loads[k] = quotient(weights[expert[k]], counts[expert[k]])
-                if spread and d > 1 and p > e:
+                if pack_rule == PACK_BLOCKS:
+                    scale = fixed_point(loads, p // d, fixed)
+                    pack_blocks(fixed, expert, d, pack, slot)
+                    target = node_target(node_loads, node_scale, fixed, scale, d)
+                elif spread and d > 1 and p > e:
                     pack_spread(loads, expert, d, pack, slot, work, trees[0], held, pack_loads)
                 else:
                     pack_plain(loads, d, pack, slot, work, trees[0])
@@ -182,12 +228,16 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:
                     refine_corner(loads, pack, slot, d, gpu_steps, work, totals)
                 if refine == REFINE_PEAK:
                     refine_peak(loads, expert, pack, slot, d, work, totals)
+                if refine == REFINE_EXCHANGE:
+                    refine_pairs(fixed, expert, pack, slot, d, target, pair_rounds)
+                    refine_match(fixed, expert, pack, slot, d, target, match_rounds, proposers)
+                    refine_doubles(fixed, expert, pack, slot, d, target, double_steps, candidates)
                 physical_maps(
                     pack, slot, expert, rank, counts, row, d, node, phy2log[layer], phyrank[layer], logcnt[layer]
                 )
 
     signature = (
-        "void(float32[:, ::1], int64[:, ::1], int64, int64, int64, int64, "
+        "void(float32[:, ::1], int64[:, ::1], int64, int64, int64, int64, int64, "
         "int64[:, ::1], int64[:, ::1], int64[:, ::1], int64, int64)"
     )
     return entry_point(plan_rows, signature, "-".join(map(str, fields)))

@@ -3,13 +3,17 @@
 After the group stage the nodes of a layer never meet again, so each program repeats the (small) group stage of its
 layer and then works alone. The two tail rules with a mean over all rows of the call read what measure.py left.
 """
-# ruff: noqa: E501, N803, N806, PLR1714, PLR1716, RET505
+# ruff: noqa: E501, N803, N806, PLR0915, PLR1714, PLR1716, RET505
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import divide
+from eplb_triton.kernels.blocks import pack_blocks
+from eplb_triton.kernels.capped import capped_counts, move_paired
+from eplb_triton.kernels.exchange import refine_doubles, refine_match, refine_pairs
+from eplb_triton.kernels.fixed import fixed_point, mean_target, node_target, place_items
 from eplb_triton.kernels.fixup import move_replicas
 from eplb_triton.kernels.maps import physical_maps
 from eplb_triton.kernels.pack import pack_plain, pack_spread
@@ -38,6 +42,7 @@ def plan_rows(
     ints_ptr,  # int32 [L * N, 6, SCRATCH], scratch
     longs_ptr,  # int64 [L * N, SCRATCH], scratch
     doubles_ptr,  # float64 [L * N, SCRATCH], scratch
+    partitions_ptr,  # int32 [WAYS, G], ways to split the groups; not read where there are none
     phy2log_ptr,  # integer [L, P], out
     phyrank_ptr,  # integer [L, P], out
     logcnt_ptr,  # integer [L, E], out
@@ -72,6 +77,20 @@ def plan_rows(
     GPU_RULE: tl.constexpr,
     GPU_STEPS: tl.constexpr,
     GPU_LIGHTS: tl.constexpr,
+    GROUP_PACK: tl.constexpr,
+    WAYS: tl.constexpr,
+    WAY_LANES: tl.constexpr,
+    GROUP_PROPOSERS: tl.constexpr,
+    GROUP_MEETINGS: tl.constexpr,
+    PAIRED_MOVES: tl.constexpr,
+    PAIRED_DONORS: tl.constexpr,
+    PAIR_ROUNDS: tl.constexpr,
+    MATCH_ROUNDS: tl.constexpr,
+    PROPOSERS: tl.constexpr,
+    MEETINGS: tl.constexpr,
+    DOUBLE_STEPS: tl.constexpr,
+    PARTNERS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
 ):
     layer = tl.program_id(0).to(tl.int64)
     node = tl.program_id(1)
@@ -84,25 +103,33 @@ def plan_rows(
     average_ptr = weights_ptr + SCRATCH
     loads_ptr = weights_ptr + 2 * SCRATCH
     sorted_ptr = longs_ptr + row * SCRATCH
-    logical_ptr = ints_ptr + row * (6 * SCRATCH)
+    logical_ptr = ints_ptr + row * (12 * SCRATCH)
     expert_ptr = logical_ptr + SCRATCH
     rank_ptr = logical_ptr + 2 * SCRATCH
     item_at_ptr = logical_ptr + 3 * SCRATCH
     counts_ptr = logical_ptr + 4 * SCRATCH
     spare_ptr = logical_ptr + 5 * SCRATCH
+    fixed_ptr = logical_ptr + 6 * SCRATCH
+    state_ptr = logical_ptr + 7 * SCRATCH  # of 5 arrays
     held_ptr = doubles_ptr + row * SCRATCH
 
-    groups_to_nodes(
+    heaviest_node, node_scale = groups_to_nodes(
         layer_ptr, expert_stride, node, logical_ptr, loads_ptr, item_at_ptr, sorted_ptr, held_ptr,
+        partitions_ptr, fixed_ptr, state_ptr,
         NUM_EXPERTS, NUM_GROUPS, NUM_NODES, EXPERTS, GROUPS, NODES, GROUP_SLOTS, GROUP_RULE, GROUP_STEPS, GROUP_LIGHTS,
+        GROUP_PACK, GPU_RULE == "exchange" and NUM_NODES > 1, WAYS, WAY_LANES, GROUP_PROPOSERS, GROUP_MEETINGS,
     )  # fmt: skip
     load_row(layer_ptr, expert_stride, logical_ptr, weights_ptr, bad_ptr + row, e, EXPERTS)
     counts = _replicate(
-        weights_ptr, expert_ptr, rank_ptr, average_ptr, spare_ptr, statistics_ptr, num_rows,
-        TAIL, FIXUP_MOVES, FIXUP_DONORS, FIXUP_PEAK, FIXUP_TIE, e, p, EXPERTS, REPLICAS, PICKS, AT_ONCE,
+        weights_ptr, expert_ptr, rank_ptr, average_ptr, spare_ptr, sorted_ptr, statistics_ptr, num_rows,
+        TAIL, FIXUP_MOVES, FIXUP_DONORS, FIXUP_PEAK, FIXUP_TIE, PAIRED_MOVES, PAIRED_DONORS,
+        e, p, d, EXPERTS, REPLICAS, PICKS, AT_ONCE,
     )  # fmt: skip
     _replica_loads(weights_ptr, counts, counts_ptr, expert_ptr, average_ptr, loads_ptr, e, p, EXPERTS, REPLICAS)
-    if GPU_PACK == "spread" and p > e:  # without redundant replicas there is nothing to spread
+    if GPU_PACK == "blocks":
+        scale = fixed_point(loads_ptr, fixed_ptr, p // d, p, REPLICAS)
+        pack_blocks(fixed_ptr, expert_ptr, item_at_ptr, sorted_ptr, p, d, REPLICAS, GPUS)
+    elif GPU_PACK == "spread" and p > e:  # without redundant replicas there is nothing to spread
         pack_spread(loads_ptr, expert_ptr, item_at_ptr, sorted_ptr, spare_ptr, p, d, REPLICAS, GPUS)
     else:
         pack_plain(loads_ptr, item_at_ptr, sorted_ptr, p, d, REPLICAS, GPUS, IN_ROUNDS)
@@ -113,6 +140,21 @@ def plan_rows(
         refine_corner(loads_ptr, item_at_ptr, held_ptr, d, steps, p, GPUS, SLOTS)
     if GPU_RULE == "peak":
         refine_peak(loads_ptr, expert_ptr, item_at_ptr, d, p, GPUS, SLOTS)
+    if GPU_RULE == "exchange":
+        load_at, label_at, order = state_ptr, state_ptr + SCRATCH, state_ptr + 2 * SCRATCH
+        height, proposal = state_ptr + 3 * SCRATCH, state_ptr + 4 * SCRATCH
+        if NUM_NODES > 1:
+            target = node_target(heaviest_node, node_scale, fixed_ptr, scale, d, p, REPLICAS)
+        else:
+            target = mean_target(fixed_ptr, d, p, REPLICAS)
+        place_items(fixed_ptr, expert_ptr, item_at_ptr, load_at, label_at, p, REPLICAS)
+        refine_pairs(item_at_ptr, load_at, label_at, order, height, d, target, PAIR_ROUNDS, p, GPUS)
+        refine_match(
+            item_at_ptr, load_at, label_at, order, height, proposal, d, target, MATCH_ROUNDS, PROPOSERS, p, GPUS, MEETINGS
+        )  # fmt: skip
+        refine_doubles(
+            item_at_ptr, load_at, label_at, order, height, d, target, DOUBLE_STEPS, PARTNERS, p, GPUS, CANDIDATES
+        )  # fmt: skip
     if log2phy_ptr is not None:
         log2phy_ptr += layer * (NUM_EXPERTS * (NUM_REPLICAS - NUM_EXPERTS + 1))
     physical_maps(
@@ -129,6 +171,7 @@ def _replicate(
     rank_ptr,
     average_ptr,
     spare_ptr,
+    sorted_ptr,
     statistics_ptr,
     num_rows,
     TAIL: tl.constexpr,
@@ -136,8 +179,11 @@ def _replicate(
     FIXUP_DONORS: tl.constexpr,
     FIXUP_PEAK: tl.constexpr,
     FIXUP_TIE: tl.constexpr,
+    PAIRED_MOVES: tl.constexpr,
+    PAIRED_DONORS: tl.constexpr,
     e: tl.constexpr,
     p: tl.constexpr,
+    d: tl.constexpr,
     EXPERTS: tl.constexpr,
     REPLICAS: tl.constexpr,
     PICKS: tl.constexpr,
@@ -150,6 +196,13 @@ def _replicate(
         if FIX:
             counts = move_replicas(
                 weights_ptr, counts, None, None, FIXUP_MOVES, FIXUP_DONORS, FIXUP_PEAK, FIXUP_TIE, e, p, EXPERTS, REPLICAS
+            )  # fmt: skip
+        list_by_expert(counts, expert_ptr, rank_ptr, spare_ptr, p, e, EXPERTS, REPLICAS)
+    elif TAIL == "capped":
+        counts = capped_counts(weights_ptr, p, d, e, EXPERTS)
+        if PAIRED_MOVES > 0 and p == 2 * d:
+            counts = move_paired(
+                weights_ptr, counts, d, PAIRED_MOVES, PAIRED_DONORS, average_ptr, spare_ptr, sorted_ptr, e, EXPERTS, REPLICAS
             )  # fmt: skip
         list_by_expert(counts, expert_ptr, rank_ptr, spare_ptr, p, e, EXPERTS, REPLICAS)
     else:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ import triton
 from torch import Tensor
 
 from eplb_triton.kernels.fused import plan_rows
-from eplb_triton.kernels.specs import TRITON_TYPE, LaunchPlan, Workspace, launch_plan
+from eplb_triton.kernels.specs import TRITON_TYPE, LaunchPlan, Workspace, launch_plan, partition_table
 from eplb_triton.policy import Policy
 from eplb_triton.topology import Topology
 
@@ -86,11 +87,12 @@ def launch(
         workspace = plan.workspace(num_layers, weight.device)
     else:
         _check_workspace(workspace, weight, plan)
+    table = _table(topology, policy, weight.device)
     if weight.is_cuda and weight.get_device() != torch.cuda.current_device():
         with torch.cuda.device(weight.get_device()):
-            _run(plan, weight, out, workspace)
+            _run(plan, weight, out, workspace, table)
     else:
-        _run(plan, weight, out, workspace)
+        _run(plan, weight, out, workspace, table)
     return out
 
 
@@ -107,9 +109,15 @@ def first_bad_load(bad: Tensor) -> tuple[int, int] | None:
 _LANES = 64 if torch.version.hip else 32
 
 
-def _run(plan: LaunchPlan, weight: Tensor, out: Outputs, workspace: Workspace) -> None:
+@lru_cache(maxsize=64)
+def _table(topology: Topology, policy: Policy, device: torch.device) -> Tensor:
+    """The partitions of the groups, copied to the device once: plan once before a CUDA graph is captured."""
+    return partition_table(topology, policy).to(device)
+
+
+def _run(plan: LaunchPlan, weight: Tensor, out: Outputs, workspace: Workspace, table: Tensor) -> None:
     num_layers = weight.shape[0]
-    inputs = (weight, weight.stride(0), weight.stride(1), num_layers * plan.num_nodes, *workspace)
+    inputs = (weight, weight.stride(0), weight.stride(1), num_layers * plan.num_nodes, *workspace, table)
     grid = plan.grid(num_layers)
     for kernel in plan.kernels:
         tensors = inputs + tuple(out) if kernel.function is plan_rows else inputs

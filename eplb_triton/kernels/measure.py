@@ -18,9 +18,10 @@ def measure_rows(
     num_rows,  # L * N
     statistics_ptr,  # float64 [3, L * N], out
     floats_ptr,  # float32 [L * N, 3, SCRATCH], scratch, as all below
-    ints_ptr,  # int32 [L * N, 6, SCRATCH]
+    ints_ptr,  # int32 [L * N, 12, SCRATCH]
     longs_ptr,  # int64 [L * N, SCRATCH]
     doubles_ptr,  # float64 [L * N, SCRATCH]
+    partitions_ptr,  # int32 [WAYS, G]
     NUM_EXPERTS: tl.constexpr,
     NUM_REPLICAS: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
@@ -35,13 +36,18 @@ def measure_rows(
     GROUP_RULE: tl.constexpr,
     GROUP_STEPS: tl.constexpr,
     GROUP_LIGHTS: tl.constexpr,
+    GROUP_PACK: tl.constexpr,
+    WAYS: tl.constexpr,
+    WAY_LANES: tl.constexpr,
+    GROUP_PROPOSERS: tl.constexpr,
+    GROUP_MEETINGS: tl.constexpr,
 ):
     layer = tl.program_id(0).to(tl.int64)
     node = tl.program_id(1)
     row = layer * NUM_NODES + node
     e: tl.constexpr = NUM_EXPERTS // NUM_NODES
     weights_ptr = floats_ptr + row * (3 * SCRATCH)
-    logical_ptr = ints_ptr + row * (6 * SCRATCH)
+    logical_ptr = ints_ptr + row * (12 * SCRATCH)
     groups_to_nodes(
         weight_ptr + layer * layer_stride,
         expert_stride,
@@ -51,6 +57,9 @@ def measure_rows(
         logical_ptr + SCRATCH,
         longs_ptr + row * SCRATCH,
         doubles_ptr + row * SCRATCH,
+        partitions_ptr,
+        logical_ptr + 6 * SCRATCH,
+        logical_ptr + 7 * SCRATCH,
         NUM_EXPERTS,
         NUM_GROUPS,
         NUM_NODES,
@@ -61,6 +70,12 @@ def measure_rows(
         GROUP_RULE,
         GROUP_STEPS,
         GROUP_LIGHTS,
+        GROUP_PACK,
+        False,
+        WAYS,
+        WAY_LANES,
+        GROUP_PROPOSERS,
+        GROUP_MEETINGS,
     )
     load_row(weight_ptr + layer * layer_stride, expert_stride, logical_ptr, weights_ptr, None, e, EXPERTS)
     if TAIL == "dispersion":

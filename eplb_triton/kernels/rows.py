@@ -6,7 +6,9 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, clean
+from eplb_triton.kernels.fixed import fixed_point
 from eplb_triton.kernels.pack import pack_plain
+from eplb_triton.kernels.partition import pack_partition
 from eplb_triton.kernels.refine import refine_corner, refine_nearest
 
 
@@ -20,6 +22,9 @@ def groups_to_nodes(
     item_at_ptr,  # int32 [NUM_GROUPS], scratch
     sorted_ptr,  # int64 [NUM_GROUPS + 40], scratch
     held_ptr,  # float64 [NUM_NODES], scratch
+    table_ptr,  # int32 [WAYS, NUM_GROUPS], of pack_partition
+    fixed_ptr,  # int32 [NUM_GROUPS], scratch
+    state_ptr,  # int32 [5, GROUPS], scratch
     NUM_EXPERTS: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
     NUM_NODES: tl.constexpr,
@@ -30,12 +35,21 @@ def groups_to_nodes(
     RULE: tl.constexpr,
     STEPS: tl.constexpr,
     LIGHTS: tl.constexpr,
+    PACK: tl.constexpr,
+    WANT_NODES: tl.constexpr,
+    WAYS: tl.constexpr,
+    WAY_LANES: tl.constexpr,
+    PROPOSERS: tl.constexpr,
+    MEETINGS: tl.constexpr,
 ):
-    """A row's experts are its groups in position order, each group's experts in index order."""
+    """A row's experts are its groups in position order, each group's experts in index order. Returns the load of the
+    layer's heaviest node in fixed point and its scale, where they are wanted."""
     SIZE: tl.constexpr = NUM_EXPERTS // NUM_GROUPS
     e: tl.constexpr = NUM_EXPERTS // NUM_NODES
     expert = tl.arange(0, EXPERTS)
-    if NUM_GROUPS == NUM_NODES:  # group i on node i
+    heaviest = tl.full((), 0, tl.int32)
+    scale = tl.full((), 0, tl.int64)
+    if NUM_GROUPS == NUM_NODES and not WANT_NODES:  # group i on node i
         tl.store(logical_ptr + expert, node * e + expert, mask=expert < e)
     else:
         group = tl.arange(0, GROUPS)
@@ -47,16 +61,46 @@ def groups_to_nodes(
             total += load.to(tl.float64)
         tl.store(loads_ptr + group, total.to(tl.float32), mask=inside)
         tl.debug_barrier()
-        pack_plain(loads_ptr, item_at_ptr, sorted_ptr, NUM_GROUPS, NUM_NODES, GROUPS, NODES, NODES > 32)
+        if PACK == "partition":
+            heaviest, scale = pack_partition(
+                loads_ptr, item_at_ptr, table_ptr, fixed_ptr, state_ptr, sorted_ptr,
+                NUM_GROUPS, NUM_NODES, GROUPS, NODES, WAYS, WAY_LANES, PROPOSERS, MEETINGS,
+            )  # fmt: skip
+        else:
+            pack_plain(loads_ptr, item_at_ptr, sorted_ptr, NUM_GROUPS, NUM_NODES, GROUPS, NODES, NODES > 32)
         if RULE == "nearest":
             refine_nearest(loads_ptr, item_at_ptr, NUM_NODES, STEPS, LIGHTS, NUM_GROUPS, NODES)
         if RULE == "corner":
             refine_corner(loads_ptr, item_at_ptr, held_ptr, NUM_NODES, STEPS, NUM_GROUPS, NODES, GROUP_SLOTS)
         tl.debug_barrier()
+        if WANT_NODES and (PACK != "partition" or RULE != "none"):
+            heaviest, scale = _heaviest_node(loads_ptr, item_at_ptr, fixed_ptr, NUM_GROUPS, NUM_NODES, GROUPS, NODES)
         position = node * (NUM_GROUPS // NUM_NODES) + expert // SIZE
         its_group = tl.load(item_at_ptr + position, mask=expert < e, other=0)
         tl.store(logical_ptr + expert, its_group * SIZE + expert % SIZE, mask=expert < e)
     tl.debug_barrier()
+    return heaviest, scale
+
+
+@triton.jit
+def _heaviest_node(
+    loads_ptr,
+    item_at_ptr,
+    fixed_ptr,
+    NUM_GROUPS: tl.constexpr,
+    NUM_NODES: tl.constexpr,
+    GROUPS: tl.constexpr,
+    NODES: tl.constexpr,
+):
+    """Load of the heaviest node in the fixed point of the groups, and its scale."""
+    S: tl.constexpr = NUM_GROUPS // NUM_NODES
+    scale = fixed_point(loads_ptr, fixed_ptr, S, NUM_GROUPS, GROUPS)
+    node = tl.arange(0, NODES)
+    total = tl.zeros((NODES,), tl.int32)
+    for k in tl.range(0, S):
+        group = tl.load(item_at_ptr + node * S + k, mask=node < NUM_NODES, other=0)
+        total += tl.load(fixed_ptr + group, mask=node < NUM_NODES, other=0)
+    return tl.max(total, 0), scale
 
 
 @triton.jit

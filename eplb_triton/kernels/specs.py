@@ -13,11 +13,14 @@ from torch import Tensor
 
 from eplb_triton.kernels.fused import plan_rows
 from eplb_triton.kernels.measure import measure_rows
-from eplb_triton.policy import Corner, Nearest, Peak, Policy
+from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
+from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, Policy
 from eplb_triton.topology import Topology
 
 MOST_EXPERTS, MOST_REPLICAS, MOST_GPUS = 2048, 4096, 2048
 ROUNDS_FROM = 32  # GPUs a row from which packing in rounds beats one item a step (cycles from SASS)
+MOST_MEETINGS = 256  # 2 a thread in 4 warps: at 4 a row of 1,024 replicas spills 8 bytes, at 8 it spills 288
+PACKS_PER_PROPOSER = 8  # as in the reference
 AT_ONCE_FROM = 32  # redundant replicas a row from which D'Hondt picks by threshold beat one pick a step
 
 TRITON_TYPE = {
@@ -38,7 +41,7 @@ class Workspace(NamedTuple):
 
     statistics: Tensor  # float64 [3, L * N]
     floats: Tensor  # float32 [L * N, 3, scratch]
-    ints: Tensor  # int32 [L * N, 6, scratch]
+    ints: Tensor  # int32 [L * N, 12, scratch]
     longs: Tensor  # int64 [L * N, scratch]
     doubles: Tensor  # float64 [L * N, scratch]
 
@@ -83,7 +86,7 @@ class LaunchPlan:
         return (
             ((3, rows), torch.float64),
             ((rows, 3, self.scratch), torch.float32),
-            ((rows, 6, self.scratch), torch.int32),
+            ((rows, 12, self.scratch), torch.int32),
             ((rows, self.scratch), torch.int64),
             ((rows, self.scratch), torch.float64),
         )
@@ -137,6 +140,7 @@ def launch_plan(
         "ints_ptr": "*i32",
         "longs_ptr": "*i64",
         "doubles_ptr": "*fp64",
+        "partitions_ptr": "*i32",
     }
     outputs = {"phy2log_ptr": index, "phyrank_ptr": index, "logcnt_ptr": index, "log2phy_ptr": index, "bad_ptr": "*i32"}
     absent = {} if want_log2phy else {"log2phy_ptr": None}
@@ -174,7 +178,7 @@ def _shape(topology: Topology, num_experts: int, policy: Policy, lanes: int) -> 
     }
     padded = {name: max(lanes, triton.next_power_of_2(size)) for name, size in pads.items()}
     padded["RANKS"] = triton.next_power_of_2(topology.num_replicas - num_experts + 1)
-    fixup = policy.fixup
+    fixup = policy.fixup if isinstance(policy.fixup, Fixup) else None
     return {
         "NUM_EXPERTS": num_experts,
         "NUM_REPLICAS": topology.num_replicas,
@@ -193,11 +197,59 @@ def _shape(topology: Topology, num_experts: int, policy: Policy, lanes: int) -> 
         **_refine_fields("GROUP", policy.group_refine),
         "GPU_PACK": policy.gpu_pack,
         **_refine_fields("GPU", policy.gpu_refine),
+        **_partition_fields(policy, groups, nodes, padded["NODES"], lanes),
+        **_exchange_fields(policy, gpus, slots, padded["GPUS"], lanes),
     }
 
 
-def _refine_fields(stage: str, choice: Nearest | Corner | Peak | None) -> dict[str, Any]:
-    rule = {Nearest: "nearest", Corner: "corner", Peak: "peak", type(None): "none"}[type(choice)]
+def _partition_fields(policy: Policy, groups: int, nodes: int, node_lanes: int, lanes: int) -> dict[str, Any]:
+    ways = num_partitions(groups, nodes) if policy.group_pack == "partition" else 0
+    proposers = min(max(1, nodes // PACKS_PER_PROPOSER), nodes // 2)
+    return {
+        "GROUP_PACK": policy.group_pack,
+        "WAYS": ways if ways <= MOST_PARTITIONS else 0,
+        "WAY_LANES": max(lanes, triton.next_power_of_2(min(ways, MOST_PARTITIONS))),
+        "GROUP_PROPOSERS": proposers,
+        "GROUP_MEETINGS": _meetings(proposers, node_lanes),
+    }
+
+
+def _meetings(proposers: int, lanes: int) -> int:
+    """Meetings of a match round valued at once: all, or as many as registers hold."""
+    rows: int = triton.next_power_of_2(max(1, proposers))
+    return max(lanes, min(MOST_MEETINGS, rows * lanes))
+
+
+def partition_table(topology: Topology, policy: Policy) -> Tensor:
+    """int32 [WAYS, G]: the groups of all nodes of every partition in order; empty where none is tried."""
+    groups, nodes = topology.planned_groups, topology.planned_nodes
+    if policy.group_pack != "partition" or num_partitions(groups, nodes) > MOST_PARTITIONS:
+        return torch.empty((0, groups), dtype=torch.int32)
+    return torch.tensor(all_partitions(groups, nodes), dtype=torch.int32).view(-1, groups)
+
+
+def _exchange_fields(policy: Policy, gpus: int, slots: int, gpu_lanes: int, lanes: int) -> dict[str, Any]:
+    paired = policy.fixup if isinstance(policy.fixup, Paired) else None
+    exchange = policy.gpu_refine if isinstance(policy.gpu_refine, Exchange) else Exchange(0, 0)
+    pairs = slots * (slots - 1) // 2
+    proposers = min(max(exchange.proposers, gpus // PACKS_PER_PROPOSER), gpus // 2)
+    partners = min(gpus - 1, exchange.candidates // (pairs * pairs)) if pairs else 0
+    return {
+        "PAIRED_MOVES": paired.moves if paired else 0,
+        "PAIRED_DONORS": paired.donors if paired else 0,
+        "PAIR_ROUNDS": exchange.pair_rounds,
+        "MATCH_ROUNDS": exchange.match_rounds,
+        "PROPOSERS": proposers,
+        "MEETINGS": _meetings(proposers, gpu_lanes),
+        "DOUBLE_STEPS": exchange.double_steps,
+        "PARTNERS": partners,
+        "CANDIDATES": max(lanes, triton.next_power_of_2(max(1, partners * pairs))),
+    }
+
+
+def _refine_fields(stage: str, choice: Nearest | Corner | Peak | Exchange | None) -> dict[str, Any]:
+    names = {Nearest: "nearest", Corner: "corner", Peak: "peak", Exchange: "exchange", type(None): "none"}
+    rule = names[type(choice)]
     steps, lights = getattr(choice, "steps", 0), getattr(choice, "lights", 0)
     return {f"{stage}_RULE": rule, f"{stage}_STEPS": steps, f"{stage}_LIGHTS": lights}
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eplb_reference import fixup, maps, pack, refine, replicate, waterfill
+from eplb_reference import blocks, capped, exchange, fixup, maps, pack, partition, refine, replicate, waterfill
 from eplb_reference.arith import ordered_sum, per_replica
-from eplb_triton.policy import Corner, Nearest, Peak, Policy, Tail
+from eplb_reference.fixed import fixed_point, mean_target, node_target
+from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, Policy, Tail
 from eplb_triton.topology import Topology
 
 _PICKS = {
@@ -34,15 +35,18 @@ def plan_layers(weight: Tensor, topology: Topology, policy: Policy) -> tuple[Ten
     if num_layers == 0:
         empty = torch.empty(0, topology.num_replicas, dtype=torch.int64)
         return empty, empty.clone(), torch.empty(0, num_experts, dtype=torch.int64)
-    experts = _experts_of_rows(weight, topology, policy.group_refine)  # [L * N, e]
+    experts = _experts_of_rows(weight, topology, policy)  # [L * N, e]
     weights = weight.gather(1, experts.view(num_layers, num_experts)).view_as(experts)
-    counts, expert, rank = _replicate(weights, topology.replicas_per_node, policy)
+    counts, expert, rank = _replicate(weights, topology, policy)
     loads = per_replica(weights, counts).gather(1, expert)
-    gpu, slot = _to_gpus(loads, expert, topology, policy, redundant=expert.shape[1] > weights.shape[1])
+    if policy.gpu_pack == "blocks":
+        gpu, slot = _to_gpus_fixed(weights, loads, expert, topology, policy)
+    else:
+        gpu, slot = _to_gpus(loads, expert, topology, policy, redundant=expert.shape[1] > weights.shape[1])
     return maps.physical_maps(gpu, slot, experts.gather(1, expert), rank, num_experts, topology)
 
 
-def _experts_of_rows(weight: Tensor, topology: Topology, choice: Nearest | Corner | None) -> Tensor:
+def _experts_of_rows(weight: Tensor, topology: Topology, policy: Policy) -> Tensor:
     """Experts [L * N, e] of each row: pack the groups of a layer onto its nodes, then refine.
 
     A row's experts are its groups in position order, each group's experts in index order.
@@ -50,7 +54,11 @@ def _experts_of_rows(weight: Tensor, topology: Topology, choice: Nearest | Corne
     num_groups, num_nodes = topology.planned_groups, topology.planned_nodes
     by_group = weight.view(weight.shape[0], num_groups, -1)
     loads = ordered_sum(by_group).to(torch.float32)
-    node, position = pack.pack_plain(loads, num_nodes)
+    if policy.group_pack == "partition":
+        node, position = partition.pack_partition(loads, num_nodes)
+    else:
+        node, position = pack.pack_plain(loads, num_nodes)
+    choice = policy.group_refine
     if isinstance(choice, Nearest):
         node, position = refine.refine_nearest(loads, node, position, num_nodes, choice.steps, choice.lights)
     elif isinstance(choice, Corner):
@@ -61,10 +69,15 @@ def _experts_of_rows(weight: Tensor, topology: Topology, choice: Nearest | Corne
     return (groups.unsqueeze(2) * size + torch.arange(size)).view(weight.shape[0] * num_nodes, -1)
 
 
-def _replicate(weights: Tensor, num_replicas: int, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
+def _replicate(weights: Tensor, topology: Topology, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
     """Counts [rows, e] and replica list (expert, rank) [rows, p] of every row, fixed up."""
-    num_experts = weights.shape[1]
-    fix = policy.fixup if num_replicas > num_experts > 1 else None
+    num_experts, num_replicas = weights.shape[1], topology.replicas_per_node
+    if policy.tail == "capped":
+        counts = capped.capped_counts(weights, num_replicas, topology.gpus_per_node)
+        if isinstance(policy.fixup, Paired) and topology.slots_per_gpu == 2:
+            capped.move_paired(weights, counts, topology.gpus_per_node, policy.fixup.moves, policy.fixup.donors)
+        return counts, *waterfill.list_by_expert(counts)
+    fix = policy.fixup if isinstance(policy.fixup, Fixup) and num_replicas > num_experts > 1 else None
     if policy.tail == "waterfill":
         counts = waterfill.waterfill_counts(weights, num_replicas)
         if fix:
@@ -116,3 +129,34 @@ def _to_gpus(
     if isinstance(choice, Peak):
         return refine.refine_peak(loads, labels, gpu, slot, num_gpus)
     return gpu, slot
+
+
+def _to_gpus_fixed(
+    weights: Tensor, loads: Tensor, labels: Tensor, topology: Topology, policy: Policy
+) -> tuple[Tensor, Tensor]:
+    """(GPU on its node, slot) [rows, p] of every replica, in fixed point: blocks, then exchanges.
+
+    The node that the groups made heaviest sets the target of the others.
+    """
+    num_gpus = topology.gpus_per_node
+    fixed, scale = fixed_point(loads, topology.slots_per_gpu)
+    gpu, slot = blocks.pack_blocks(fixed, labels, num_gpus)
+    choice = policy.gpu_refine
+    if not isinstance(choice, Exchange):
+        return gpu, slot
+    target = _target(weights, fixed, scale, topology)
+    gpu, slot = exchange.refine_pairs(fixed, labels, gpu, slot, num_gpus, target, choice.pair_rounds)
+    gpu, slot = exchange.refine_match(fixed, labels, gpu, slot, num_gpus, target, choice.match_rounds, choice.proposers)
+    return exchange.refine_doubles(fixed, labels, gpu, slot, num_gpus, target, choice.double_steps, choice.candidates)
+
+
+def _target(weights: Tensor, fixed: Tensor, scale: Tensor, topology: Topology) -> Tensor:
+    """[rows, 1] int32: the GPU load below which a row has nothing to gain."""
+    num_groups, num_nodes = topology.planned_groups, topology.planned_nodes
+    if num_nodes == 1:
+        return mean_target(fixed, topology.gpus_per_node)
+    size = weights.numel() // (len(weights) // num_nodes * num_groups)
+    loads = ordered_sum(weights.view(-1, num_groups, size)).to(torch.float32)
+    groups, group_scale = fixed_point(loads, num_groups // num_nodes)
+    nodes = groups.view(-1, num_nodes, num_groups // num_nodes).sum(2)
+    return node_target(nodes, group_scale, fixed, scale, topology.gpus_per_node)

@@ -1,0 +1,116 @@
+"""Counts: replicas of every expert with no more than there are GPUs, and moves judged on pairs of replicas."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eplb_triton.cpu.arith import Flags, Floats, Ints, descending_order, quotient
+from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.tournament import (
+    DHONDT,
+    NO_KEY,
+    fill_quotients,
+    key_expert,
+    refresh_quotient,
+    replace_leaf,
+)
+
+PAIR_GAIN = np.float32(1e-6)  # of the largest pair: a smaller gain is none
+INFINITE = np.float32(np.inf)
+
+
+@stage
+def capped_counts(weights: Floats, num_replicas: int, num_packs: int, counts: Ints, trees: Ints) -> None:
+    """Fill `counts`: replica after replica to the expert of largest w / c among those of fewer than `num_packs`.
+
+    The cap is lifted where that many replicas cannot be held without two on a GPU. Idle rows get theirs spread evenly.
+    Ties: lowest expert.
+    """
+    e = weights.size
+    cap = num_packs if num_replicas <= e * num_packs else num_replicas
+    counts[:] = 1
+    if num_replicas == e:
+        return
+    idle = True
+    for i in range(e):
+        idle = idle and weights[i] == 0
+    if idle:
+        weights = np.ones(e, np.float32)
+    top = fill_quotients(weights, counts, DHONDT, trees[0])
+    for _ in range(num_replicas - e):
+        choice = key_expert(top)
+        counts[choice] += 1
+        if counts[choice] < cap:
+            top = refresh_quotient(weights, counts, DHONDT, trees[0], choice)
+        else:
+            top = replace_leaf(trees[0], e, choice, NO_KEY)
+
+
+@stage
+def move_paired(weights: Floats, counts: Ints, num_packs: int, moves: int, donors: int, work: Ints) -> None:
+    """For packs of two: up to `moves` times, move a replica where that most lowers the largest pair of the best
+    pairing, from one of the `donors` experts of smallest w / (c - 1) to one of the largest pair.
+
+    Ties: the first largest pair; the donor of smaller w / (c - 1), then the lower; the heavier receiver.
+    """
+    e = weights.size
+    shares, expert = np.empty(2 * num_packs, np.float32), np.empty(2 * num_packs, np.int64)
+    tried = np.empty(e, np.bool_)
+    for _ in range(moves):
+        value, heavy, light = _largest_pair(weights, counts, num_packs, shares, expert, work)
+        best, best_donor, best_receiver = INFINITE, 0, 0
+        tried[:] = False
+        for _ in range(min(donors, e)):
+            donor = _next_donor(weights, counts, tried)
+            if donor < 0:
+                break
+            tried[donor] = True
+            for receiver in (heavy, light):
+                if receiver == donor or counts[receiver] >= num_packs:
+                    continue
+                counts[donor] -= 1
+                counts[receiver] += 1
+                after = _largest_pair(weights, counts, num_packs, shares, expert, work)[0]
+                counts[donor] += 1
+                counts[receiver] -= 1
+                if after < best:
+                    best, best_donor, best_receiver = after, donor, receiver
+        if not best + PAIR_GAIN * value < value:
+            return
+        counts[best_donor] -= 1
+        counts[best_receiver] += 1
+
+
+@stage
+def _next_donor(weights: Floats, counts: Ints, tried: Flags) -> int:
+    """The expert of smallest w / (c - 1) with two replicas or more that was not tried; -1: none. ties: lowest"""
+    found, least = -1, INFINITE
+    for i in range(weights.size):
+        if counts[i] > 1 and not tried[i]:
+            share = quotient(weights[i], counts[i] - 1)
+            if found < 0 or share < least:
+                found, least = i, share
+    return found
+
+
+@stage
+def _largest_pair(
+    weights: Floats, counts: Ints, num_packs: int, shares: Floats, expert: Ints, work: Ints
+) -> tuple[np.float32, int, int]:
+    """The largest of the pairs of the best pairing and its two experts, the heavier first; ties: the first pair."""
+    k = 0
+    for i in range(counts.size):
+        share = quotient(weights[i], counts[i])
+        for _ in range(counts[i]):
+            shares[k] = share
+            expert[k] = i
+            k += 1
+    order = descending_order(shares, work)
+    first, largest = 0, np.float32(-1)
+    for q in range(num_packs):
+        pair = shares[order[q]] + shares[order[2 * num_packs - 1 - q]]
+        if pair > largest:
+            first, largest = q, pair
+    heavy: int = expert[order[first]]
+    light: int = expert[order[2 * num_packs - 1 - first]]
+    return largest, heavy, light

@@ -1,0 +1,85 @@
+"""Fixed point: loads as int32 on a scale of their row, so that sums are exact in any order."""
+# ruff: noqa: N803
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+
+import triton
+import triton.language as tl
+
+from eplb_triton.kernels.arith import bits, float64, from_bits
+
+LOAD_BITS = tl.constexpr(28)
+INDEX = tl.constexpr(0xFFFF)  # of an item or a label, in a sort key: load, then label, then item
+LABEL_SHIFT = tl.constexpr(16)
+PENALTY = tl.constexpr(1 << 28)  # above every load
+
+
+@triton.jit
+def fixed_point(
+    loads_ptr,  # float32 [NUM_ITEMS]
+    fixed_ptr,  # int32 [NUM_ITEMS], out
+    CAPACITY: tl.constexpr,
+    NUM_ITEMS: tl.constexpr,
+    ITEMS: tl.constexpr,
+):
+    """Cut each load times 2^scale to an integer, so that CAPACITY of them stay below 2^28; the scale, int64."""
+    item = tl.arange(0, ITEMS)
+    load = tl.load(loads_ptr + item, mask=item < NUM_ITEMS, other=0.0)
+    heaviest = from_bits(tl.max(bits(load), 0)).to(tl.float64)
+    exponent = (heaviest.to(tl.int64, bitcast=True) >> 52) - 1022
+    scale = -exponent + LOAD_BITS
+    width = 1
+    while width < CAPACITY:
+        width += width
+        scale -= 1
+    scale = tl.where(heaviest == 0, 0, scale)
+    tl.store(fixed_ptr + item, (load.to(tl.float64) * power_of_two(scale)).to(tl.int32), mask=item < NUM_ITEMS)
+    tl.debug_barrier()
+    return scale
+
+
+@triton.jit
+def power_of_two(exponent):
+    """2^exponent in float64, of an int64 exponent from -1022 to 1023."""
+    return ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def mean_target(fixed_ptr, NUM_PACKS: tl.constexpr, NUM_ITEMS: tl.constexpr, ITEMS: tl.constexpr):
+    """The mean pack load, rounded up, int32. No pack need be lighter."""
+    item = tl.arange(0, ITEMS)
+    total = tl.sum(tl.load(fixed_ptr + item, mask=item < NUM_ITEMS, other=0).to(tl.int64), 0)
+    return ((total + (NUM_PACKS - 1)) // NUM_PACKS).to(tl.int32)
+
+
+@triton.jit
+def node_target(
+    heaviest_node,  # int32, load of the layer's heaviest node in the fixed point of its groups
+    node_scale,
+    fixed_ptr,
+    scale,
+    NUM_PACKS: tl.constexpr,
+    NUM_ITEMS: tl.constexpr,
+    ITEMS: tl.constexpr,
+):
+    """The mean GPU load of the layer's heaviest node on the scale of the row, or the row's own if larger."""
+    of_layer = heaviest_node.to(tl.float64) * power_of_two(scale - node_scale)
+    of_layer = tl.minimum(of_layer / float64(NUM_PACKS), float64(2.0**28)).to(tl.int32)
+    return tl.maximum(of_layer, mean_target(fixed_ptr, NUM_PACKS, NUM_ITEMS, ITEMS))
+
+
+@triton.jit
+def place_items(
+    loads_ptr, labels_ptr, item_at_ptr, load_at_ptr, label_at_ptr, NUM_ITEMS: tl.constexpr, ITEMS: tl.constexpr
+):
+    """Start the state: load and label at each place."""
+    place = tl.arange(0, ITEMS)
+    item = tl.load(item_at_ptr + place, mask=place < NUM_ITEMS, other=0)
+    tl.store(load_at_ptr + place, tl.load(loads_ptr + item, mask=place < NUM_ITEMS, other=0), mask=place < NUM_ITEMS)
+    tl.store(label_at_ptr + place, tl.load(labels_ptr + item, mask=place < NUM_ITEMS, other=0), mask=place < NUM_ITEMS)
+    tl.debug_barrier()
+
+
+@triton.jit
+def label_of(key):
+    """The label of a sort key."""
+    return ((key >> LABEL_SHIFT) & INDEX).to(tl.int32) ^ INDEX

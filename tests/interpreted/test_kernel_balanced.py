@@ -1,0 +1,187 @@
+"""The kernel stages of `balanced` in the interpreter: equal to their twins in the reference."""
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+# ruff: noqa: N803
+
+from __future__ import annotations
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from eplb_reference import blocks, capped, exchange, fixed, partition, waterfill
+from eplb_reference.arith import per_replica
+from eplb_triton.kernels.blocks import pack_blocks
+from eplb_triton.kernels.capped import capped_counts, move_paired
+from eplb_triton.kernels.exchange import refine_doubles, refine_match, refine_pairs
+from eplb_triton.kernels.fixed import fixed_point, mean_target, place_items
+from eplb_triton.kernels.partition import pack_partition
+from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
+from tests.cases import FAMILIES, loads
+
+
+@triton.jit
+def _counts(weights_ptr, counts_ptr, NUM_REPLICAS: tl.constexpr, NUM_PACKS: tl.constexpr, NUM: tl.constexpr):
+    row = tl.program_id(0)
+    lane = tl.arange(0, 32)
+    counts = capped_counts(weights_ptr + row * NUM, NUM_REPLICAS, NUM_PACKS, NUM, 32)
+    tl.store(counts_ptr + row * NUM + lane, counts, mask=lane < NUM)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_capped_counts(family: str) -> None:
+    for num, replicas, packs in ((1, 4, 4), (7, 15, 3), (20, 26, 2), (5, 40, 4), (6, 6, 1)):
+        weight = loads(family, num, 3, num)
+        got = torch.full(weight.shape, -7, dtype=torch.int32)
+        _counts[(3,)](weight, got, NUM_REPLICAS=replicas, NUM_PACKS=packs, NUM=num)
+        assert torch.equal(got.to(torch.int64), capped.capped_counts(weight, replicas, packs))
+
+
+@triton.jit
+def _paired(
+    weights_ptr, counts_ptr, floats_ptr, ints_ptr, longs_ptr,
+    NUM_PACKS: tl.constexpr, MOVES: tl.constexpr, DONORS: tl.constexpr, NUM: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    lane = tl.arange(0, 32)
+    counts = tl.load(counts_ptr + row * NUM + lane, mask=lane < NUM, other=0)
+    counts = move_paired(
+        weights_ptr + row * NUM, counts, NUM_PACKS, MOVES, DONORS, floats_ptr, ints_ptr, longs_ptr, NUM, 32, 64
+    )
+    tl.store(counts_ptr + row * NUM + lane, counts, mask=lane < NUM)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_move_paired(family: str) -> None:
+    for num, packs, moves, donors in ((20, 16, 2, 4), (7, 6, 3, 2), (1, 3, 1, 4)):
+        weight = loads(family, num, 2, num)
+        counts = capped.capped_counts(weight, 2 * packs, packs)
+        got = counts.to(torch.int32)
+        scratch = torch.full((64,), torch.nan), torch.full((64,), -7, dtype=torch.int32)
+        longs = torch.full((64,), -7, dtype=torch.int64)
+        _paired[(2,)](weight, got, *scratch, longs, NUM_PACKS=packs, MOVES=moves, DONORS=donors, NUM=num)
+        capped.move_paired(weight, counts, packs, moves, donors)
+        assert torch.equal(got.to(torch.int64), counts)
+
+
+@triton.jit
+def _partition(
+    loads_ptr, out_ptr, table_ptr, ints_ptr, longs_ptr, result_ptr,
+    NUM: tl.constexpr, NUM_PACKS: tl.constexpr, WAYS: tl.constexpr, WAY_LANES: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    heaviest, scale = pack_partition(
+        loads_ptr + row * NUM, out_ptr + row * NUM, table_ptr, ints_ptr, ints_ptr + 32, longs_ptr,
+        NUM, NUM_PACKS, 32, 32, WAYS, WAY_LANES, 1 if NUM_PACKS > 1 else 0, 32,
+    )  # fmt: skip
+    tl.store(result_ptr + row * 2, heaviest.to(tl.int64))
+    tl.store(result_ptr + row * 2 + 1, scale)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("groups", "nodes"), [(8, 4), (8, 2), (5, 1), (4, 4), (12, 4)])
+def test_pack_partition(family: str, groups: int, nodes: int) -> None:
+    load = loads(family, groups * nodes, 2, groups)
+    ways = num_partitions(groups, nodes)
+    table = torch.tensor(all_partitions(groups, nodes) if ways <= MOST_PARTITIONS else [[0]], dtype=torch.int32)
+    out, ints = torch.full((2, groups), -7, dtype=torch.int32), torch.full((192,), -7, dtype=torch.int32)
+    result = torch.full((2, 2), -7)
+    _partition[(2,)](
+        load, out, table.flatten(), ints, torch.full((72,), -7), result, NUM=groups, NUM_PACKS=nodes,
+        WAYS=ways if ways <= MOST_PARTITIONS else 0, WAY_LANES=triton.next_power_of_2(max(32, min(ways, 1000))),
+    )  # fmt: skip
+    pack, slot = partition.pack_partition(load, nodes)
+    items = torch.arange(groups).expand_as(pack)
+    assert torch.equal(out.to(torch.int64), torch.empty_like(pack).scatter_(1, pack * (groups // nodes) + slot, items))
+    whole, scale = fixed.fixed_point(load, groups // nodes)
+    heaviest = torch.zeros(2, nodes, dtype=torch.int64).scatter_add_(1, pack, whole.to(torch.int64)).amax(1)
+    assert torch.equal(result, torch.stack((heaviest, scale[:, 0]), 1))
+
+
+@triton.jit
+def _place(
+    loads_ptr, labels_ptr, ints_ptr, longs_ptr, out_ptr, scale_ptr,
+    NUM: tl.constexpr, NUM_PACKS: tl.constexpr, PAIR_ROUNDS: tl.constexpr, MATCH_ROUNDS: tl.constexpr,
+    PROPOSERS: tl.constexpr, STEPS: tl.constexpr, PARTNERS: tl.constexpr, CANDIDATES: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    fixed_ptr = ints_ptr + row * (6 * 64)
+    load_at, label_at, order, height = fixed_ptr + 64, fixed_ptr + 128, fixed_ptr + 192, fixed_ptr + 256
+    item_at = out_ptr + row * NUM
+    labels = labels_ptr + row * NUM
+    scale = fixed_point(loads_ptr + row * NUM, fixed_ptr, NUM // NUM_PACKS, NUM, 64)
+    tl.store(scale_ptr + row, scale)
+    target = mean_target(fixed_ptr, NUM_PACKS, NUM, 64)
+    pack_blocks(fixed_ptr, labels, item_at, longs_ptr + row * 64, NUM, NUM_PACKS, 64, 32)
+    place_items(fixed_ptr, labels, item_at, load_at, label_at, NUM, 64)
+    refine_pairs(item_at, load_at, label_at, order, height, NUM_PACKS, target, PAIR_ROUNDS, NUM, 32)
+    refine_match(
+        item_at,
+        load_at,
+        label_at,
+        order,
+        height,
+        fixed_ptr + 320,
+        NUM_PACKS,
+        target,
+        MATCH_ROUNDS,
+        PROPOSERS,
+        NUM,
+        32,
+        64,
+    )
+    refine_doubles(item_at, load_at, label_at, order, height, NUM_PACKS, target, STEPS, PARTNERS, NUM, 32, CANDIDATES)
+
+
+def _expected(load: Tensor, labels: Tensor, packs: int, steps: tuple[int, int, int, int, int]) -> tuple[Tensor, Tensor]:
+    """Item at each place, and the scale, by the reference."""
+    pair_rounds, match_rounds, proposers, double_steps, candidates = steps
+    whole, scale = fixed.fixed_point(load, load.shape[1] // packs)
+    target = fixed.mean_target(whole, packs)
+    place = blocks.pack_blocks(whole, labels, packs)
+    place = exchange.refine_pairs(whole, labels, *place, packs, target, pair_rounds)
+    place = exchange.refine_match(whole, labels, *place, packs, target, match_rounds, proposers)
+    pack, slot = exchange.refine_doubles(whole, labels, *place, packs, target, double_steps, candidates)
+    items = torch.arange(load.shape[1]).expand_as(pack)
+    return torch.empty_like(pack).scatter_(1, pack * (load.shape[1] // packs) + slot, items), scale
+
+
+@pytest.mark.parametrize("family", ["continuous", "ties", "zeros", "outlier", "denormal"])
+@pytest.mark.parametrize(
+    ("experts", "replicas", "packs", "steps"),
+    [
+        (20, 32, 8, (0, 0, 1, 0, 0)),
+        (20, 32, 8, (3, 0, 1, 0, 0)),
+        (20, 32, 8, (1, 4, 3, 0, 0)),
+        (20, 30, 5, (1, 2, 1, 4, 500)),
+        (9, 20, 5, (1, 2, 3, 4, 500)),
+        (3, 24, 4, (2, 2, 2, 2, 2048)),  # the cap is lifted
+        (12, 18, 9, (1, 2, 2, 1, 64)),
+        (6, 8, 8, (2, 2, 2, 2, 64)),
+        (6, 8, 1, (2, 2, 2, 2, 5000)),
+    ],
+)
+def test_from_counts_to_places(
+    family: str, experts: int, replicas: int, packs: int, steps: tuple[int, int, int, int, int]
+) -> None:
+    rows = 2
+    weight = loads(family, replicas + packs, rows, experts)
+    counts = capped.capped_counts(weight, replicas, packs)
+    labels, _ = waterfill.list_by_expert(counts)
+    load = per_replica(weight, counts).gather(1, labels)
+    slots = replicas // packs
+    pairs = slots * (slots - 1) // 2
+    partners = min(packs - 1, steps[4] // (pairs * pairs)) if pairs else 0
+    proposers = min(max(steps[2], packs // 8), packs // 2)
+    out = torch.full((rows, replicas), -7, dtype=torch.int32)
+    scale = torch.full((rows,), -7, dtype=torch.int64)
+    ints, longs = torch.full((rows, 6 * 64), -7, dtype=torch.int32), torch.full((rows, 64), -7, dtype=torch.int64)
+    _place[(rows,)](
+        load, labels.to(torch.int32), ints, longs, out, scale, NUM=replicas, NUM_PACKS=packs, PAIR_ROUNDS=steps[0],
+        MATCH_ROUNDS=steps[1], PROPOSERS=proposers, STEPS=steps[3], PARTNERS=partners,
+        CANDIDATES=triton.next_power_of_2(max(32, partners * pairs)),
+    )  # fmt: skip
+    want, want_scale = _expected(load, labels, packs, steps)
+    assert torch.equal(scale, want_scale[:, 0])
+    assert torch.equal(out.to(torch.int64), want)

@@ -1,0 +1,104 @@
+"""The lower bound against the exact optimum, against plans, and against what can be counted by hand."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eplb_triton import POLICIES, Topology, lower_bound, plan
+from tests.cases import FAMILIES, Shape, loads, shapes
+
+TINY = [
+    (5, Topology(8, 1, 1, 4)),
+    (6, Topology(8, 1, 1, 4)),
+    (7, Topology(12, 1, 1, 4)),
+    (4, Topology(6, 1, 1, 6)),
+    (8, Topology(12, 4, 2, 4)),
+    (6, Topology(8, 2, 2, 4)),
+    (12, Topology(16, 4, 2, 8)),
+]
+
+
+@settings(max_examples=8, deadline=None)
+@given(case=st.sampled_from(TINY), rows=st.lists(st.integers(0, 60), min_size=12, max_size=12))
+def test_bound_optimum_plan(case: tuple[int, Topology], rows: list[int]) -> None:
+    pytest.importorskip("scipy", reason="pip install -e .[bound]")
+    from bench.exact import optimum  # noqa: PLC0415
+
+    experts, topology = case
+    weight = torch.tensor([rows[:experts]], dtype=torch.float64)
+    best = optimum(weight[0].numpy(), topology, seconds=4)
+    if best is None:  # the solver's time is up
+        return
+    assert float(lower_bound(weight, topology)) <= best * (1 + 1e-6)
+    for policy in POLICIES:
+        peak = float(plan(weight, topology, policy=policy).gpu_loads(weight).amax())
+        assert best <= peak * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("policy", ["deepseek", "balanced"])
+@settings(max_examples=80, deadline=None)
+@given(shape=shapes(), family=st.sampled_from(sorted(FAMILIES)), seed=st.integers(0, 2**32 - 1))
+def test_no_plan_is_below(policy: str, shape: Shape, family: str, seed: int) -> None:
+    pytest.importorskip("scipy", reason="pip install -e .[bound]")
+    if family == "denormal":
+        return  # a load of a few units in the last place of float32 is cut when it is shared
+    weight = loads(family, seed, 2, shape.experts)
+    assert (plan(weight, shape.topology, policy=policy).gap(weight) >= -1e-6).all()
+
+
+def test_by_hand() -> None:
+    weight = torch.tensor([[8.0, 4.0, 2.0, 2.0]])
+    assert lower_bound(weight, Topology(4, 1, 1, 4)).item() == 8  # one slot each: nothing can be shared
+    assert lower_bound(weight, Topology(5, 1, 1, 5)).item() == 4  # one redundant replica halves the 8
+    assert lower_bound(weight, Topology(12, 1, 1, 4)).item() == 4  # the mean
+    assert lower_bound(weight, Topology(4, 4, 2, 2)).item() == 8.0 + 2.0  # two groups a node, one GPU a node
+    assert lower_bound(torch.zeros(2, 4), Topology(8, 1, 1, 4)).tolist() == [0, 0]
+    assert lower_bound(weight[:0], Topology(8, 1, 1, 4)).shape == (0,)
+
+
+def test_pairing_is_stronger_than_the_mean() -> None:
+    """Five experts of 3 and one of 1 on 3 GPUs of two slots: two of the 3s meet."""
+    pytest.importorskip("scipy", reason="pip install -e .[bound]")
+    weight = torch.tensor([[3.0, 3.0, 3.0, 3.0, 3.0, 1.0]])
+    topology = Topology(6, 1, 1, 3)
+    assert lower_bound(weight, topology, pairing=False).item() == pytest.approx(16 / 3)
+    assert lower_bound(weight, topology).item() == pytest.approx(6, rel=2e-5)
+    assert plan(weight, topology, policy="balanced").gap(weight).item() == pytest.approx(0, abs=2e-5)
+
+
+def test_idle_layers_have_no_gap() -> None:
+    weight = torch.zeros(2, 8)
+    assert plan(weight, Topology(12, 1, 1, 4), policy="balanced").gap(weight).tolist() == [0, 0]
+
+
+def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def no_scipy(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith(("scipy", "eplb_triton.pairing")):
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_scipy)
+    weight = torch.ones(1, 6)
+    with pytest.raises(ImportError, match=r"pip install eplb-triton\[bound\], or pass pairing=False"):
+        lower_bound(weight, Topology(8, 1, 1, 4))
+    assert lower_bound(weight, Topology(8, 1, 1, 4), pairing=False).item() == 1.5
+
+
+@pytest.mark.parametrize(
+    ("weight", "topology", "message"),
+    [
+        (torch.ones(4), Topology(4, 1, 1, 4), "must be 2-D"),
+        (torch.ones(1, 9), Topology(8, 1, 1, 4), "num_replicas=8 must be at least num_experts=9"),
+    ],
+)
+def test_refused(weight: torch.Tensor, topology: Topology, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lower_bound(weight, topology)
