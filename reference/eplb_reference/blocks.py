@@ -24,28 +24,43 @@ def pack_blocks(loads: Tensor, labels: Tensor, num_packs: int) -> tuple[Tensor, 
 
     Ties: the lower label, then the lower item; the lower pack.
     """
-    by_label = labels.argsort(dim=1, stable=True)
-    order = by_label.gather(1, loads.gather(1, by_label).argsort(dim=1, descending=True, stable=True))
-    sorted_loads, sorted_labels = loads.gather(1, order), labels.gather(1, order)
+    rows, num_items = loads.shape
+    index = torch.arange(num_items)
+    # One integer to sort by: loads have 28 bits, so that 180,000 items fit.
+    order = ((labels - loads.to(torch.int64) * num_items) * num_items + index).argsort(dim=1)
+    sorted_loads = loads.gather(1, order).to(torch.int64) * num_packs
+    ends, starts = _runs_over_edges(labels.gather(1, order).view(rows, -1, num_packs))
+    packs = torch.arange(num_packs).expand(rows, -1)  # load so far * m + number: one integer to sort by
     placed = torch.empty_like(order)
-    pack_load = torch.zeros_like(loads[:, :num_packs])
-    before = torch.full_like(sorted_labels[:, :num_packs], -1)  # label that each pack got in the block before
-    for start in range(0, loads.shape[1], num_packs):
+    for start in range(0, num_items, num_packs):
+        packs, got = packs.sort(dim=1)  # got: which item of the block before each of them took
+        edge = start // num_packs - 1
+        if start and bool(starts[edge].any()):
+            packs = _yield_turns(packs, got, ends[edge], starts[edge])
         block = slice(start, start + num_packs)
-        packs = pack_load.argsort(dim=1, stable=True)
-        if start:
-            packs = _yield_turns(packs, before, sorted_labels[:, block], sorted_labels[:, start - 1 : start])
         placed[:, block] = packs
-        pack_load.scatter_add_(1, packs, sorted_loads[:, block])
-        before.scatter_(1, packs, sorted_labels[:, block])
-    slot = (torch.arange(loads.shape[1]) // num_packs).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, placed), torch.empty_like(order).scatter_(1, order, slot)
+        packs = packs + sorted_loads[:, block]
+    slot = (index // num_packs).expand_as(order)
+    pack = torch.empty_like(order).scatter_(1, order, placed % num_packs)
+    return pack, torch.empty_like(order).scatter_(1, order, slot)
 
 
-def _yield_turns(packs: Tensor, before: Tensor, labels: Tensor, last: Tensor) -> Tensor:
-    """Packs [rows, d] in the order that the block's items take them: where its first items continue the `last` label
-    of the block before, packs without it come first, as many as there are such items."""
-    continuing = (labels == last).sum(1, keepdim=True)
-    free = before.gather(1, packs) != last
-    first = free & (free.cumsum(1) <= continuing)
+def _runs_over_edges(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """For each edge between the blocks of sorted `labels` [rows, S, d], what the label before it has on both sides.
+
+    Returns:
+        ends: [S - 1, rows, 1], first item of it in the block before.
+        starts: [S - 1, rows, 1], how many items continue it in the block after.
+    """
+    last = labels[:, :-1, -1:]
+    starts = (labels[:, 1:] == last).sum(2)
+    ends = (labels[:, :-1] != last).sum(2)
+    return ends.T.unsqueeze(2), starts.T.unsqueeze(2)
+
+
+def _yield_turns(packs: Tensor, got: Tensor, end: Tensor, start: Tensor) -> Tensor:
+    """`packs` [rows, d] in the order that the block's items take them: where its first `start` items continue the last
+    label of the block before, as many packs without it come first. Those that `got` the items from `end` have it."""
+    free = got < end
+    first = free & (free.cumsum(1) <= start)
     return packs.gather(1, (~first).to(torch.uint8).argsort(dim=1, stable=True))

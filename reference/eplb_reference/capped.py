@@ -20,7 +20,7 @@ def capped_counts(weights: Tensor, num_replicas: int, num_packs: int) -> Tensor:
     """
     num_experts = weights.shape[1]
     cap = num_packs if num_replicas <= num_experts * num_packs else num_replicas
-    weights = torch.where((weights == 0).all(1, keepdim=True), 1.0, weights)
+    weights = torch.where(weights.amax(1, keepdim=True) == 0, 1.0, weights)
     counts = torch.ones(weights.shape, dtype=torch.int64)
     load = weights.clone() if cap > 1 else torch.full_like(weights, -torch.inf)
     for _ in range(num_replicas - num_experts):

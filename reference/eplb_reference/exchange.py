@@ -16,8 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eplb_reference.fixed import PENALTY
-from eplb_reference.meetings import Meetings, Packs, State
+from eplb_reference.meetings import BANNED, Meetings, Packs, State
 
 PACKS_PER_PROPOSER = 8  # from 32 packs up a match round repairs a share of them, not a number
 
@@ -34,16 +33,16 @@ def refine_pairs(
     half, capacity = num_packs // 2, loads.shape[1] // num_packs
     if half == 0 or capacity == 1:
         return pack, slot
-    state = State.start(loads, labels, pack, slot, num_packs)
-    rows = torch.arange(loads.shape[0])
+    state = State.start(loads, labels, pack, slot, num_packs, target)
     for r in range(rounds):
-        rows, packs = Packs.above(state, rows, target)
-        if len(rows) == 0:
+        if state.is_done():
             break
+        packs = Packs.of(state)
         heavy = packs.at(slice(0, half))
         light = packs.at(num_packs - 1 - (torch.arange(half) + r) % half)
-        value, i, j = Meetings.of(state, heavy, light).exchanges()
-        state.swap(rows, value < heavy.loads, heavy.order * capacity + i, light.order * capacity + j)
+        left, i, j = Meetings.of(heavy, light).exchanges()
+        gains = left < heavy.loads - light.loads
+        state.swap(gains & (packs.loads[:, :1] > state.target), heavy.order, i, light.order, j)
     return state.finish()
 
 
@@ -68,33 +67,32 @@ def refine_match(
     capacity = loads.shape[1] // num_packs
     if proposers == 0 or capacity == 1:
         return pack, slot
-    state = State.start(loads, labels, pack, slot, num_packs)
-    rows = torch.arange(loads.shape[0])
-    before = torch.arange(1, num_packs) <= torch.arange(proposers).unsqueeze(1)
+    state = State.start(loads, labels, pack, slot, num_packs, target)
+    not_behind = torch.arange(1, num_packs) <= torch.arange(proposers).unsqueeze(1)
     for _ in range(rounds):
-        rows, packs = Packs.above(state, rows, target)
-        if len(rows) == 0:
+        if state.is_done():
             break
-        heavy = packs.at(slice(0, proposers), face=-1)
-        meetings = Meetings.of(state, heavy, packs.at(slice(1, None), face=-2))
-        best = meetings.values().masked_fill_(before, PENALTY).argmin(2, keepdim=True)  # [rows, proposers, 1]
-        value, i, j = (found.squeeze(2) for found in meetings.choose(best).exchanges())
-        partner = best.squeeze(2) + 1
-        heavy_loads = packs.loads[:, :proposers]
-        proposes = (value < heavy_loads) & (heavy_loads > target[rows])
+        packs = Packs.of(state)
+        meetings = Meetings.of(packs.at(slice(0, proposers), face=-1), packs.at(slice(1, None), face=-2))
+        height = packs.loads[:, 1:].unsqueeze(1) + meetings.least()  # with the proposer's load, twice the value
+        height, partner = height.masked_fill_(not_behind, BANNED).min(2, keepdim=True)  # [rows, proposers, 1]
+        _, i, j = (found.squeeze(2) for found in meetings.choose(partner).exchanges())
+        height, partner = height.squeeze(2), partner.squeeze(2) + 1
+        loads, order = packs.loads[:, :proposers], packs.order[:, :proposers]
+        proposes = (height < loads) & (loads > state.target)
         granted = _grant(proposes & proposes[:, :1], partner)
-        at_i = packs.order[:, :proposers] * capacity + i
-        state.swap(rows, granted, at_i, packs.order.gather(1, partner) * capacity + j)
-        rows = rows[granted[:, 0]]
+        state.swap(granted, order, i, packs.order.gather(1, partner), j)
+        state.keep(granted[:, 0])
     return state.finish()
 
 
 def _grant(proposes: Tensor, partner: Tensor) -> Tensor:
     """[rows, proposers]: the proposals that stand, in position order, each pack taking part in one exchange."""
     granted = proposes.clone()
+    position = torch.arange(proposes.shape[1])
+    clash = (partner.unsqueeze(2) == partner.unsqueeze(1)) | (partner.unsqueeze(1) == position.unsqueeze(1))
     for q in range(1, proposes.shape[1]):
-        taken = (partner[:, :q] == partner[:, q : q + 1]) | (partner[:, :q] == q)
-        granted[:, q] &= ~(granted[:, :q] & taken).any(1)
+        granted[:, q] &= ~(granted[:, :q] & clash[:, q, :q]).any(1)
     return granted
 
 
@@ -119,19 +117,20 @@ def refine_doubles(
         return pack, slot
     pairs = torch.triu_indices(capacity, capacity, 1)
     partners = min(num_packs - 1, candidates // (num_pairs * num_pairs))
-    state = State.start(loads, labels, pack, slot, num_packs)
-    rows = torch.arange(loads.shape[0])
+    state = State.start(loads, labels, pack, slot, num_packs, target)
     for _ in range(steps):
-        rows, packs = Packs.above(state, rows, target)
-        if len(rows) == 0:
+        if state.is_done():
             break
+        packs = Packs.of(state)
         heavy, light = packs.at(slice(0, 1)), packs.at(slice(num_packs - partners, None))
-        meetings = Meetings.of(state, heavy, light, pairs)
-        best = meetings.values().argmin(1, keepdim=True)
-        value, i, j = meetings.choose(best).exchanges()  # [rows, 1]
-        gains = value < heavy.loads
-        at_i = heavy.order * capacity + pairs[:, i[:, 0]].T
-        at_j = light.order.gather(1, best) * capacity + pairs[:, j[:, 0]].T
-        state.swap(rows, gains.expand(-1, 2), at_i, at_j)
-        rows = rows[gains[:, 0]]
+        meetings = Meetings.of(heavy, light, pairs)
+        best = torch.zeros(len(packs.order), 1, dtype=torch.int64)
+        if partners > 1:
+            best = (light.loads + meetings.least()).argmin(1, keepdim=True)
+            meetings = meetings.choose(best)
+        left, i, j = meetings.exchanges()  # [rows, 1]
+        gains = (heavy.loads > state.target) & (left < heavy.loads - light.loads.gather(1, best))
+        partner = light.order.gather(1, best)
+        state.swap(gains.expand(-1, 2), heavy.order, pairs[:, i[:, 0]].T, partner, pairs[:, j[:, 0]].T)
+        state.keep(gains[:, 0])
     return state.finish()

@@ -21,16 +21,11 @@ def fixed_point(loads: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
         scale: [rows, 1] int64: with 2**x <= largest load < 2**(x + 1), 27 - ceil(log2(capacity)) - x; 0 where all
             loads are 0.
     """
-    wide = loads.to(torch.float64)
-    exponent = wide.amax(1, keepdim=True).frexp().exponent.to(torch.int64)  # x + 1
+    largest = loads.amax(1, keepdim=True)
+    exponent = largest.to(torch.float64).frexp().exponent.to(torch.int64)  # x + 1
     scale = LOAD_BITS - (capacity - 1).bit_length() - exponent
-    scale = torch.where(exponent_of_zero(wide), 0, scale)
-    return (wide * power_of_two(scale)).to(torch.int32), scale
-
-
-def exponent_of_zero(wide: Tensor) -> Tensor:
-    """[rows, 1]: whether all loads of a row are 0."""
-    return (wide == 0).all(1, keepdim=True)
+    scale.masked_fill_(largest == 0, 0)
+    return (loads * power_of_two(scale)).to(torch.int32), scale
 
 
 def power_of_two(exponent: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -36,10 +38,17 @@ def pack_partition(loads: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
         labels = torch.arange(num_items).expand_as(pack)
         target = torch.zeros(loads.shape[0], 1, dtype=torch.int32)
         return refine_match(fixed, labels, pack, slot, num_packs, target, EXCHANGES_PER_ITEM * num_items, 1)
-    fixed, _ = fixed_point(loads, num_items // num_packs)
-    table = torch.tensor(all_partitions(num_items, num_packs))  # [partitions, packs, capacity]
-    heaviest = fixed[:, table].sum(3).amax(2)  # [rows, partitions]
-    order = table[heaviest.argmin(1)].flatten(1)  # [rows, n], items in place order
-    place = torch.empty_like(order).scatter_(1, order, torch.arange(num_items).expand_as(order))
     capacity = num_items // num_packs
+    fixed, _ = fixed_point(loads, capacity)
+    table = _table(num_items, num_packs)  # [capacity, packs, partitions]
+    pack_loads = fixed.index_select(1, table.flatten()).view(-1, *table.shape).sum(1, dtype=torch.int32)
+    order = table[..., pack_loads.amax(1).argmin(1)]  # [capacity, packs, rows], items in place order
+    order = order.permute(2, 1, 0).flatten(1).contiguous()
+    place = torch.empty_like(order).scatter_(1, order, torch.arange(num_items).expand_as(order))
     return place // capacity, place % capacity
+
+
+@cache
+def _table(num_items: int, num_packs: int) -> Tensor:
+    """All partitions [capacity, packs, partitions]: the dimension that operations should run along comes last."""
+    return torch.tensor(all_partitions(num_items, num_packs)).permute(2, 1, 0).contiguous()
