@@ -17,9 +17,12 @@ REGISTERS = {1: 168, 4: 128, 8: 128}
 counts; 8 warps of 128 are half of a multiprocessor's registers."""
 SGPR_SPILLS = 128
 """Most scalar registers kept in lanes of a vector register (AMD has 102): a move each, no memory."""
-STEPS = ("_pick_one_by_one", "_pick_by_peak", "_place_each")
+STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")
 """The serial steps: a plan is hundreds of them, one after the other."""
-MAY_WAIT = {"_swap", "_exceeds", "_level", "_scan", "pack_spread", "move_replicas", "owner_of_each"}
+MAY_WAIT = {
+    "_swap", "_exceeds", "_level", "_scan", "pack_spread", "move_replicas", "owner_of_each",
+    "rank_packs", "_stand", "_propose", "_largest_pair",
+}  # fmt: skip
 """Functions inside loops whose lanes read what others stored, and which run a few times a plan, so that a barrier is
 both needed and cheap. `pack_spread`: once an item, for the labels that a scan reads."""
 

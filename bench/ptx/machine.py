@@ -26,6 +26,18 @@ class FaultError(Exception):
     """A race, an access out of bounds, or threads apart where they must be together; says at which instruction."""
 
 
+def _meetings(listing: Listing) -> dict[int, str]:
+    """The blocks in which threads wait for one another, and who: the warp or the whole program."""
+    found = {}
+    for number, block in enumerate(listing.blocks):
+        opcodes = [listing.instructions[at].opcode for at in block]
+        if any(opcode.startswith(("bar.warp", "shfl", "redux", "ldmatrix", "stmatrix")) for opcode in opcodes):
+            found[number] = "warp"
+        if any(opcode.startswith("bar.sync") for opcode in opcodes):
+            found[number] = "program"
+    return found
+
+
 class Machine:
     """Runs the kernel of a PTX text for one program after the other.
 
@@ -44,6 +56,7 @@ class Machine:
         self._parameters: dict[str, int] = {}
         self._specials: dict[str, Any] = {"%tid.x": np.arange(self.threads), "%ctaid.x": 0, "%ctaid.y": 0}
         self._block_of = {block.start: number for number, block in enumerate(self.listing.blocks)}
+        self._meetings = _meetings(self.listing)
         self._memory = Memory(0, self.threads)
         self._shared = Memory(0, self.threads)
         self._steps = [self._compile(instruction) for instruction in self.listing.instructions]
@@ -69,7 +82,7 @@ class Machine:
         blocks = self.listing.blocks
         where = np.zeros(self.threads, np.int64)
         for _ in range(_MOST_BLOCKS):
-            number = int(where.min())
+            number = self._next_block(where)
             if number == len(blocks):
                 return
             active = where == number
@@ -78,6 +91,18 @@ class Machine:
                 self.counts[at] += 1
                 self._step(at, active, where)
         raise FaultError(f"still running after {_MOST_BLOCKS} blocks")
+
+    def _next_block(self, where: Array) -> int:
+        """The first block that threads are at; where it has them act together, one that all of them have reached."""
+        first = int(where.min())
+        if first == where.max() or first not in self._meetings:
+            return first
+        for number in np.unique(where).tolist():
+            warps = (where == number).reshape(-1, 32)
+            kind = self._meetings.get(number, "")
+            if not kind or (warps.all() if kind == "program" else (warps.any(1) == warps.all(1)).all()):
+                return int(number)
+        return first
 
     def _step(self, at: int, active: Array, where: Array) -> None:
         instruction = self.listing.instructions[at]
@@ -129,7 +154,7 @@ class Machine:
             return lambda mask: None
         if parts[0] == "bar":
             return self._barrier(warp=parts[1] == "warp")
-        if parts[0] in ("ld", "st", "ldmatrix"):
+        if parts[0] in ("ld", "st", "ldmatrix", "stmatrix"):
             return self._access(parts, operands)
         if parts[0] == "mov" and ("{" in operands[0] or "{" in operands[1]):
             return self._move_parts(operands)
@@ -141,10 +166,11 @@ class Machine:
             raise UnsupportedError(instruction.text) from None
         sources = [self._operand(operand, kind) for operand, kind in zip(operands[1:], types, strict=True)]
         destination = self._register(operands[0].split("|")[0], result)
+        held = np.dtype(f"{result.kind}{destination.itemsize}")  # a narrower result is extended by its sign, if any
 
         def step(mask: Array) -> None:
-            value = function(*(source() for source in sources))
-            np.copyto(destination, value.astype(result, copy=False).view(destination.dtype), where=mask)
+            value = function(*(source() for source in sources)).astype(result, copy=False)
+            np.copyto(destination, value.astype(held, copy=False).view(destination.dtype), where=mask)
 
         return step
 
@@ -212,6 +238,8 @@ class Machine:
     def _access(self, parts: list[str], operands: list[str]) -> Step:
         if parts[0] == "ldmatrix":
             return self._load_matrices(operands)
+        if parts[0] == "stmatrix":
+            return self._store_matrices(operands)
         if "param" in parts:
             name = re.search(r"param_\d+", operands[1])
             kind = DTYPES[parts[-1]]
@@ -265,6 +293,20 @@ class Machine:
             rows = self._shared.load(threads, address()[threads], 16).view(np.uint32).reshape(-1, 4, 8, 4)
             for at, target in enumerate(targets):
                 target[threads] = rows[:, at].reshape(-1)
+
+        return step
+
+    def _store_matrices(self, operands: list[str]) -> Step:
+        """stmatrix: the other way round, of 1, 2 or 4 matrices; lanes beyond their rows give no address."""
+        sources = [self._operand(name, DTYPES["b32"]) for name in split_operands(operands[1].strip("{} "))]
+        address = self._address(operands[0], shared=True)
+
+        def step(mask: Array) -> None:
+            self._together(mask)
+            threads = np.flatnonzero(mask)
+            rows = np.stack([source()[threads].reshape(-1, 8, 4) for source in sources], 1)
+            givers = threads[threads % 32 < 8 * len(sources)]
+            self._shared.store(givers, address()[givers], rows.reshape(-1, 4).astype(np.uint32).view(np.uint8))
 
         return step
 

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.fixed import INDEX, LABEL_SHIFT, label_of
+from eplb_triton.kernels.positions import rank_packs
 
 
 @triton.jit
@@ -14,6 +15,7 @@ def pack_blocks(
     labels_ptr,  # int32 [NUM_ITEMS], expert of each item
     item_at_ptr,  # int32 [NUM_ITEMS], out: item at pack * S + slot
     sorted_ptr,  # int64 [ITEMS], scratch
+    position_ptr,  # int32 [NUM_PACKS], scratch
     NUM_ITEMS: tl.constexpr,
     NUM_PACKS: tl.constexpr,
     ITEMS: tl.constexpr,
@@ -30,27 +32,25 @@ def pack_blocks(
     item_key = tl.sort(tl.where(item < NUM_ITEMS, item_key, -1), descending=True)
     tl.store(sorted_ptr + item, item_key)
     tl.debug_barrier()
-    position = tl.arange(0, PACKS)
-    inside = position < NUM_PACKS
-    total = tl.zeros((PACKS,), tl.int32)  # by position
-    pack = position
+    pack = tl.arange(0, PACKS)
+    inside = pack < NUM_PACKS
+    total = tl.zeros((PACKS,), tl.int32)
+    label = total  # that the pack got in the block before
     for block in tl.range(0, S):
         start = block * NUM_PACKS
-        key = (total.to(tl.int64) << 32) | pack.to(tl.int64)
-        key = tl.sort(tl.where(inside, key, 0x7FFFFFFFFFFFFFFF))
-        total = (key >> 32).to(tl.int32)
-        pack = (key & 0x7FFFFFFF).to(tl.int32)
-        turn = position
+        turn = pack
         if block > 0:
+            turn = rank_packs(total, pack, position_ptr, NUM_PACKS)
             last = label_of(tl.load(sorted_ptr + start - 1))
-            ours = label_of(tl.load(sorted_ptr + start + position, mask=inside, other=0))
-            continuing = tl.sum((inside & (ours == last)).to(tl.int32), 0)
-            before = tl.load(item_at_ptr + pack * S + block - 1, mask=inside, other=0)
-            free = inside & (tl.load(labels_ptr + before, mask=inside, other=0) != last)
-            first = free & (tl.cumsum(free.to(tl.int32), 0) <= continuing)
-            ahead = tl.cumsum(first.to(tl.int32), 0)
-            turn = tl.where(first, ahead - 1, tl.sum(first.to(tl.int32), 0) + position - ahead)
+            if label_of(tl.load(sorted_ptr + start)) == last:
+                ours = label_of(tl.load(sorted_ptr + start + pack, mask=inside, other=0))
+                continuing = tl.sum((inside & (ours == last)).to(tl.int32), 0)
+                free = inside & (label != last)
+                nth = rank_packs(tl.where(free, turn, NUM_PACKS), pack, position_ptr, NUM_PACKS)
+                first = free & (nth < continuing)
+                turn = rank_packs(tl.where(first, turn, turn + NUM_PACKS), pack, position_ptr, NUM_PACKS)
         mine = tl.load(sorted_ptr + start + turn, mask=inside, other=0)
         tl.store(item_at_ptr + pack * S + block, (mine & INDEX).to(tl.int32) ^ INDEX, mask=inside)
         total += (mine >> 32).to(tl.int32)
-        tl.debug_barrier()
+        label = label_of(mine)
+    tl.debug_barrier()

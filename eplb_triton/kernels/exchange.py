@@ -4,6 +4,9 @@ State, by place, pack * S + slot: `item_at`, `load_at` (fixed point) and `label_
 position in the order of (load descending, number): `order` and `height`. An exchange never brings a label to a pack
 that holds it. Its value is the larger of the two pack loads after it, and has to be below the heavier of the two
 before. A lane is a meeting of two packs, or of the heaviest with a pair of items of a light one.
+
+MARKED: a label is a bit of its own, or 0 if no other item has it; then one AND tells whether a pack holds it. Else
+labels are numbers, and each item is compared with each of the other pack.
 """
 # ruff: noqa: N803, N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
@@ -11,10 +14,10 @@ before. A lane is a meeting of two packs, or of the heaviest with a pair of item
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import HIGHEST, at, smallest
+from eplb_triton.kernels.arith import HIGHEST
 from eplb_triton.kernels.fixed import PENALTY
+from eplb_triton.kernels.positions import rank_packs
 
-PACKS_PER_PROPOSER = tl.constexpr(8)
 MASK_BITS = tl.constexpr(63)  # slots whose bans fit the bits of an int64
 
 
@@ -25,11 +28,13 @@ def refine_pairs(
     label_at_ptr,
     order_ptr,  # int32 [NUM_PACKS], scratch
     height_ptr,  # int32 [NUM_PACKS], scratch
+    spare_ptr,  # int32 [NUM_PACKS], scratch
     NUM_PACKS: tl.constexpr,
     target,
     ROUNDS: tl.constexpr,
     NUM_ITEMS: tl.constexpr,
     PACKS: tl.constexpr,
+    MARKED: tl.constexpr,
 ):
     """Up to ROUNDS times, position q of the heavier half makes its best exchange with m - 1 - ((q + r) mod m // 2).
     Ties: the lowest slot of the heavier pack, then of the lighter one."""
@@ -41,14 +46,16 @@ def refine_pairs(
         r = 0
         going = True
         while (r < ROUNDS) & going:
-            going = _stand(load_at_ptr, order_ptr, height_ptr, S, NUM_PACKS, PACKS) > target
+            going = _stand(load_at_ptr, order_ptr, height_ptr, spare_ptr, S, NUM_PACKS, PACKS) > target
             if going:
                 light_at = NUM_PACKS - 1 - (q + r) % HALF
                 heavy = tl.load(order_ptr + q, mask=meets, other=0)
                 light = tl.load(order_ptr + light_at, mask=meets, other=0)
                 heavy_load = tl.load(height_ptr + q, mask=meets, other=0)
                 light_load = tl.load(height_ptr + light_at, mask=meets, other=0)
-                value, pair = _best_pair(load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S)
+                value, pair = _best_pair(
+                    load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S, MARKED
+                )
                 gains = meets & (value < heavy_load)
                 _swap(item_at_ptr, load_at_ptr, label_at_ptr, heavy * S + pair // S, light * S + pair % S, gains)
             r += 1
@@ -61,14 +68,15 @@ def refine_match(
     label_at_ptr,
     order_ptr,
     height_ptr,
-    proposal_ptr,  # int32 [PROPOSERS], scratch
+    proposal_ptr,  # int32 [NUM_PACKS], scratch
     NUM_PACKS: tl.constexpr,
     target,
     ROUNDS: tl.constexpr,
     PROPOSERS: tl.constexpr,
     NUM_ITEMS: tl.constexpr,
     PACKS: tl.constexpr,
-    MEETINGS: tl.constexpr,  # a power of two, a multiple of PACKS: meetings valued at once
+    MEETINGS: tl.constexpr,  # a power of two, at least NUM_PACKS: meetings valued at once
+    MARKED: tl.constexpr,
 ):
     """Up to ROUNDS times, each of the PROPOSERS heaviest packs above the target proposes its best exchange with any
     behind it; the heaviest go first, and no pack takes part in two; nothing is done if the heaviest has no proposal.
@@ -79,23 +87,25 @@ def refine_match(
         step = 0
         going = True
         while (step < ROUNDS) & going:
-            going = _stand(load_at_ptr, order_ptr, height_ptr, S, NUM_PACKS, PACKS) > target
+            going = _stand(load_at_ptr, order_ptr, height_ptr, proposal_ptr, S, NUM_PACKS, PACKS) > target
             if going:
                 _propose(
                     load_at_ptr, label_at_ptr, order_ptr, height_ptr, proposal_ptr, NUM_PACKS, target, PROPOSERS, S,
-                    PACKS, MEETINGS,
+                    MEETINGS, MARKED,
                 )  # fmt: skip
                 going = tl.load(proposal_ptr) >= 0
-                taken = tl.zeros((PACKS,), tl.int32)
-                for q in tl.range(0, PROPOSERS):
-                    proposal = tl.load(proposal_ptr + q)
-                    partner = proposal // (S * S)
-                    involved = (position == q) | (position == partner)
-                    grant = going & (proposal >= 0) & (tl.max(tl.where(involved, taken, 0), 0) == 0)
-                    place_i = tl.load(order_ptr + q) * S + proposal % (S * S) // S
-                    place_j = tl.load(order_ptr + tl.where(grant, partner, 0)) * S + proposal % S
-                    _swap(item_at_ptr, load_at_ptr, label_at_ptr, place_i, place_j, grant)
-                    taken = tl.where(grant & involved, 1, taken)
+                proposal = tl.load(proposal_ptr + position, mask=position < PROPOSERS, other=-1)
+                partner = proposal // (S * S)
+                granted = (position == 0) & (proposal >= 0)
+                for q in tl.range(1, PROPOSERS):
+                    its = tl.load(proposal_ptr + q)
+                    taken = granted & ((partner == its // (S * S)) | (partner == q))
+                    grant = going & (its >= 0) & (tl.max(taken.to(tl.int32), 0) == 0)
+                    granted = granted | (position == tl.where(grant, q, -1))
+                heavy = tl.load(order_ptr + position, mask=granted, other=0)
+                light = tl.load(order_ptr + partner, mask=granted, other=0)
+                place_i, place_j = heavy * S + proposal % (S * S) // S, light * S + proposal % S
+                _swap(item_at_ptr, load_at_ptr, label_at_ptr, place_i, place_j, granted)
             step += 1
 
 
@@ -110,25 +120,31 @@ def _propose(
     target,
     PROPOSERS: tl.constexpr,
     S: tl.constexpr,
-    PACKS: tl.constexpr,
     MEETINGS: tl.constexpr,
+    MARKED: tl.constexpr,
 ):
-    """For each proposer (position of the partner * S + own slot) * S + the partner's slot, or -1."""
+    """For each proposer (position of the partner * S + own slot) * S + the partner's slot, or -1. A proposer is a row
+    of lanes, so that a reduction over its partners stays in a warp where they are no more than its lanes."""
+    PARTNERS: tl.constexpr = triton.next_power_of_2(NUM_PACKS)
+    ROWS: tl.constexpr = MEETINGS // PARTNERS
     meeting = tl.arange(0, MEETINGS)
-    partner = meeting % PACKS
-    for first in tl.range(0, PROPOSERS, MEETINGS // PACKS):
-        proposer = first + meeting // PACKS
+    partner = meeting % PARTNERS
+    for first in tl.range(0, PROPOSERS, ROWS):
+        proposer = first + meeting // PARTNERS
         meets = (proposer < PROPOSERS) & (partner < NUM_PACKS) & (partner > proposer)
         heavy = tl.load(order_ptr + proposer, mask=meets, other=0)
         light = tl.load(order_ptr + partner, mask=meets, other=0)
         heavy_load = tl.load(height_ptr + proposer, mask=meets, other=0)
         light_load = tl.load(height_ptr + partner, mask=meets, other=0)
-        value, pair = _best_pair(load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S)
-        for q in tl.range(first, tl.minimum(first + MEETINGS // PACKS, PROPOSERS)):
-            load = tl.load(height_ptr + q)
-            best, index = smallest(tl.where(proposer == q, value, HIGHEST), meeting)
-            proposal = (index % PACKS) * (S * S) + at(pair, meeting, index)
-            tl.store(proposal_ptr + q, tl.where((best < load) & (load > target), proposal, -1))
+        value, pair = _best_pair(load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S, MARKED)
+        number = tl.reshape(partner * (S * S) + pair, (ROWS, PARTNERS))
+        value = tl.reshape(value, (ROWS, PARTNERS))
+        best = tl.min(value, 1)
+        proposal = tl.min(tl.where(value == best[:, None], number, HIGHEST), 1)
+        q = first + tl.arange(0, ROWS)
+        load = tl.load(height_ptr + q, mask=q < PROPOSERS, other=0)
+        proposes = (best < load) & (load > target)
+        tl.store(proposal_ptr + q, tl.where(proposes, proposal, -1), mask=q < PROPOSERS)
     tl.debug_barrier()
 
 
@@ -139,6 +155,7 @@ def refine_doubles(
     label_at_ptr,
     order_ptr,
     height_ptr,
+    spare_ptr,  # int32 [NUM_PACKS], scratch
     NUM_PACKS: tl.constexpr,
     target,
     STEPS: tl.constexpr,
@@ -146,58 +163,59 @@ def refine_doubles(
     NUM_ITEMS: tl.constexpr,
     PACKS: tl.constexpr,
     CANDIDATES: tl.constexpr,  # a power of two, at least PARTNERS * pairs of items
+    MARKED: tl.constexpr,
 ):
     """Up to STEPS times, the best exchange of two items of the heaviest pack for two of one of the PARTNERS lightest.
     Ties: the heavier partner, then the lowest slots of the heaviest pack, then of the partner (two: lexicographic)."""
     S: tl.constexpr = NUM_ITEMS // NUM_PACKS
     PAIRS: tl.constexpr = S * (S - 1) // 2
     if PARTNERS > 0:
+        tl.static_assert(NUM_PACKS * S * S * PAIRS < 2**31, "a candidate's number has 31 bits")
         candidate = tl.arange(0, CANDIDATES)
         there = candidate < PARTNERS * PAIRS
         light_at = NUM_PACKS - PARTNERS + candidate // PAIRS
         first, second = _pair_slots(candidate % PAIRS, S)
+        slot = tl.arange(0, 2)
         step = 0
         going = True
         while (step < STEPS) & going:
-            load = _stand(load_at_ptr, order_ptr, height_ptr, S, NUM_PACKS, PACKS)
+            load = _stand(load_at_ptr, order_ptr, height_ptr, spare_ptr, S, NUM_PACKS, PACKS)
             going = load > target
             if going:
                 heavy = tl.load(order_ptr)
                 light = tl.load(order_ptr + light_at, mask=there, other=0)
                 light_load = tl.load(height_ptr + light_at, mask=there, other=0)
                 value, pair_i = _best_double(
-                    load_at_ptr, label_at_ptr, heavy, light, load, light_load, first, second, there, S
+                    load_at_ptr, label_at_ptr, heavy, light, load, light_load, first, second, there, S, MARKED
                 )
                 best = tl.min(value, 0)
+                number = (light_at * (S * S) + pair_i) * PAIRS + candidate % PAIRS
+                chosen = tl.min(tl.where(value == best, number, HIGHEST), 0)
                 going = best < load
-                tied = value == best
-                at_best = tl.min(tl.where(tied, light_at, HIGHEST), 0)
-                tied = tied & (light_at == at_best)
-                i = tl.min(tl.where(tied, pair_i, HIGHEST), 0)
-                index = tl.min(tl.where(tied & (pair_i == i), candidate, HIGHEST), 0)
-                if going:
-                    its_light = tl.load(order_ptr + at_best) * S
-                    j_1 = its_light + at(first, candidate, index)
-                    j_2 = its_light + at(second, candidate, index)
-                    _swap(item_at_ptr, load_at_ptr, label_at_ptr, heavy * S + i // S, j_1, going)
-                    _swap(item_at_ptr, load_at_ptr, label_at_ptr, heavy * S + i % S, j_2, going)
+                its_light = tl.load(order_ptr + tl.where(going, chosen // (S * S * PAIRS), 0))
+                i = chosen // PAIRS % (S * S)
+                j_1, j_2 = _pair_slots(chosen % PAIRS, S)
+                place_i = heavy * S + tl.where(slot == 0, i // S, i % S)
+                place_j = its_light * S + tl.where(slot == 0, j_1, j_2)
+                _swap(item_at_ptr, load_at_ptr, label_at_ptr, place_i, place_j, slot < tl.where(going, 2, 0))
             step += 1
 
 
 @triton.jit
-def _stand(load_at_ptr, order_ptr, height_ptr, S: tl.constexpr, NUM_PACKS: tl.constexpr, PACKS: tl.constexpr):
+def _stand(
+    load_at_ptr, order_ptr, height_ptr, spare_ptr, S: tl.constexpr, NUM_PACKS: tl.constexpr, PACKS: tl.constexpr
+):
     """Fill order and height; the heaviest load."""
     pack = tl.arange(0, PACKS)
     inside = pack < NUM_PACKS
     total = tl.zeros((PACKS,), tl.int32)
     for k in tl.range(0, S):
         total += tl.load(load_at_ptr + pack * S + k, mask=inside, other=0)
-    key = (total.to(tl.int64) << 32) | (PACKS - 1 - pack).to(tl.int64)
-    key = tl.sort(tl.where(inside, key, -1), descending=True)
-    tl.store(order_ptr + pack, PACKS - 1 - (key & 0x7FFFFFFF).to(tl.int32), mask=inside)
-    tl.store(height_ptr + pack, (key >> 32).to(tl.int32), mask=inside)
+    position = rank_packs(-total, pack, spare_ptr, NUM_PACKS)
+    tl.store(order_ptr + position, pack, mask=inside)
+    tl.store(height_ptr + position, total, mask=inside)
     tl.debug_barrier()
-    return tl.max(total, 0)
+    return tl.load(height_ptr)
 
 
 @triton.jit
@@ -220,47 +238,63 @@ def _swap(item_at_ptr, load_at_ptr, label_at_ptr, place_i, place_j, apply):
 
 
 @triton.jit
-def _best_pair(load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S: tl.constexpr):
-    """Per lane, value (above every load where there is none) and i * S + j of the best exchange. Ties: lowest i, j."""
-    ban_i = tl.zeros_like(heavy).to(tl.int64)  # bit i: the light pack holds the label of the heavy one's item i
+def _best_pair(
+    load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S: tl.constexpr, MARKED: tl.constexpr
+):
+    """Per lane, value (above every load where there is none) and i * S + j of the best exchange. Ties: lowest i, j.
+
+    Lanes without a meeting read some pack's items: loads without a mask stay in registers from one i to the next."""
+    marks_i = tl.zeros_like(heavy)
+    marks_j = marks_i
+    ban_i = marks_i.to(tl.int64)  # bit i: the light pack holds the label of the heavy one's item i
     ban_j = ban_i
-    if S <= MASK_BITS:
+    if MARKED:
+        for k in tl.range(0, S):
+            marks_i = marks_i | tl.load(label_at_ptr + heavy * S + k)
+            marks_j = marks_j | tl.load(label_at_ptr + light * S + k)
+    elif S <= MASK_BITS:
         for i in tl.range(0, S):
-            label = tl.load(label_at_ptr + heavy * S + i, mask=meets, other=-1)
+            label = tl.load(label_at_ptr + heavy * S + i)
             for j in tl.range(0, S):
-                same = (label == tl.load(label_at_ptr + light * S + j, mask=meets, other=-2)).to(tl.int64)
+                same = (label == tl.load(label_at_ptr + light * S + j)).to(tl.int64)
                 ban_i = ban_i | (same << i)
                 ban_j = ban_j | (same << j)
     value = tl.zeros_like(heavy) + 2 * PENALTY
-    pair = tl.zeros_like(heavy)
-    for i in tl.range(0, S):
-        load_i = tl.load(load_at_ptr + heavy * S + i, mask=meets, other=0)
-        if S <= MASK_BITS:
-            free_i = meets & (((ban_i >> i) & 1) == 0)
-        else:
-            free_i = meets & (_holds(label_at_ptr, light, heavy * S + i, meets, S) == 0)
-        left = heavy_load - load_i
+    best_i = tl.zeros_like(heavy)
+    for i in tl.range(0, S, loop_unroll_factor=3):
+        stays, comes = _side(load_at_ptr, label_at_ptr, heavy, light, heavy_load, i, ban_i, marks_j, S, MARKED)
+        least = tl.zeros_like(heavy) + 2 * PENALTY
         for j in tl.range(0, S):
-            load_j = tl.load(load_at_ptr + light * S + j, mask=meets, other=0)
-            if S <= MASK_BITS:
-                free = free_i & (((ban_j >> j) & 1) == 0)
-            else:
-                free = free_i & (_holds(label_at_ptr, heavy, light * S + j, meets, S) == 0)
-            worse = tl.maximum(left + load_j, (light_load - load_j) + load_i)
-            better = free & (worse < value)
-            value = tl.where(better, worse, value)
-            pair = tl.where(better, i * S + j, pair)
-    return value, pair
+            left, load_j = _side(load_at_ptr, label_at_ptr, light, heavy, light_load, j, ban_j, marks_i, S, MARKED)
+            least = tl.minimum(least, tl.maximum(stays + load_j, comes + left))
+        best_i = tl.where(least < value, i, best_i)
+        value = tl.minimum(least, value)
+    stays, comes = _side(load_at_ptr, label_at_ptr, heavy, light, heavy_load, best_i, ban_i, marks_j, S, MARKED)
+    best_j = tl.zeros_like(heavy)
+    for k in tl.range(0, S):
+        j = S - 1 - k
+        left, load_j = _side(load_at_ptr, label_at_ptr, light, heavy, light_load, j, ban_j, marks_i, S, MARKED)
+        best_j = tl.where(tl.maximum(stays + load_j, comes + left) == value, j, best_j)
+    return tl.where(meets, value, 2 * PENALTY), best_i * S + best_j
 
 
 @triton.jit
-def _holds(label_at_ptr, pack, place, meets, S: tl.constexpr):
-    """1 where `pack` holds the label at `place`."""
-    label = tl.load(label_at_ptr + place, mask=meets, other=-1)
-    found = tl.zeros_like(label)
-    for k in tl.range(0, S):
-        found = found | (tl.load(label_at_ptr + pack * S + k, mask=meets, other=-2) == label).to(tl.int32)
-    return found
+def _side(
+    load_at_ptr, label_at_ptr, pack, other, pack_load, slot, bans, marks_of_other, S: tl.constexpr, MARKED: tl.constexpr
+):
+    """What an item of `pack` leaves there, and what it brings to `other`: more than any load if that is not allowed."""
+    place = pack * S + slot
+    load = tl.load(load_at_ptr + place)
+    if MARKED:
+        held = tl.load(label_at_ptr + place) & marks_of_other
+    elif S <= MASK_BITS:
+        held = ((bans >> slot) & 1).to(tl.int32)
+    else:
+        label = tl.load(label_at_ptr + place)
+        held = tl.zeros_like(place)
+        for k in tl.range(0, S):
+            held = held | (tl.load(label_at_ptr + other * S + k) == label).to(tl.int32)
+    return pack_load - load, load + tl.where(held == 0, 0, PENALTY)
 
 
 @triton.jit
@@ -274,30 +308,51 @@ def _pair_slots(pair, S: tl.constexpr):
 
 @triton.jit
 def _best_double(
-    load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, first, second, there, S: tl.constexpr
+    load_at_ptr,
+    label_at_ptr,
+    heavy,
+    light,
+    heavy_load,
+    light_load,
+    first,
+    second,
+    there,
+    S: tl.constexpr,
+    MARKED: tl.constexpr,
 ):
     """Per lane, value and slots i_1 * S + i_2 of the two items of `heavy` that are best exchanged for the lane's two of
     `light`. Ties: lowest i_1, then i_2."""
-    load_j = tl.load(load_at_ptr + light * S + first, mask=there, other=0)
-    load_j += tl.load(load_at_ptr + light * S + second, mask=there, other=0)
-    label_1 = tl.load(label_at_ptr + light * S + first, mask=there, other=-1)
-    label_2 = tl.load(label_at_ptr + light * S + second, mask=there, other=-1)
+    load_j = tl.load(load_at_ptr + light * S + first) + tl.load(load_at_ptr + light * S + second)
+    label_1 = tl.load(label_at_ptr + light * S + first)
+    label_2 = tl.load(label_at_ptr + light * S + second)
     ban_i = tl.zeros_like(light)
     free_j = there
-    for i in tl.range(0, S):
-        label = tl.load(label_at_ptr + heavy * S + i)
-        free_j = free_j & (label_1 != label) & (label_2 != label)
+    if MARKED:
+        marks_j = tl.zeros_like(light)
         for k in tl.range(0, S):
-            same = tl.load(label_at_ptr + light * S + k, mask=there, other=-1) == label
-            ban_i = ban_i | (same.to(tl.int32) << i)
+            marks_j = marks_j | tl.load(label_at_ptr + light * S + k)
+        for i in tl.range(0, S):
+            mark = tl.load(label_at_ptr + heavy * S + i)
+            free_j = free_j & (((label_1 | label_2) & mark) == 0)
+            ban_i = ban_i | (((marks_j & mark) != 0).to(tl.int32) << i)
+    else:
+        for i in tl.range(0, S):
+            label = tl.load(label_at_ptr + heavy * S + i)
+            free_j = free_j & (label_1 != label) & (label_2 != label)
+            for k in tl.range(0, S):
+                same = tl.load(label_at_ptr + light * S + k) == label
+                ban_i = ban_i | (same.to(tl.int32) << i)
+    stays = light_load - load_j
+    comes = load_j + tl.where(free_j, 0, PENALTY)
     value = tl.zeros_like(light) + 2 * PENALTY
     pair = tl.zeros_like(light)
     for i_1 in tl.range(0, S - 1):
+        load_1 = tl.load(load_at_ptr + heavy * S + i_1)
+        banned_1 = (ban_i >> i_1 & 1) * PENALTY
         for i_2 in tl.range(i_1 + 1, S):
-            load_i = tl.load(load_at_ptr + heavy * S + i_1) + tl.load(load_at_ptr + heavy * S + i_2)
-            free = free_j & ((((ban_i >> i_1) | (ban_i >> i_2)) & 1) == 0)
-            worse = tl.maximum((heavy_load - load_i) + load_j, (light_load - load_j) + load_i)
-            better = free & (worse < value)
-            value = tl.where(better, worse, value)
-            pair = tl.where(better, i_1 * S + i_2, pair)
+            load_i = load_1 + tl.load(load_at_ptr + heavy * S + i_2)
+            banned = banned_1 + (ban_i >> i_2 & 1) * PENALTY
+            worse = tl.maximum((heavy_load - load_i) + comes, stays + load_i) + banned
+            pair = tl.where(worse < value, i_1 * S + i_2, pair)
+            value = tl.minimum(worse, value)
     return value, pair

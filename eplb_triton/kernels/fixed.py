@@ -68,18 +68,6 @@ def node_target(
 
 
 @triton.jit
-def place_items(
-    loads_ptr, labels_ptr, item_at_ptr, load_at_ptr, label_at_ptr, NUM_ITEMS: tl.constexpr, ITEMS: tl.constexpr
-):
-    """Start the state: load and label at each place."""
-    place = tl.arange(0, ITEMS)
-    item = tl.load(item_at_ptr + place, mask=place < NUM_ITEMS, other=0)
-    tl.store(load_at_ptr + place, tl.load(loads_ptr + item, mask=place < NUM_ITEMS, other=0), mask=place < NUM_ITEMS)
-    tl.store(label_at_ptr + place, tl.load(labels_ptr + item, mask=place < NUM_ITEMS, other=0), mask=place < NUM_ITEMS)
-    tl.debug_barrier()
-
-
-@triton.jit
 def label_of(key):
     """The label of a sort key."""
     return ((key >> LABEL_SHIFT) & INDEX).to(tl.int32) ^ INDEX

@@ -13,10 +13,11 @@ from eplb_triton.kernels.arith import divide
 from eplb_triton.kernels.blocks import pack_blocks
 from eplb_triton.kernels.capped import capped_counts, move_paired
 from eplb_triton.kernels.exchange import refine_doubles, refine_match, refine_pairs
-from eplb_triton.kernels.fixed import fixed_point, mean_target, node_target, place_items
+from eplb_triton.kernels.fixed import fixed_point, mean_target, node_target
 from eplb_triton.kernels.fixup import move_replicas
 from eplb_triton.kernels.maps import physical_maps
 from eplb_triton.kernels.pack import pack_plain, pack_spread
+from eplb_triton.kernels.positions import MARKS, new_state
 from eplb_triton.kernels.refine import corner_gpu_steps, refine_corner, refine_nearest, refine_peak
 from eplb_triton.kernels.replicate import (
     dispersion_tail,
@@ -128,7 +129,7 @@ def plan_rows(
     _replica_loads(weights_ptr, counts, counts_ptr, expert_ptr, average_ptr, loads_ptr, e, p, EXPERTS, REPLICAS)
     if GPU_PACK == "blocks":
         scale = fixed_point(loads_ptr, fixed_ptr, p // d, p, REPLICAS)
-        pack_blocks(fixed_ptr, expert_ptr, item_at_ptr, sorted_ptr, p, d, REPLICAS, GPUS)
+        pack_blocks(fixed_ptr, expert_ptr, item_at_ptr, sorted_ptr, spare_ptr, p, d, REPLICAS, GPUS)
     elif GPU_PACK == "spread" and p > e:  # without redundant replicas there is nothing to spread
         pack_spread(loads_ptr, expert_ptr, item_at_ptr, sorted_ptr, spare_ptr, p, d, REPLICAS, GPUS)
     else:
@@ -141,19 +142,26 @@ def plan_rows(
     if GPU_RULE == "peak":
         refine_peak(loads_ptr, expert_ptr, item_at_ptr, d, p, GPUS, SLOTS)
     if GPU_RULE == "exchange":
+        MARKED: tl.constexpr = p - e <= MARKS
         load_at, label_at, order = state_ptr, state_ptr + SCRATCH, state_ptr + 2 * SCRATCH
-        height, proposal = state_ptr + 3 * SCRATCH, state_ptr + 4 * SCRATCH
+        height, spare = state_ptr + 3 * SCRATCH, state_ptr + 4 * SCRATCH
         if NUM_NODES > 1:
             target = node_target(heaviest_node, node_scale, fixed_ptr, scale, d, p, REPLICAS)
         else:
             target = mean_target(fixed_ptr, d, p, REPLICAS)
-        place_items(fixed_ptr, expert_ptr, item_at_ptr, load_at, label_at, p, REPLICAS)
-        refine_pairs(item_at_ptr, load_at, label_at, order, height, d, target, PAIR_ROUNDS, p, GPUS)
+        new_state(
+            fixed_ptr, expert_ptr, counts_ptr, item_at_ptr, load_at, label_at, spare_ptr, e, EXPERTS, p, REPLICAS, MARKED
+        )  # fmt: skip
+        refine_pairs(
+            item_at_ptr, load_at, label_at, order, height, spare, d, target, PAIR_ROUNDS, p, GPUS, MARKED
+        )  # fmt: skip
         refine_match(
-            item_at_ptr, load_at, label_at, order, height, proposal, d, target, MATCH_ROUNDS, PROPOSERS, p, GPUS, MEETINGS
+            item_at_ptr, load_at, label_at, order, height, spare, d, target, MATCH_ROUNDS, PROPOSERS, p, GPUS, MEETINGS,
+            MARKED,
         )  # fmt: skip
         refine_doubles(
-            item_at_ptr, load_at, label_at, order, height, d, target, DOUBLE_STEPS, PARTNERS, p, GPUS, CANDIDATES
+            item_at_ptr, load_at, label_at, order, height, spare, d, target, DOUBLE_STEPS, PARTNERS, p, GPUS, CANDIDATES,
+            MARKED,
         )  # fmt: skip
     if log2phy_ptr is not None:
         log2phy_ptr += layer * (NUM_EXPERTS * (NUM_REPLICAS - NUM_EXPERTS + 1))
@@ -199,7 +207,7 @@ def _replicate(
             )  # fmt: skip
         list_by_expert(counts, expert_ptr, rank_ptr, spare_ptr, p, e, EXPERTS, REPLICAS)
     elif TAIL == "capped":
-        counts = capped_counts(weights_ptr, p, d, e, EXPERTS)
+        counts = capped_counts(weights_ptr, spare_ptr if AT_ONCE else None, p, d, e, EXPERTS)
         if PAIRED_MOVES > 0 and p == 2 * d:
             counts = move_paired(
                 weights_ptr, counts, d, PAIRED_MOVES, PAIRED_DONORS, average_ptr, spare_ptr, sorted_ptr, e, EXPERTS, REPLICAS

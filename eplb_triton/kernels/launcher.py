@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from eplb_triton.kernels.fused import plan_rows
-from eplb_triton.kernels.specs import TRITON_TYPE, LaunchPlan, Workspace, launch_plan, partition_table
+from eplb_triton.kernels.specs import TRITON_TYPE, LaunchPlan, Workspace, launch_plan
 from eplb_triton.policy import Policy
 from eplb_triton.topology import Topology
 
@@ -87,12 +87,12 @@ def launch(
         workspace = plan.workspace(num_layers, weight.device)
     else:
         _check_workspace(workspace, weight, plan)
-    table = _table(topology, policy, weight.device)
+    partitions = _on_device(plan.partitions, weight.device)
     if weight.is_cuda and weight.get_device() != torch.cuda.current_device():
         with torch.cuda.device(weight.get_device()):
-            _run(plan, weight, out, workspace, table)
+            _run(plan, weight, out, workspace, partitions)
     else:
-        _run(plan, weight, out, workspace, table)
+        _run(plan, weight, out, workspace, partitions)
     return out
 
 
@@ -110,14 +110,14 @@ _LANES = 64 if torch.version.hip else 32
 
 
 @lru_cache(maxsize=64)
-def _table(topology: Topology, policy: Policy, device: torch.device) -> Tensor:
-    """The partitions of the groups, copied to the device once: plan once before a CUDA graph is captured."""
-    return partition_table(topology, policy).to(device)
+def _on_device(partitions: Tensor, device: torch.device) -> Tensor:
+    """Copied once, at the first launch of a plan: like compiling, not possible while a CUDA graph is captured."""
+    return partitions.to(device)
 
 
-def _run(plan: LaunchPlan, weight: Tensor, out: Outputs, workspace: Workspace, table: Tensor) -> None:
+def _run(plan: LaunchPlan, weight: Tensor, out: Outputs, workspace: Workspace, partitions: Tensor) -> None:
     num_layers = weight.shape[0]
-    inputs = (weight, weight.stride(0), weight.stride(1), num_layers * plan.num_nodes, *workspace, table)
+    inputs = (weight, weight.stride(0), weight.stride(1), num_layers * plan.num_nodes, *workspace, partitions)
     grid = plan.grid(num_layers)
     for kernel in plan.kernels:
         tensors = inputs + tuple(out) if kernel.function is plan_rows else inputs

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, smallest
 from eplb_triton.kernels.exchange import refine_match
-from eplb_triton.kernels.fixed import fixed_point, place_items
+from eplb_triton.kernels.fixed import fixed_point
 from eplb_triton.kernels.pack import pack_plain
 
 EXCHANGES_PER_ITEM = tl.constexpr(4)
@@ -50,16 +50,18 @@ def pack_partition(
         tl.store(item_at_ptr + item, chosen, mask=item < NUM_ITEMS)
     else:
         load_at, label_at, order = state_ptr, state_ptr + ITEMS, state_ptr + 2 * ITEMS
-        height, labels = state_ptr + 3 * ITEMS, state_ptr + 4 * ITEMS
+        height, spare = state_ptr + 3 * ITEMS, state_ptr + 4 * ITEMS
         pack_plain(loads_ptr, item_at_ptr, sorted_ptr, NUM_ITEMS, NUM_PACKS, ITEMS, PACKS, False)
         tl.debug_barrier()
-        tl.store(labels + item, item, mask=item < NUM_ITEMS)
+        placed = tl.load(item_at_ptr + item, mask=item < NUM_ITEMS, other=0)
+        load_of_placed = tl.load(fixed_ptr + placed, mask=item < NUM_ITEMS, other=0)
+        tl.store(load_at + item, load_of_placed, mask=item < NUM_ITEMS)
+        tl.store(label_at + item, tl.zeros_like(item), mask=item < NUM_ITEMS)  # no two items share a label
         tl.debug_barrier()
-        place_items(fixed_ptr, labels, item_at_ptr, load_at, label_at, NUM_ITEMS, ITEMS)
         rounds: tl.constexpr = EXCHANGES_PER_ITEM * NUM_ITEMS
         refine_match(
-            item_at_ptr, load_at, label_at, order, height, labels, NUM_PACKS, 0, rounds, PROPOSERS, NUM_ITEMS,
-            PACKS, MEETINGS,
+            item_at_ptr, load_at, label_at, order, height, spare, NUM_PACKS, 0, rounds, PROPOSERS, NUM_ITEMS,
+            PACKS, MEETINGS, True,
         )  # fmt: skip
         pack = tl.arange(0, PACKS)
         load = tl.zeros((PACKS,), tl.int32)

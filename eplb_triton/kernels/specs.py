@@ -76,6 +76,7 @@ class LaunchPlan:
     kernels: tuple[KernelSpec, ...]
     num_nodes: int
     scratch: int  # elements of one scratch array of a row
+    partitions: Tensor  # int32 [WAYS, G] on the CPU: the groups of all nodes of every partition; empty: none is tried
 
     def grid(self, num_layers: int) -> tuple[int, int]:
         return num_layers, self.num_nodes
@@ -147,7 +148,7 @@ def launch_plan(
     kernels = [_spec(plan_rows, inputs | outputs, shape | absent, lanes)]
     if policy.tail in ("dispersion", "simulated") and topology.num_replicas > num_experts:
         kernels.insert(0, _spec(measure_rows, inputs, shape, lanes))
-    return LaunchPlan(tuple(kernels), topology.planned_nodes, shape["SCRATCH"])
+    return LaunchPlan(tuple(kernels), topology.planned_nodes, shape["SCRATCH"], _partitions(topology, shape["WAYS"]))
 
 
 def _check_sizes(topology: Topology, num_experts: int) -> None:
@@ -197,12 +198,12 @@ def _shape(topology: Topology, num_experts: int, policy: Policy, lanes: int) -> 
         **_refine_fields("GROUP", policy.group_refine),
         "GPU_PACK": policy.gpu_pack,
         **_refine_fields("GPU", policy.gpu_refine),
-        **_partition_fields(policy, groups, nodes, padded["NODES"], lanes),
-        **_exchange_fields(policy, gpus, slots, padded["GPUS"], lanes),
+        **_partition_fields(policy, groups, nodes, lanes),
+        **_exchange_fields(policy, gpus, slots, lanes),
     }
 
 
-def _partition_fields(policy: Policy, groups: int, nodes: int, node_lanes: int, lanes: int) -> dict[str, Any]:
+def _partition_fields(policy: Policy, groups: int, nodes: int, lanes: int) -> dict[str, Any]:
     ways = num_partitions(groups, nodes) if policy.group_pack == "partition" else 0
     proposers = min(max(1, nodes // PACKS_PER_PROPOSER), nodes // 2)
     return {
@@ -210,25 +211,24 @@ def _partition_fields(policy: Policy, groups: int, nodes: int, node_lanes: int, 
         "WAYS": ways if ways <= MOST_PARTITIONS else 0,
         "WAY_LANES": max(lanes, triton.next_power_of_2(min(ways, MOST_PARTITIONS))),
         "GROUP_PROPOSERS": proposers,
-        "GROUP_MEETINGS": _meetings(proposers, node_lanes),
+        "GROUP_MEETINGS": _meetings(proposers, nodes, lanes),
     }
 
 
-def _meetings(proposers: int, lanes: int) -> int:
-    """Meetings of a match round valued at once: all, or as many as registers hold."""
-    rows: int = triton.next_power_of_2(max(1, proposers))
-    return max(lanes, min(MOST_MEETINGS, rows * lanes))
+def _meetings(proposers: int, packs: int, lanes: int) -> int:
+    """Meetings of a match round valued at once: all, or as many as registers hold, at least those of one proposer."""
+    partners: int = triton.next_power_of_2(packs)
+    all_of_them: int = partners * triton.next_power_of_2(max(1, proposers))
+    return max(lanes, partners, min(MOST_MEETINGS, all_of_them))
 
 
-def partition_table(topology: Topology, policy: Policy) -> Tensor:
-    """int32 [WAYS, G]: the groups of all nodes of every partition in order; empty where none is tried."""
+def _partitions(topology: Topology, ways: int) -> Tensor:
     groups, nodes = topology.planned_groups, topology.planned_nodes
-    if policy.group_pack != "partition" or num_partitions(groups, nodes) > MOST_PARTITIONS:
-        return torch.empty((0, groups), dtype=torch.int32)
-    return torch.tensor(all_partitions(groups, nodes), dtype=torch.int32).view(-1, groups)
+    table = all_partitions(groups, nodes) if ways else ()
+    return torch.tensor(table, dtype=torch.int32).view(ways, groups)
 
 
-def _exchange_fields(policy: Policy, gpus: int, slots: int, gpu_lanes: int, lanes: int) -> dict[str, Any]:
+def _exchange_fields(policy: Policy, gpus: int, slots: int, lanes: int) -> dict[str, Any]:
     paired = policy.fixup if isinstance(policy.fixup, Paired) else None
     exchange = policy.gpu_refine if isinstance(policy.gpu_refine, Exchange) else Exchange(0, 0)
     pairs = slots * (slots - 1) // 2
@@ -240,7 +240,7 @@ def _exchange_fields(policy: Policy, gpus: int, slots: int, gpu_lanes: int, lane
         "PAIR_ROUNDS": exchange.pair_rounds,
         "MATCH_ROUNDS": exchange.match_rounds,
         "PROPOSERS": proposers,
-        "MEETINGS": _meetings(proposers, gpu_lanes),
+        "MEETINGS": _meetings(proposers, gpus, lanes),
         "DOUBLE_STEPS": exchange.double_steps,
         "PARTNERS": partners,
         "CANDIDATES": max(lanes, triton.next_power_of_2(max(1, partners * pairs))),

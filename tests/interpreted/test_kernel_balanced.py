@@ -15,26 +15,31 @@ from eplb_reference.arith import per_replica
 from eplb_triton.kernels.blocks import pack_blocks
 from eplb_triton.kernels.capped import capped_counts, move_paired
 from eplb_triton.kernels.exchange import refine_doubles, refine_match, refine_pairs
-from eplb_triton.kernels.fixed import fixed_point, mean_target, place_items
+from eplb_triton.kernels.fixed import fixed_point, mean_target
 from eplb_triton.kernels.partition import pack_partition
+from eplb_triton.kernels.positions import new_state
 from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
 from tests.cases import FAMILIES, loads
 
 
 @triton.jit
-def _counts(weights_ptr, counts_ptr, NUM_REPLICAS: tl.constexpr, NUM_PACKS: tl.constexpr, NUM: tl.constexpr):
+def _counts(
+    weights_ptr, counts_ptr, scratch_ptr, NUM_REPLICAS: tl.constexpr, NUM_PACKS: tl.constexpr, NUM: tl.constexpr
+):
     row = tl.program_id(0)
     lane = tl.arange(0, 32)
-    counts = capped_counts(weights_ptr + row * NUM, NUM_REPLICAS, NUM_PACKS, NUM, 32)
+    counts = capped_counts(weights_ptr + row * NUM, scratch_ptr, NUM_REPLICAS, NUM_PACKS, NUM, 32)
     tl.store(counts_ptr + row * NUM + lane, counts, mask=lane < NUM)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_capped_counts(family: str) -> None:
+def test_capped_counts(family: str, at_once: bool) -> None:
     for num, replicas, packs in ((1, 4, 4), (7, 15, 3), (20, 26, 2), (5, 40, 4), (6, 6, 1)):
         weight = loads(family, num, 3, num)
         got = torch.full(weight.shape, -7, dtype=torch.int32)
-        _counts[(3,)](weight, got, NUM_REPLICAS=replicas, NUM_PACKS=packs, NUM=num)
+        scratch = torch.full((32,), -7, dtype=torch.int32) if at_once else None
+        _counts[(3,)](weight, got, scratch, NUM_REPLICAS=replicas, NUM_PACKS=packs, NUM=num)
         assert torch.equal(got.to(torch.int64), capped.capped_counts(weight, replicas, packs))
 
 
@@ -101,37 +106,32 @@ def test_pack_partition(family: str, groups: int, nodes: int) -> None:
 
 @triton.jit
 def _place(
-    loads_ptr, labels_ptr, ints_ptr, longs_ptr, out_ptr, scale_ptr,
+    loads_ptr, labels_ptr, counts_ptr, ints_ptr, longs_ptr, out_ptr, scale_ptr,
+    EXPERTS: tl.constexpr, MARKED: tl.constexpr,
     NUM: tl.constexpr, NUM_PACKS: tl.constexpr, PAIR_ROUNDS: tl.constexpr, MATCH_ROUNDS: tl.constexpr,
     PROPOSERS: tl.constexpr, STEPS: tl.constexpr, PARTNERS: tl.constexpr, CANDIDATES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     fixed_ptr = ints_ptr + row * (6 * 64)
     load_at, label_at, order, height = fixed_ptr + 64, fixed_ptr + 128, fixed_ptr + 192, fixed_ptr + 256
+    spare = fixed_ptr + 320
     item_at = out_ptr + row * NUM
     labels = labels_ptr + row * NUM
     scale = fixed_point(loads_ptr + row * NUM, fixed_ptr, NUM // NUM_PACKS, NUM, 64)
     tl.store(scale_ptr + row, scale)
     target = mean_target(fixed_ptr, NUM_PACKS, NUM, 64)
-    pack_blocks(fixed_ptr, labels, item_at, longs_ptr + row * 64, NUM, NUM_PACKS, 64, 32)
-    place_items(fixed_ptr, labels, item_at, load_at, label_at, NUM, 64)
-    refine_pairs(item_at, load_at, label_at, order, height, NUM_PACKS, target, PAIR_ROUNDS, NUM, 32)
+    pack_blocks(fixed_ptr, labels, item_at, longs_ptr + row * 64, spare, NUM, NUM_PACKS, 64, 32)
+    counts = counts_ptr + row * EXPERTS
+    new_state(fixed_ptr, labels, counts, item_at, load_at, label_at, spare, EXPERTS, 32, NUM, 64, MARKED)
+    refine_pairs(item_at, load_at, label_at, order, height, spare, NUM_PACKS, target, PAIR_ROUNDS, NUM, 32, MARKED)
     refine_match(
-        item_at,
-        load_at,
-        label_at,
-        order,
-        height,
-        fixed_ptr + 320,
-        NUM_PACKS,
-        target,
-        MATCH_ROUNDS,
-        PROPOSERS,
-        NUM,
-        32,
-        64,
-    )
-    refine_doubles(item_at, load_at, label_at, order, height, NUM_PACKS, target, STEPS, PARTNERS, NUM, 32, CANDIDATES)
+        item_at, load_at, label_at, order, height, spare, NUM_PACKS, target, MATCH_ROUNDS, PROPOSERS, NUM, 32, 64,
+        MARKED,
+    )  # fmt: skip
+    refine_doubles(
+        item_at, load_at, label_at, order, height, spare, NUM_PACKS, target, STEPS, PARTNERS, NUM, 32, CANDIDATES,
+        MARKED,
+    )  # fmt: skip
 
 
 def _expected(load: Tensor, labels: Tensor, packs: int, steps: tuple[int, int, int, int, int]) -> tuple[Tensor, Tensor]:
@@ -147,6 +147,7 @@ def _expected(load: Tensor, labels: Tensor, packs: int, steps: tuple[int, int, i
     return torch.empty_like(pack).scatter_(1, pack * (load.shape[1] // packs) + slot, items), scale
 
 
+@pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("family", ["continuous", "ties", "zeros", "outlier", "denormal"])
 @pytest.mark.parametrize(
     ("experts", "replicas", "packs", "steps"),
@@ -163,7 +164,7 @@ def _expected(load: Tensor, labels: Tensor, packs: int, steps: tuple[int, int, i
     ],
 )
 def test_from_counts_to_places(
-    family: str, experts: int, replicas: int, packs: int, steps: tuple[int, int, int, int, int]
+    family: str, marked: bool, experts: int, replicas: int, packs: int, steps: tuple[int, int, int, int, int]
 ) -> None:
     rows = 2
     weight = loads(family, replicas + packs, rows, experts)
@@ -178,7 +179,8 @@ def test_from_counts_to_places(
     scale = torch.full((rows,), -7, dtype=torch.int64)
     ints, longs = torch.full((rows, 6 * 64), -7, dtype=torch.int32), torch.full((rows, 64), -7, dtype=torch.int64)
     _place[(rows,)](
-        load, labels.to(torch.int32), ints, longs, out, scale, NUM=replicas, NUM_PACKS=packs, PAIR_ROUNDS=steps[0],
+        load, labels.to(torch.int32), counts.to(torch.int32), ints, longs, out, scale, EXPERTS=experts, MARKED=marked,
+        NUM=replicas, NUM_PACKS=packs, PAIR_ROUNDS=steps[0],
         MATCH_ROUNDS=steps[1], PROPOSERS=proposers, STEPS=steps[3], PARTNERS=partners,
         CANDIDATES=triton.next_power_of_2(max(32, partners * pairs)),
     )  # fmt: skip
