@@ -24,7 +24,7 @@ def lower_bound(weight: Tensor, topology: Topology, *, pairing: bool = True) -> 
     Args:
         weight: [L, E], load of each logical expert.
         topology: replicas, groups, nodes and GPUs.
-        pairing: whether to solve the linear programs for two slots a GPU: some 0.2 s a layer of 256 experts.
+        pairing: whether to solve the linear programs for two slots a GPU: about 0.6 s a layer of 256 experts.
 
     Returns:
         [L] float64 on the CPU.

@@ -24,7 +24,7 @@ def rebalance(
         num_groups: G.
         num_nodes: N.
         num_gpus: D.
-        policy: a name of `POLICIES`.
+        policy: a name, see `plan`; by default DeepSeek's, as of `rebalance_experts`.
 
     Returns:
         phy2log [L, P], log2phy [L, E, P - E + 1] (padded with -1), logcnt [L, E], int64, on the device of `weight`, as

@@ -42,7 +42,7 @@ def plan(
         weight: [L, E], load of each logical expert, in tokens or any unit; any real or integer dtype, any strides.
             Each element is rounded once to float32.
         topology: replicas, groups, nodes and GPUs.
-        policy: a name of `POLICIES`, or a Policy.
+        policy: a name of `POLICIES`, `balanced_low` or `balanced_high` (`EFFORTS`), or a Policy.
         backend: `triton` plans on the GPU that holds the loads, on the current stream, without waiting for it; `cpu`
             is compiled by Numba, `reference` is plain PyTorch on the CPU: both copy loads from another device and the
             maps back. `auto` is `triton` for loads on a GPU, else `cpu` where Numba can be imported, else `reference`.
@@ -90,7 +90,7 @@ def rebalance_experts(
     policy: str | Policy = "deepseek",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """DeepSeek's EPLB entry point, same arguments, same results.
+    """DeepSeek's EPLB entry point, same arguments, same results: unlike `plan`, it uses DeepSeek's policy by default.
 
     Args:
         weight: [L, E], load of each logical expert.

@@ -225,21 +225,28 @@ EFFORTS: dict[str, Policy] = {
         gpu_refine=Exchange(pair_rounds=3, match_rounds=64, double_steps=64, candidates=1 << 17),
     ),
 }
-"""`balanced` with fewer and with more steps: `plan(weight, topology, policy=EFFORTS["high"])`."""
+"""`balanced` with fewer and with more steps, by effort. Their names are policy names too: `balanced_low` and
+`balanced_high`."""
+
+DEFAULT_POLICY = "balanced"
+"""What `plan` and the command line use where no policy is named; `rebalance_experts` is DeepSeek's function and uses
+DeepSeek's policy."""
 
 
-DEFAULT_POLICY = "deepseek"
-"""What `plan` and the command line use where no policy is named."""
+def named_policies() -> dict[str, Policy]:
+    """Every policy that has a name, by it: `POLICIES`, then those of `EFFORTS` that are not among them."""
+    return POLICIES | {effort.name: effort for effort in EFFORTS.values() if effort.name not in POLICIES}
 
 
 def resolve_policy(policy: str | Policy) -> Policy:
-    """The Policy named by `policy`, or `policy` itself.
+    """The Policy named by `policy`, a name of `POLICIES` or of a policy of `EFFORTS`, or `policy` itself.
 
     Raises:
         ValueError: no policy has that name.
     """
     if isinstance(policy, Policy):
         return policy
-    if policy not in POLICIES:
-        raise ValueError(f"policy={policy!r} is unknown, must be one of {', '.join(POLICIES)}")
-    return POLICIES[policy]
+    named = named_policies()
+    if policy not in named:
+        raise ValueError(f"policy={policy!r} is unknown, must be one of {', '.join(named)}")
+    return named[policy]

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.exact import optimum
 from eplb_triton import POLICIES, Topology, lower_bound, plan
 from tests.cases import FAMILIES, Shape, loads, shapes
 
@@ -27,9 +28,6 @@ TINY = [
 @settings(max_examples=8, deadline=None)
 @given(case=st.sampled_from(TINY), rows=st.lists(st.integers(0, 60), min_size=12, max_size=12))
 def test_bound_optimum_plan(case: tuple[int, Topology], rows: list[int]) -> None:
-    pytest.importorskip("scipy", reason="pip install -e .[bound]")
-    from bench.exact import optimum  # noqa: PLC0415
-
     experts, topology = case
     weight = torch.tensor([rows[:experts]], dtype=torch.float64)
     best = optimum(weight[0].numpy(), topology, seconds=4)
@@ -45,7 +43,6 @@ def test_bound_optimum_plan(case: tuple[int, Topology], rows: list[int]) -> None
 @settings(max_examples=80, deadline=None)
 @given(shape=shapes(), family=st.sampled_from(sorted(FAMILIES)), seed=st.integers(0, 2**32 - 1))
 def test_no_plan_is_below(policy: str, shape: Shape, family: str, seed: int) -> None:
-    pytest.importorskip("scipy", reason="pip install -e .[bound]")
     if family == "denormal":
         return  # a load of a few units in the last place of float32 is cut when it is shared
     weight = loads(family, seed, 2, shape.experts)
@@ -64,7 +61,6 @@ def test_by_hand() -> None:
 
 def test_pairing_is_stronger_than_the_mean() -> None:
     """Five experts of 3 and one of 1 on 3 GPUs of two slots: two of the 3s meet."""
-    pytest.importorskip("scipy", reason="pip install -e .[bound]")
     weight = torch.tensor([[3.0, 3.0, 3.0, 3.0, 3.0, 1.0]])
     topology = Topology(6, 1, 1, 3)
     assert lower_bound(weight, topology, pairing=False).item() == pytest.approx(16 / 3)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eplb_triton import BALANCEDNESS, POLICIES, Placement, Policy, Topology, plan
+from eplb_triton import BALANCEDNESS, EFFORTS, POLICIES, Placement, Policy, Topology, plan
 from eplb_triton.cli import comparing
 from eplb_triton.formats import read_plan
 from eplb_triton.synthetic import lognormal_series
@@ -80,7 +80,18 @@ def test_plan_says_why_groups_are_ignored(loads: Path) -> None:
 
 def test_plan_uses_the_default_policy_of_the_library(loads: Path) -> None:
     _, out, _ = run("plan", loads, *SIZE)
-    assert plan(SERIES.sum(0), TOPOLOGY).policy in out
+    assert plan(SERIES.sum(0), TOPOLOGY).policy == "balanced"
+    assert "experts in order   balanced" in out
+    assert plan(SERIES.sum(0), TOPOLOGY, policy="balanced").fingerprint() in out
+
+
+@pytest.mark.parametrize("effort", ["low", "high"])
+def test_plan_with_less_and_with_more_effort(loads: Path, tmp_path: Path, effort: str) -> None:
+    status, _, _ = run("plan", loads, *SIZE, "--policy", f"balanced_{effort}", "-o", tmp_path / "plan.npz")
+    assert status == 0
+    written = read_plan(tmp_path / "plan.npz").placement()
+    assert written.policy == f"balanced_{effort}"
+    assert written.fingerprint() == plan(SERIES.sum(0), TOPOLOGY, policy=EFFORTS[effort]).fingerprint()
 
 
 # compare
@@ -96,8 +107,10 @@ def test_compare_prints_what_every_policy_does(loads: Path) -> None:
     for policy in POLICIES:
         plans = [plan(step, TOPOLOGY, policy=policy) for step in SERIES]
         pairs = list(zip(plans[1:], plans[:-1], strict=True))
-        planned, following, moved, fetched, duplicates, milliseconds = table[policy]
+        planned, mean_gap, worst_gap, following, moved, fetched, duplicates, milliseconds = table[policy]
+        gaps = torch.stack([p.gap(w) for p, w in zip(plans, SERIES, strict=True)]) * 100
         assert planned == f"{np.mean([p.balancedness(w) for p, w in zip(plans, SERIES, strict=True)]):.4f}"
+        assert (mean_gap, worst_gap) == (f"{gaps.mean():.3f}", f"{gaps.max():.3f}")
         assert following == f"{np.mean([p.balancedness(w) for p, w in zip(plans, SERIES[1:], strict=False)]):.4f}"
         assert moved == f"{np.mean([p.moved(q).slots.numpy() for p, q in pairs]):.1f}"
         assert fetched == f"{np.mean([p.moved(q).fetches.numpy() for p, q in pairs]):.1f}"

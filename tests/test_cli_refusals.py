@@ -71,6 +71,7 @@ def test_every_command_refuses_bad_loads(
         (["--replicas", 10**12], "--replicas 1000000000000 must be at most 1048576"),
         (["--replicas", "many"], "'many' is not a valid integer. (see eplb-triton plan --help)"),
         (["--policy", "best"], "'best' is not one of 'deepseek'"),
+        (["--policy", "best"], "'balanced', 'balanced_low', 'balanced_high'. (see"),
         (["--backend", "abacus"], "'abacus' is not one of"),
         (["--window", 0], "'--window': 0 is not in the range"),
         (["--key", "other"], "expected an array named 'other'; found loads"),

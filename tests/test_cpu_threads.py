@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import inspect
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from eplb_triton import POLICIES, Policy, Topology
+from eplb_triton import POLICIES, Policy, Topology, plan
 from tests.cases import FAMILIES, loads
 
 pytest.importorskip("eplb_triton.cpu", reason="needs the extra: pip install 'eplb-triton[cpu]'", exc_type=ImportError)
@@ -174,3 +175,8 @@ def test_warm_up_leaves_nothing_to_compile(policy: str) -> None:
     assert [cache.cache_info().misses for cache in caches] == before
     with pytest.raises(ValueError, match="is unknown"):
         cpu.warm_up(topology, "no such policy")
+
+
+def test_warm_up_is_for_what_plan_does_by_default() -> None:
+    warmed, planned = (inspect.signature(function).parameters["policy"].default for function in (cpu.warm_up, plan))
+    assert warmed == planned

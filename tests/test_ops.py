@@ -24,7 +24,9 @@ def test_opcheck_of_odd_inputs() -> None:
 
 
 def test_gives_the_plan() -> None:
+    """DeepSeek's where no policy is named, as `rebalance_experts`."""
     weight = loads("continuous", 2, 3, 12)
+    assert torch.equal(rebalance(weight, *COUNTS)[0], rebalance(weight, *COUNTS, "deepseek")[0])
     for got, want in zip(
         torch.ops.eplb_triton.rebalance(weight, *COUNTS), rebalance_experts(weight, *COUNTS), strict=True
     ):

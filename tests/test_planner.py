@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from eplb_triton import POLICIES, Placement, Policy, Topology, plan, rebalance_experts
+from eplb_triton import EFFORTS, POLICIES, Placement, Policy, Topology, plan, rebalance_experts
 from eplb_triton.planner import resolve_backend
-from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired
+from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, resolve_policy
 from tests.backends import CPU_BACKENDS
 
 TOPOLOGY = Topology(16, 4, 2, 8)
@@ -56,7 +56,21 @@ def test_a_policy_of_ones_own() -> None:
     placement.validate()
     assert placement.policy == "mine"
     same_as_deepseek = plan(WEIGHT, TOPOLOGY, policy=Policy("plain"))
-    assert same_as_deepseek.fingerprint() == plan(WEIGHT, TOPOLOGY).fingerprint()
+    assert same_as_deepseek.fingerprint() == plan(WEIGHT, TOPOLOGY, policy="deepseek").fingerprint()
+
+
+def test_the_default_is_balanced() -> None:
+    placement = plan(WEIGHT, TOPOLOGY)
+    assert placement.policy == "balanced"
+    assert placement.fingerprint() == plan(WEIGHT, TOPOLOGY, policy=POLICIES["balanced"]).fingerprint()
+    assert placement.fingerprint() != plan(WEIGHT, TOPOLOGY, policy="deepseek").fingerprint()
+
+
+def test_efforts_have_names() -> None:
+    assert [resolve_policy(f"balanced_{effort}") for effort in ("low", "high")] == [EFFORTS["low"], EFFORTS["high"]]
+    assert resolve_policy("balanced") is EFFORTS["medium"] is POLICIES["balanced"]
+    assert plan(WEIGHT, TOPOLOGY, policy="balanced_low").policy == "balanced_low"
+    assert not {"balanced_low", "balanced_high"} & set(POLICIES)
 
 
 def test_rebalance_experts_is_deepseeks_function() -> None:
@@ -124,8 +138,10 @@ def test_weight_must_be_a_tensor(weight: Any) -> None:
 
 
 def test_unknown_policy_and_backend() -> None:
-    with pytest.raises(ValueError, match=r"policy='greedy' is unknown, must be one of deepseek, adaptive_tail"):
-        plan(WEIGHT, TOPOLOGY, policy="greedy")
+    names = ", ".join([*POLICIES, "balanced_low", "balanced_high"])
+    for call in (lambda: plan(WEIGHT, TOPOLOGY, policy="greedy"), lambda: resolve_policy("greedy")):
+        with pytest.raises(ValueError, match=rf"^policy='greedy' is unknown, must be one of {names}$"):
+            call()
     with pytest.raises(ValueError, match=r"backend='cuda' is unknown, must be one of auto, triton, cpu, reference"):
         plan(WEIGHT, TOPOLOGY, backend="cuda")
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 INSTALL = "pip install 'eplb-triton[cli]'"
+INSTALL_BOUND = "pip install 'eplb-triton[bound]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

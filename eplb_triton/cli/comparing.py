@@ -16,13 +16,16 @@ from rich.console import Console
 
 from eplb_triton import POLICIES, Topology
 from eplb_triton.cli import report, words
+from eplb_triton.cli.gaps import lower_bounds
 from eplb_triton.cli.options import (
     LoadsFile,
     backend_option,
     check_output,
+    check_pairing,
     check_plot,
     experts_option,
     loads_argument,
+    pairing_option,
     plot_option,
     refusing,
     topology_options,
@@ -44,18 +47,31 @@ DEMO_TOPOLOGY = Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=3
 @topology_options
 @window_option("Steps (tokens of a trace) of a window. Default: 1 step, 1000 tokens.")
 @plot_option
+@click.option("--per-layer", is_flag=True, help="Also print every policy's gap to the lower bound in every layer.")
+@pairing_option
 @loads_argument
 @experts_option
 @backend_option
-def compare_command(loads: LoadsFile, topology: Topology, backend: str, window: int | None, plot: Path | None) -> None:
+def compare_command(
+    loads: LoadsFile,
+    topology: Topology,
+    backend: str,
+    window: int | None,
+    plot: Path | None,
+    per_layer: bool,
+    pairing: bool,
+) -> None:
     """Plan every window of recorded LOADS with every policy, side by side."""
     check_plot(plot, loads.path)
+    check_pairing(pairing, topology)
     recording = loads.read_for(topology)
     windows = Windows.cut(recording, window or recording.default_window)
     out = console()
     words.introduce(out, recording, topology)
     say(out, words.window_words(windows))
-    _compare(out, windows, topology, backend, plot)
+    _, outcomes = _compare(out, windows, topology, backend, plot, pairing)
+    if per_layer:
+        report.print_gaps_of_layers(out, outcomes)
 
 
 @click.command("demo", short_help="Every policy on made-up loads; needs no file.")
@@ -88,7 +104,8 @@ def demo_command(seed: int, backend: str, plot: Path | None, output: Path | None
         f"Loads: {words.loads_words(recording)}, shaped like DeepSeek-V3's, made up from seed {seed}.",
         f"Plan: {words.topology_words(DEMO_TOPOLOGY, recording.num_experts)}.",
         "Each policy below, a way to plan, plans every step; its plan is judged on that step (the planned window) "
-        "and on the one after it (the next window). The first row is no planning at all.",
+        "and on the one after it (the next window). The first row is no planning at all; "
+        f"{DEFAULT_POLICY} is what plans where no policy is named.",
     ):
         out.print(paragraph, width=min(out.width, TEXT_WIDTH))
         say(out)
@@ -125,14 +142,17 @@ def _called() -> str:
 
 
 def _compare(
-    out: Console, windows: Windows, topology: Topology, backend: str, plot: Path | None
+    out: Console, windows: Windows, topology: Topology, backend: str, plot: Path | None, pairing: bool = False
 ) -> tuple[Outcome, list[Outcome]]:
     """Plan, print and draw; returns the outcome of no planning and those of the policies."""
     recording = windows.recording
+    all_loads = (windows.loads(index) for index in range(windows.count))
+    bounds = lower_bounds(all_loads, windows.count * recording.num_layers, topology, pairing)
     with progress("planning", windows.count * len(POLICIES)) as advance, refusing(recording.path):
-        unplanned, outcomes = compare_policies(windows, topology, backend, advance)
+        unplanned, outcomes = compare_policies(windows, bounds, topology, backend, advance)
     columns = report.comparison_columns(windows, topology, resolve_backend(backend, torch.device("cpu")))
     report.print_comparison(out, columns, unplanned, outcomes, windows.count)
+    report.print_definitions(out, topology, pairing)
     if plot is not None:
         from eplb_triton.cli import plots  # noqa: PLC0415 - matplotlib is only imported to draw
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from eplb_triton import POLICIES, Topology
-from eplb_triton.cli import INSTALL
+from eplb_triton import Topology
+from eplb_triton.cli import INSTALL, INSTALL_BOUND
 from eplb_triton.formats import Recording, check_writable, read_loads, shown
 from eplb_triton.formats.loads import Kind
 from eplb_triton.planner import BACKENDS
-from eplb_triton.policy import DEFAULT_POLICY
+from eplb_triton.policy import DEFAULT_POLICY, named_policies
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -109,15 +109,23 @@ def topology_options(command: Command) -> Command:
 
 policy_option: Decorator = click.option(
     "--policy",
-    type=click.Choice(list(POLICIES)),
+    type=click.Choice(list(named_policies())),
     metavar="NAME",
     default=DEFAULT_POLICY,
     show_default=True,
-    help=f"One of {', '.join(POLICIES)}.",
+    help=f"One of {', '.join(named_policies())}.",
 )
 
 backend_option: Decorator = click.option(
     "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="What computes the plans."
+)
+
+pairing_option: Decorator = click.option(
+    "--pairing-bound",
+    "pairing",
+    is_flag=True,
+    help="With two slots a GPU, judge by the stronger lower bound that pairs replicas: about 0.6 s a layer of 256 "
+    "experts; needs SciPy. It is the same bound with other numbers of slots.",
 )
 
 plot_option: Decorator = click.option(
@@ -126,6 +134,16 @@ plot_option: Decorator = click.option(
     metavar="FILE",
     help="Draw GPU loads before and after, and balancedness per layer: .png, .svg or .pdf.",
 )
+
+
+def check_pairing(pairing: bool, topology: Topology) -> None:
+    """Refuse, before any work, a lower bound that cannot be computed here."""
+    if not pairing or topology.slots_per_gpu != 2:
+        return
+    try:
+        import eplb_triton.pairing  # noqa: F401, PLC0415 - SciPy is an optional extra
+    except ImportError as error:
+        raise Refused(f"--pairing-bound needs SciPy: {INSTALL_BOUND}") from error
 
 
 def window_option(meaning: str) -> Decorator:

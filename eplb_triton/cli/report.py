@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from rich import box
@@ -13,10 +14,15 @@ from rich.text import Text
 from torch import Tensor
 
 from eplb_triton import BALANCEDNESS, Placement, Topology
+from eplb_triton.cli import words
+from eplb_triton.cli.gaps import GAP, gaps_of, percent
 from eplb_triton.cli.study import Outcome, Windows, mean, median
 from eplb_triton.cli.terminal import say, sparkline
 
 WORST_LAYERS = 5
+ROOMY = 100  # below this width a comparison has no room for the names of policies beside spaced columns
+LAYERS_BELOW_EACH_OTHER = 10  # fewer are not split into columns
+LAYER_WIDTH = 34  # of a layer's number, balancedness and gap with the space around them
 NOTHING = "-"
 BEST_STYLE, UNPLANNED_STYLE = "bold green", "dim"
 
@@ -29,32 +35,49 @@ class Column:
         heading: two words, one over the other.
         explanation: the line below the table.
         value: what an outcome has there, None for nothing.
-        digits: after the point.
+        digits: after the point; None for a gap, printed in %.
         best: which of the values is marked, `max` or `min`; None for no mark.
     """
 
     heading: tuple[str, str]
     explanation: str
     value: Callable[[Outcome], float | None]
-    digits: int
+    digits: int | None
     best: Callable[[Sequence[float]], float] | None = None
 
     def cell(self, outcome: Outcome) -> str:
         """The value as it is printed."""
         value = self.value(outcome)
-        return NOTHING if value is None else f"{value:,.{self.digits}f}"
+        return NOTHING if value is None else self._print(value)
 
     def best_cell(self, outcomes: Sequence[Outcome]) -> str | None:
         """The printed value that is marked, wherever it stands: values that print alike are all marked."""
         values = [value for outcome in outcomes if (value := self.value(outcome)) is not None]
-        return f"{self.best(values):,.{self.digits}f}" if self.best and values else None
+        return self._print(self.best(values)) if self.best and values else None
+
+    def _print(self, value: float) -> str:
+        return f"{value:,.{self.digits}f}" if self.digits is not None else percent(value)
 
 
 def comparison_columns(windows: Windows, topology: Topology, backend: str) -> list[Column]:
     """The columns that have a meaning for these windows: the ones about change need two."""
-    planned = Column(
-        ("planned", "window"), "balancedness on the window that was planned", lambda o: mean(o.planned), 4, max
-    )
+    planned = [
+        Column(("planned", "window"), "balancedness on the window that was planned", lambda o: mean(o.planned), 4, max),
+        Column(
+            ("mean", "gap %"),
+            "gap to the lower bound on the window that was planned, mean over layers",
+            lambda o: float(torch.stack(o.gaps).mean()),
+            None,
+            min,
+        ),
+        Column(
+            ("worst", "gap %"),
+            "that gap in the worst layer of the worst window",
+            lambda o: float(torch.stack(o.gaps).max()),
+            None,
+            min,
+        ),
+    ]
     change = [
         Column(("next", "window"), "balancedness of that plan one window later", lambda o: mean(o.following), 4, max),
         Column(
@@ -85,14 +108,15 @@ def comparison_columns(windows: Windows, topology: Topology, backend: str) -> li
             min,
         ),
     ]
-    return [planned, *(change if windows.count > 1 else []), *cost]
+    return [*planned, *(change if windows.count > 1 else []), *cost]
 
 
 def print_comparison(
     out: Console, columns: Sequence[Column], unplanned: Outcome, outcomes: Sequence[Outcome], num_windows: int
 ) -> None:
     """A row a policy below the row of experts spread in order; then what each column means."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    padding = (0, 1 if out.width >= ROOMY else 0)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
     table.add_column("policy", overflow="fold", vertical="bottom")
     for column in columns:
         table.add_column("\n".join(column.heading), justify="right", no_wrap=True)
@@ -111,40 +135,81 @@ def print_comparison(
         say(out, "Only one window: no next one to judge a plan by, and no plan to move from. --window cuts a series.")
     else:
         say(out, f"Means over {num_windows} windows; median of the times.")
-    say(out, BALANCEDNESS)
 
 
-def print_gain(out: Console, weight: Tensor, before: Placement, after: Placement) -> None:
-    """What a plan gains over experts spread in order, overall and in the worst layers."""
+def print_definitions(out: Console, topology: Topology, pairing: bool) -> None:
+    """What the figures above are."""
+    for line in (BALANCEDNESS, GAP, words.bound_words(topology, pairing)):
+        if line:
+            say(out, line)
+
+
+def print_gaps_of_layers(out: Console, outcomes: Sequence[Outcome]) -> None:
+    """A row a layer, a column a policy: the gap to the lower bound, mean over the windows planned."""
+    title = "gap % of every layer, mean over windows; the smallest stand out"
+    table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left", title_style="bold")
+    table.add_column("layer", justify="right", vertical="bottom")
+    for outcome in outcomes:  # a long name is broken where its words end
+        table.add_column(outcome.policy.replace("_", "_\n"), justify="right", vertical="bottom", overflow="fold")
+    layers = zip(*(torch.stack(outcome.gaps).mean(0).tolist() for outcome in outcomes), strict=True)
+    for layer, row in enumerate(layers):
+        cells, best = [percent(gap) for gap in row], percent(min(row))
+        table.add_row(str(layer), *(Text(cell, BEST_STYLE if cell == best else "") for cell in cells))
+    out.print(table)
+
+
+def print_gain(out: Console, weight: Tensor, bound: Tensor, before: Placement, after: Placement) -> None:
+    """What a plan gains over experts spread in order, and how near it is to the lower bound."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     for heading in ("experts in order", after.policy):
         table.add_column(heading, justify="right", no_wrap=True)
     old, new = f"{before.balancedness(weight):.4f}", f"{after.balancedness(weight):.4f}"
     table.add_row("balancedness", old, Text(new, BEST_STYLE))
+    gaps = [gaps_of(placement, weight, bound) for placement in (before, after)]
+    table.add_row("mean gap %", *(percent(gap.mean()) for gap in gaps))
+    table.add_row("worst gap %", *(percent(gap.max()) for gap in gaps))
     table.add_row("duplicate replicas", *(f"{int(p.duplicates().sum()):,}" for p in (before, after)))
     out.print(table)
-    say(out, BALANCEDNESS)
 
 
-def print_worst_layers(out: Console, weight: Tensor, placement: Placement, before: Placement) -> None:
+def print_worst_layers(out: Console, weight: Tensor, bound: Tensor, placement: Placement, before: Placement) -> None:
     """The layers of lowest balancedness under `placement`, worst first (ties: lowest layer)."""
     balancedness, unplanned = (p.balancedness(weight, per_layer=True) for p in (placement, before))
-    loads = placement.gpu_loads(weight)
+    loads, gaps = placement.gpu_loads(weight), gaps_of(placement, weight, bound)
     worst = torch.argsort(balancedness, stable=True)[:WORST_LAYERS].tolist()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="worst layers", title_justify="left", title_style="bold")
-    for heading in ("layer", "balancedness", "experts in order", "busiest GPU", "its load", "mean load"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    # Two lines, to fit into 80 columns; the mean load is balancedness times the busiest GPU's.
+    for heading in ("layer", "balancedness", "experts\nin order", "gap %", "busiest\nGPU", "its\nload", "lower\nbound"):
+        table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
     for layer in worst:
         busiest = int(loads[layer].argmax())
         table.add_row(
             str(layer),
             f"{float(balancedness[layer]):.4f}",
             f"{float(unplanned[layer]):.4f}",
+            percent(gaps[layer]),
             str(busiest),
             f"{float(loads[layer, busiest]):,.1f}",
-            f"{float(loads[layer].mean()):,.1f}",
+            f"{float(bound[layer]):,.1f}",
         )
+    out.print(table)
+
+
+def print_layers(out: Console, weight: Tensor, bound: Tensor, placement: Placement) -> None:
+    """Balancedness and gap of every layer, in as many columns as there is room for, read downwards."""
+    balancedness, gaps = placement.balancedness(weight, per_layer=True), gaps_of(placement, weight, bound)
+    num_layers = len(gaps)
+    columns = max(1, min(out.width // LAYER_WIDTH, ceil(num_layers / LAYERS_BELOW_EACH_OTHER)))
+    height = ceil(num_layers / columns)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="every layer", title_justify="left", title_style="bold")
+    for heading in ("layer", "balancedness", "gap %") * ceil(num_layers / height):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in range(height):
+        cells: list[str] = []
+        for layer in range(row, num_layers, height):
+            cells += [str(layer), f"{float(balancedness[layer]):.4f}", percent(gaps[layer])]
+        table.add_row(*cells)
     out.print(table)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from eplb_triton import POLICIES, Placement, Topology, plan
+from eplb_triton.cli.gaps import gaps_of
 from eplb_triton.formats import Recording
 
 UNPLANNED = "none (experts spread in order)"
@@ -52,6 +53,7 @@ class Outcome:
         policy: its name.
         placement: the plan of the last window, None before the first.
         planned: balancedness on the window that was planned, one a window.
+        gaps: [L] float64, gap of each layer to the lower bound on the window that was planned, one a window.
         following: balancedness of the plan of each window but the last on the window after it.
         moved: slots whose expert changed from one plan to the next, mean over layers.
         fetched: experts that a GPU did not hold before, from one plan to the next, mean over layers.
@@ -62,26 +64,28 @@ class Outcome:
     policy: str
     placement: Placement | None = None
     planned: list[float] = field(default_factory=list)
+    gaps: list[Tensor] = field(default_factory=list)
     following: list[float] = field(default_factory=list)
     moved: list[float] = field(default_factory=list)
     fetched: list[float] = field(default_factory=list)
     duplicates: list[float] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
 
-    def add(self, weight: Tensor, placement: Placement) -> None:
-        """Take in the plan of the next window, `weight` [L, E] its loads."""
+    def add(self, weight: Tensor, bound: Tensor, placement: Placement) -> None:
+        """Take in the plan of the next window, `weight` [L, E] its loads and `bound` [L] their lower bound."""
         if self.placement is not None:
             moved = placement.moved(self.placement)
             self.following.append(self.placement.balancedness(weight))
             self.moved.append(float(moved.slots.double().mean()))
             self.fetched.append(float(moved.fetches.double().mean()))
         self.planned.append(placement.balancedness(weight))
+        self.gaps.append(gaps_of(placement, weight, bound))
         self.duplicates.append(float(placement.duplicates().double().mean()))
         self.placement = placement
 
 
 def compare_policies(
-    windows: Windows, topology: Topology, backend: str, advance: Callable[[], None]
+    windows: Windows, bounds: Sequence[Tensor], topology: Topology, backend: str, advance: Callable[[], None]
 ) -> tuple[Outcome, list[Outcome]]:
     """Plan every window with every policy.
 
@@ -90,6 +94,7 @@ def compare_policies(
 
     Args:
         windows: the loads.
+        bounds: [L], the lower bound of every window.
         topology: what to plan for.
         backend: see `plan`.
         advance: called after each plan.
@@ -104,16 +109,16 @@ def compare_policies(
     unplanned = Outcome(UNPLANNED)
     in_order = Placement.spread_in_order(recording.num_layers, recording.num_experts, topology)
     outcomes = [Outcome(name) for name in POLICIES]
-    for index in range(windows.count):
+    for index, bound in enumerate(bounds):
         weight = windows.loads(index)
-        unplanned.add(weight, in_order)
+        unplanned.add(weight, bound, in_order)
         for outcome in outcomes:
             if index == 0:
                 plan(weight, topology, policy=outcome.policy, backend=backend)
             start = time.perf_counter()
             placement = plan(weight, topology, policy=outcome.policy, backend=backend)
             outcome.milliseconds.append((time.perf_counter() - start) * 1e3)
-            outcome.add(weight, placement)
+            outcome.add(weight, bound, placement)
             advance()
     return unplanned, outcomes
 

@@ -44,6 +44,18 @@ def topology_words(topology: Topology, num_experts: int) -> str:
     return f"{text}: global planning, since {groups} cannot be split evenly over {nodes} nodes"
 
 
+def bound_words(topology: Topology, pairing: bool) -> str:
+    """Which lower bound gaps are measured against, where there are two; else nothing."""
+    if topology.slots_per_gpu != 2:
+        return ""
+    if pairing:
+        return "lower bound: with the pairing of two slots a GPU"
+    return (
+        "lower bound: without the pairing of two slots a GPU, so that gaps look larger than they are; "
+        "--pairing-bound includes it, at about 0.6 s a layer of 256 experts"
+    )
+
+
 def introduce(out: Console, recording: Recording, topology: Topology) -> None:
     """What is planned, for what, and what the reader of the file has to say."""
     say(out, f"{shown(recording.path)}: {loads_words(recording)}", "bold")

@@ -15,7 +15,7 @@ from eplb_triton.cpu.arith import Ints
 from eplb_triton.cpu.fields import GROUP_PARTITION, MEAN_TAILS, Fields, fields_of
 from eplb_triton.cpu.pipeline import compiled_group_stage, compiled_rows, compiled_tail
 from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
-from eplb_triton.policy import Policy, resolve_policy
+from eplb_triton.policy import DEFAULT_POLICY, Policy, resolve_policy
 from eplb_triton.topology import Topology
 
 SPANS_PER_THREAD = 2  # a thread that starts late takes fewer; after each span it must get the GIL again
@@ -91,7 +91,7 @@ def plan_layers(
     return torch.from_numpy(phy2log), torch.from_numpy(phyrank), torch.from_numpy(logcnt)
 
 
-def warm_up(topology: Topology, policy: str | Policy = "deepseek") -> None:
+def warm_up(topology: Topology, policy: str | Policy = DEFAULT_POLICY) -> None:
     """Compile what plans of this kind need, or load it from Numba's cache, before the first of them.
 
     Seconds without a cache, a tenth of a second with one. Loads are always planned as float32, so nothing depends

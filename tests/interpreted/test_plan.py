@@ -8,6 +8,7 @@ import torch
 from eplb_triton import POLICIES, Topology, plan
 from eplb_triton.kernels.launcher import Outputs
 from eplb_triton.kernels.specs import launch_plan
+from eplb_triton.policy import DEFAULT_POLICY
 from tests.cases import loads
 
 pytestmark = pytest.mark.other_triton
@@ -50,7 +51,7 @@ def test_bad_loads_count_as_zero_or_raise() -> None:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_out_and_workspace_are_filled_in_place(dtype: torch.dtype) -> None:
     weight = loads("ties", 3, LAYERS, EXPERTS)
-    shape = launch_plan(TOPOLOGY, EXPERTS, POLICIES["deepseek"], dtype=dtype, want_log2phy=True)
+    shape = launch_plan(TOPOLOGY, EXPERTS, POLICIES[DEFAULT_POLICY], dtype=dtype, want_log2phy=True)
     out, workspace = outputs(dtype), shape.workspace(LAYERS, "cpu")
     got = plan(weight, TOPOLOGY, backend="triton", out=out, workspace=workspace)
     want = plan(weight, TOPOLOGY, backend="reference", dtype=dtype)
