@@ -178,11 +178,15 @@ def _check_shape(weight: Tensor) -> None:
 def _float32_loads(weight: Tensor) -> Tensor:
     """`weight` on the CPU, each load rounded once to float32, -0 made 0, every one of them usable."""
     loads = weight.detach().cpu().to(torch.float32).contiguous() + 0.0
-    bad = ~((loads >= 0) & (loads <= MAX_LOAD))
-    if bad.any():
-        layer, expert = bad.nonzero()[0].tolist()
+    if loads.numel() and not _all_usable(loads):
+        layer, expert = (~((loads >= 0) & (loads <= MAX_LOAD))).nonzero()[0].tolist()
         raise _bad_load(weight, layer, expert)
     return loads
+
+
+def _all_usable(loads: Tensor) -> bool:
+    least, most = loads.aminmax()  # both NaN if any load is
+    return bool(least >= 0) and bool(most <= MAX_LOAD)
 
 
 def _bad_load(weight: Tensor, layer: int, expert: int) -> ValueError:

@@ -15,7 +15,19 @@ import numpy as np
 import pytest
 
 from eplb_triton import POLICIES
-from eplb_triton.policy import Donors, Fixup, GpuPack, Peak, PeakEstimate, Policy, Tail, Tie
+from eplb_triton.policy import (
+    Donors,
+    Exchange,
+    Fixup,
+    GpuPack,
+    GroupPack,
+    Paired,
+    Peak,
+    PeakEstimate,
+    Policy,
+    Tail,
+    Tie,
+)
 
 pytest.importorskip("eplb_triton.cpu", reason="needs the extra: pip install 'eplb-triton[cpu]'", exc_type=ImportError)
 
@@ -23,7 +35,7 @@ import llvmlite.binding  # type: ignore[import-untyped]
 import numba
 
 from eplb_triton.cpu import compiled, fields, pipeline
-from eplb_triton.cpu.fields import REFINE_CORNER, TAIL_DISPERSION, TAIL_SIMULATED, fields_of
+from eplb_triton.cpu.fields import TAIL_DISPERSION, TAIL_SIMULATED, fields_of
 
 PACKAGE = Path(compiled.__file__).parent
 
@@ -58,11 +70,12 @@ def assert_exact(entry: Any, *instructions: str) -> None:
         POLICIES["adaptive_tail_and_fixup"],
         POLICIES["adaptive_tail_and_packer_2x2"],
         POLICIES["hybrid_tail_waterfill"],
+        POLICIES["balanced"],
     ],
     ids=lambda policy: policy.name,
 )
 def test_rows_round_once_an_operation(policy: Policy) -> None:
-    """The three have every stage of the others but the tails below."""
+    """The four have every stage of the others but the tails below."""
     both = r"(?:<\d+ x )?float>?", r"(?:<\d+ x )?double>?"
     assert_exact(pipeline.compiled_rows(fields_of(policy)), *(f"fdiv {type_}" for type_ in both), "fadd double")
 
@@ -70,10 +83,6 @@ def test_rows_round_once_an_operation(policy: Policy) -> None:
 @pytest.mark.parametrize("tail", [TAIL_DISPERSION, TAIL_SIMULATED])
 def test_tails_round_once_an_operation(tail: int) -> None:
     assert_exact(pipeline.compiled_tail(tail), "fdiv double", "fadd double")
-
-
-def test_groups_round_once_an_operation() -> None:
-    assert_exact(pipeline.compiled_group_stage(REFINE_CORNER), "fadd double")
 
 
 def test_the_patterns_find_what_they_look_for() -> None:
@@ -234,7 +243,17 @@ def test_every_choice_of_a_policy_is_compiled_or_refused() -> None:
         "group_refine",
         "gpu_pack",
         "gpu_refine",
+        "group_pack",
     ]
+    assert [field.name for field in dataclasses.fields(Paired)] == ["moves", "donors"]
+    assert [field.name for field in dataclasses.fields(Exchange)] == [
+        "pair_rounds",
+        "match_rounds",
+        "proposers",
+        "double_steps",
+        "candidates",
+    ]
+    assert get_args(GroupPack) == fields.GROUP_PACKS
     assert [field.name for field in dataclasses.fields(Fixup)] == ["moves", "donors", "peak", "tie"]
     assert get_args(Tail) == fields.TAILS
     assert get_args(Donors) == fields.DONORS

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import _thread
-import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 
 from eplb_triton.cpu.arith import Ints
 from eplb_triton.cpu.fields import GROUP_PARTITION, MEAN_TAILS, Fields, fields_of
-from eplb_triton.cpu.pipeline import compiled_group_stage, compiled_rows, compiled_tail
+from eplb_triton.cpu.pipeline import compiled_rows, compiled_tail
 from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
 from eplb_triton.policy import DEFAULT_POLICY, Policy, resolve_policy
 from eplb_triton.topology import Topology
@@ -63,22 +62,16 @@ def plan_layers(
     phyrank = np.empty_like(phy2log)
     logcnt = np.empty((num_layers, num_experts), np.int64)
     tail_length = 0
-    group_numbers = fields.group_steps, fields.group_lights, _partition_table(fields, num_groups, num_nodes)
+    sizes = num_replicas, num_groups, num_nodes, num_gpus, _partition_table(fields, num_groups, num_nodes)
 
     def place(first: int, last: int) -> None:
-        if num_groups == 1:
-            experts[first:last] = np.arange(num_experts)
-        else:
-            place_groups = compiled_group_stage(fields.group_pack, fields.group_refine)
-            place_groups(loads, num_groups, num_nodes, *group_numbers, experts, first, last)
+        plan_rows(loads, *sizes, True, False, 0, experts, phy2log, phyrank, logcnt, first, last)
 
     def plan(first: int, last: int) -> None:
-        sizes = num_replicas, num_groups, num_nodes, num_gpus
-        plan_rows(loads, experts, *sizes, tail_length, phy2log, phyrank, logcnt, first, last)
+        plan_rows(loads, *sizes, False, True, tail_length, experts, phy2log, phyrank, logcnt, first, last)
 
     def place_and_plan(first: int, last: int) -> None:
-        place(first, last)
-        plan(first, last)
+        plan_rows(loads, *sizes, True, True, 0, experts, phy2log, phyrank, logcnt, first, last)
 
     threads = max(1, min(num_threads, num_layers, num_layers * num_replicas // SLOTS_PER_THREAD))
     if fields.tail in MEAN_TAILS and num_replicas > num_experts and num_layers > 0:
@@ -94,16 +87,14 @@ def plan_layers(
 def warm_up(topology: Topology, policy: str | Policy = DEFAULT_POLICY) -> None:
     """Compile what plans of this kind need, or load it from Numba's cache, before the first of them.
 
-    Seconds without a cache, a tenth of a second with one. Loads are always planned as float32, so nothing depends
-    on their type, and of the topology it only matters whether it has groups.
+    Seconds without a cache, a tenth of a second with one. Loads are always planned as float32, and one code serves all
+    topologies, so that today neither their type nor `topology` makes a difference.
 
     Raises:
         ValueError: no policy has that name.
     """
     fields = fields_of(resolve_policy(policy))
     compiled_rows(fields)
-    if topology.planned_groups > 1:
-        compiled_group_stage(fields.group_pack, fields.group_refine)
     if fields.tail in MEAN_TAILS:
         compiled_tail(fields.tail)
 
@@ -135,45 +126,50 @@ def _in_spans(work: Callable[[int, int], None], num_layers: int, threads: int) -
 
 
 class _Spans:
-    """Spans of layers that threads take from until none is left."""
+    """Spans of layers that threads take from until none is left. A deque is popped, and a lock released, by any thread
+    at any time; a Condition around both would cost a tenth of a millisecond."""
 
     def __init__(self, num_layers: int, most: int) -> None:
         edges = np.linspace(0, num_layers, min(num_layers, most) + 1).astype(int).tolist()
         self._left = deque(pairwise(edges))
-        self._taken = 0  # by helpers that are at work
-        self._changed = threading.Condition()
+        self._worked_on = {span: _locked() for span in self._left}  # unlocked when a helper is done with it
         self._error: BaseException | None = None
 
     def help_out(self, work: Callable[[int, int], None]) -> None:
         """Work until no span is left; an error stops all threads and is raised in `finish`."""
-        while True:
-            with self._changed:
-                if not self._left:
-                    return
-                span = self._left.popleft()
-                self._taken += 1
+        for span in self._take():
             try:
                 work(*span)
             except BaseException as error:
                 self._error = error
-                self._left.clear()
             finally:
-                with self._changed:
-                    self._taken -= 1
-                    self._changed.notify()
+                self._worked_on[span].release()
 
     def finish(self, work: Callable[[int, int], None]) -> None:
         """Work until no span is left, and wait for those that helpers have taken."""
         try:
-            while True:
-                with self._changed:
-                    if not self._left:
-                        break
-                    span = self._left.popleft()
+            for span in self._take():
+                del self._worked_on[span]
                 work(*span)
-        finally:
-            with self._changed:
-                self._left.clear()
-                self._changed.wait_for(lambda: self._taken == 0)
+        except BaseException as error:
+            self._error = error
+        for span in self._take(even_so=True):
+            del self._worked_on[span]
+        for lock in self._worked_on.values():
+            lock.acquire()
         if self._error:
             raise self._error
+
+    def _take(self, *, even_so: bool = False) -> Iterator[tuple[int, int]]:
+        """Spans until none is left or, unless `even_so`, there is an error."""
+        while even_so or not self._error:
+            try:
+                yield self._left.popleft()
+            except IndexError:
+                return
+
+
+def _locked() -> _thread.LockType:
+    lock = _thread.allocate_lock()
+    lock.acquire()
+    return lock

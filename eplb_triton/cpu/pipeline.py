@@ -88,40 +88,10 @@ def _node_loads(weight: Floats, experts: Ints, num_groups: int, node_loads: Doub
     return scale
 
 
-@cache
-def compiled_group_stage(group_pack: int, refine: int) -> Callable[..., None]:
-    """The entry point that puts the groups of layers onto nodes."""
-
-    def place_groups(
-        weight: Floats,  # [L, E]
-        num_groups: int,
-        num_nodes: int,
-        steps: int,
-        lights: int,
-        table: Ints,  # [partitions, G], or empty: see pack_partition
-        experts: Ints,  # [L, E], filled: a row's experts are experts[layer, node * e : (node + 1) * e]
-        first: int,  # layers first .. last-1
-        last: int,
-    ) -> None:
-        group_size = weight.shape[1] // num_groups
-        work, totals = new_work(num_groups, num_nodes), np.empty(num_nodes, np.float64)
-        tree = new_trees(1, num_nodes)[0]
-        loads = np.empty(num_groups, np.float32)
-        pack, slot = np.empty(num_groups, np.int64), np.empty(num_groups, np.int64)
-        for layer in range(first, last):
-            _group_loads(weight[layer], group_size, loads)
-            if group_pack == GROUP_PARTITION:
-                pack_partition(loads, num_nodes, pack, slot, table, work, tree)
-            else:
-                pack_plain(loads, num_nodes, pack, slot, work, tree)
-            if refine == REFINE_NEAREST:
-                refine_nearest(loads, pack, slot, num_nodes, steps, lights, work, totals)
-            if refine == REFINE_CORNER:
-                refine_corner(loads, pack, slot, num_nodes, steps, work, totals)
-            _list_experts(pack, slot, group_size, num_nodes, experts[layer])
-
-    signature = "void(float32[:, ::1], int64, int64, int64, int64, int64[:, ::1], int64[:, ::1], int64, int64)"
-    return entry_point(place_groups, signature, f"{group_pack}-{refine}")
+@stage
+def _room(num_items: int) -> tuple[Floats, Ints, Ints]:
+    """For the loads of items, and the pack and slot of each."""
+    return np.empty(num_items, np.float32), np.empty(num_items, np.int64), np.empty(num_items, np.int64)
 
 
 @cache
@@ -150,44 +120,68 @@ def _list_once(counts: Ints, expert: Ints, rank: Ints) -> None:
 
 @cache
 def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as plan_rows
-    """The entry point that plans the rows of layers, after the group stage."""
-    tail, moves, donors, peak, tie, _, _, _, pack_rule, refine, steps, lights, *_ = map(np.int64, fields)
-    paired_moves, paired_donors = np.int64(fields.paired_moves), np.int64(fields.paired_donors)
-    pair_rounds, match_rounds, proposers, double_steps, candidates = map(np.int64, fields[-5:])
+    """The entry point that plans layers: their groups onto nodes, then each row.
+
+    A tail with a mean over all rows stands between the two, and then each takes a call of its own.
+    """
+    tail, moves, donors, peak, tie, group_rule, group_steps, group_lights, *others = map(np.int64, fields)
+    pack_rule, refine, steps, lights, group_pack, paired_moves, paired_donors, *exchange = others
+    pair_rounds, match_rounds, proposers, double_steps, candidates = exchange
     spread = bool(pack_rule == PACK_SPREAD)
     mean_length, fixed_length = fields.tail in MEAN_TAILS, fields.tail in (TAIL_PEAK_AWARE, TAIL_GATED)
 
     def plan_rows(  # noqa: PLR0912, PLR0915 - one line a stage; a policy's code has three of these branches
         weight: Floats,  # [L, E]
-        experts: Ints,  # [L, E], of compiled_group_stage
         num_replicas: int,
         num_groups: int,
         num_nodes: int,
         num_gpus: int,
+        table: Ints,  # [partitions, G], or empty: see pack_partition
+        place: bool,  # whether to fill `experts`, or to read it
+        plan: bool,  # whether to fill the maps
         mean_tail_length: int,  # of compiled_tail, 0 for the other rules
+        experts: Ints,  # [L, E]: a row's experts are experts[layer, node * e : (node + 1) * e]
         phy2log: Ints,  # [L, P], filled
         phyrank: Ints,  # [L, P], filled
         logcnt: Ints,  # [L, E], filled
         first: int,  # layers first .. last-1
         last: int,
     ) -> None:
+        group_size = weight.shape[1] // num_groups
+        group_loads, node, position = _room(num_groups)
         e, p, d = weight.shape[1] // num_nodes, num_replicas // num_nodes, num_gpus // num_nodes
-        work, totals, trees = new_work(p, d), np.empty(d, np.float64), new_trees(3, max(e, d))
+        work, totals = new_work(max(p, num_groups), max(d, num_nodes)), np.empty(max(d, num_nodes), np.float64)
+        trees = new_trees(3, max(e, d, num_nodes))
         shares, pack_loads = np.empty(e, np.float32), np.empty(d, np.float32)
         held = np.zeros((e if spread else 0, d), np.int64)
         weights, counts = np.empty(e, np.float32), np.empty(e, np.int64)
         expert, rank, no_list = np.empty(p, np.int64), np.empty(p, np.int64), np.empty(0, np.int64)
-        loads, pack, slot = np.empty(p, np.float32), np.empty(p, np.int64), np.empty(p, np.int64)
+        loads, pack, slot = _room(p)
         fixed, node_loads, node_scale = np.empty(p, np.float64), np.zeros(num_nodes, np.float64), np.int64(0)
         target = 0.0
         tail_length = mean_tail_length
         if fixed_length and p > e:
             tail_length = fixed_tail(p - e)
         for layer in range(first, last):
+            if place:
+                _group_loads(weight[layer], group_size, group_loads)
+                if group_pack == GROUP_PARTITION:
+                    pack_partition(group_loads, num_nodes, node, position, table, work, trees[0])
+                else:
+                    pack_plain(group_loads, num_nodes, node, position, work, trees[0])
+                if group_rule == REFINE_NEAREST:
+                    refine_nearest(
+                        group_loads, node, position, num_nodes, group_steps, group_lights, work, totals[:num_nodes]
+                    )
+                if group_rule == REFINE_CORNER:
+                    refine_corner(group_loads, node, position, num_nodes, group_steps, work, totals[:num_nodes])
+                _list_experts(node, position, group_size, num_nodes, experts[layer])
+            if not plan:
+                continue
             if pack_rule == PACK_BLOCKS and num_nodes > 1:
                 node_scale = _node_loads(weight[layer], experts[layer], num_groups, node_loads)
-            for node in range(num_nodes):
-                row = experts[layer, node * e : (node + 1) * e]
+            for nth in range(num_nodes):
+                row = experts[layer, nth * e : (nth + 1) * e]
                 for i in range(e):
                     weights[i] = weight[layer, row[i]]
                 if tail == TAIL_WATERFILL:
@@ -233,11 +227,9 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
                     refine_match(fixed, expert, pack, slot, d, target, match_rounds, proposers)
                     refine_doubles(fixed, expert, pack, slot, d, target, double_steps, candidates)
                 physical_maps(
-                    pack, slot, expert, rank, counts, row, d, node, phy2log[layer], phyrank[layer], logcnt[layer]
+                    pack, slot, expert, rank, counts, row, d, nth, phy2log[layer], phyrank[layer], logcnt[layer]
                 )
 
-    signature = (
-        "void(float32[:, ::1], int64[:, ::1], int64, int64, int64, int64, int64, "
-        "int64[:, ::1], int64[:, ::1], int64[:, ::1], int64, int64)"
-    )
+    sizes, maps = "int64, int64, int64, int64", "int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[:, ::1]"
+    signature = f"void(float32[:, ::1], {sizes}, int64[:, ::1], boolean, boolean, int64, {maps}, int64, int64)"
     return entry_point(plan_rows, signature, "-".join(map(str, fields)))
