@@ -11,7 +11,7 @@ ONLY = $(if $(PLANNERS),--planners "$(PLANNERS)")
 OUT = $(if $(RESULTS),--out "$(RESULTS)")
 
 .PHONY: demo test test-host test-kernels test-other-triton lint types clean
-.PHONY: peers bench bench-scale bench-next-window bench-conformance bench-report bench-docs
+.PHONY: peers bench bench-scale bench-next-window bench-conformance bench-balance bench-report bench-docs
 
 demo: $(INSTALLED)
 	$(BIN)/eplb-triton demo
@@ -52,11 +52,14 @@ bench-next-window: $(INSTALLED)
 bench-conformance: $(INSTALLED)
 	$(BIN)/python -m bench.conformance $(OUT)
 
+bench-balance: $(INSTALLED)
+	$(BIN)/python -m bench.balance $(if $(TRACES),--traces "$(TRACES)") $(OUT)
+
 bench-report: $(INSTALLED)
 	$(BIN)/python -m bench.report $(RESULTS)
 
 bench-docs: $(INSTALLED)
-	$(BIN)/python -m bench.report $(RESULTS) --fill docs/benchmarks.md --fill README.md
+	$(BIN)/python -m bench.report $(RESULTS) --fill docs/benchmarks.md --fill docs/policies.md --fill README.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

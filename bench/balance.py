@@ -1,4 +1,4 @@
-"""Same-window gap to the lower bound of every policy: python -m bench.balance [--traces FOLDER].
+"""`make bench-balance`: same-window gap to the lower bound of every policy, and tiny instances beside their optimum.
 
 A plan is made from a window's loads and judged on the same loads: what the planner leaves, not what drift does. Needs
 SciPy, for the bound with two slots a GPU and for the optimum of the tiny instances.
@@ -6,21 +6,30 @@ SciPy, for the bound with two slots a GPU and for the optimum of the tiny instan
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 import torch
 from torch import Tensor
 
+from bench import results
 from bench.exact import optimum
-from eplb_triton import EFFORTS, POLICIES, Topology, lower_bound, plan
-from eplb_triton.policy import Policy
+from bench.machine import environment
+from bench.planners import PUBLISHED, Skip
+from bench.progress import Steps
+from bench.report import write_report
+from eplb_triton import EFFORTS, Topology, lower_bound, plan
+from eplb_triton.formats import FormatError, read_loads
+from eplb_triton.policy import Policy, named_policies
 
-PUBLISHED = "deepseek"
+ROUNDING = 1e-7
+"""A layer is worse than another from here on: a unit in the last place of a float32 share."""
 TINY = [(6, Topology(8, 1, 1, 4)), (8, Topology(12, 1, 1, 4)), (8, Topology(12, 4, 2, 4)), (12, Topology(16, 4, 2, 8))]
 
 
@@ -28,12 +37,12 @@ class Case(NamedTuple):
     name: str
     weight: Tensor  # [L, E]
     topology: Topology
-    most: float  # mean gap that `balanced` promises
+    promised: float  # mean gap of `balanced`, at most
 
 
 def drawn(layers: int, seed: int) -> Iterator[Case]:
     """Log-normal loads from a seed."""
-    for name, experts, topology, sigma, most in (
+    for name, experts, topology, sigma, promised in (
         ("V3, 8 groups on 4 nodes", 256, Topology(288, 8, 4, 32), 0.8, 5e-4),
         ("V3, global", 256, Topology(288, 1, 1, 32), 0.8, 5e-4),
         ("V3, 144 GPUs of 2 slots", 256, Topology(288, 1, 1, 144), 0.8, 25e-4),
@@ -41,18 +50,14 @@ def drawn(layers: int, seed: int) -> Iterator[Case]:
         ("512 -> 1024, 128 GPUs", 512, Topology(1024, 1, 1, 128), 1.2, 2e-4),
     ):
         random = np.random.default_rng(seed)
-        yield Case(name, torch.from_numpy(random.lognormal(0, sigma, (layers, experts))).float(), topology, most)
+        yield Case(name, torch.from_numpy(random.lognormal(0, sigma, (layers, experts))).float(), topology, promised)
 
 
 def recorded(folder: Path) -> Iterator[Case]:
-    """Expert counts of whole routing traces of 64 experts: .npz of `topk_ids` [tokens, layers, k]."""
+    """Expert counts of whole routing traces of 64 experts: .npz of `topk_ids` [tokens, L, k]."""
     for path in sorted(folder.glob("*.npz")):
-        with np.load(path) as arrays:
-            if "topk_ids" not in arrays:
-                continue
-            ids = arrays["topk_ids"].astype(np.int64)
-        counts = np.stack([np.bincount(layer.ravel(), minlength=64) for layer in ids.transpose(1, 0, 2)])
-        weight = torch.from_numpy(counts).float()
+        recording = read_loads(path, kind="topk_ids", num_experts=64)
+        weight = recording.loads(0, recording.length).to(torch.float32)
         yield Case(f"{path.stem}, global", weight, Topology(80, 1, 1, 16), 15e-4)
         yield Case(f"{path.stem}, 8 groups on 2 nodes", weight, Topology(80, 8, 2, 16), 15e-4)
 
@@ -67,12 +72,50 @@ def gaps(case: Case, bound: Tensor, policy: Policy) -> tuple[Tensor, float]:
     return placement.gpu_loads(case.weight).amax(1) / bound - 1, min(seconds)
 
 
-def tiny_gaps(instances: int, seed: int) -> dict[str, float]:
-    """Mean distance from the exact optimum of `instances` of each of `TINY`."""
+def judge(case: Case, policies: Mapping[str, Policy], begin: Callable[[str], None]) -> dict[str, Any]:
+    """Mean and worst gap, layers worse than the published algorithm's, and time of every policy on one case."""
+    begin(f"{case.name}: bound")
+    bound = lower_bound(case.weight, case.topology)
+    found = {}
+    for name, policy in policies.items():
+        begin(f"{case.name}: {name}")
+        found[name] = gaps(case, bound, policy)
+    layers, experts = case.weight.shape
+    published = found[PUBLISHED][0]
+    return {
+        "case": {"name": case.name, "layers": layers, "experts": experts, "topology": asdict(case.topology)},
+        "promised": case.promised,
+        "policies": {
+            name: {
+                "mean_gap": float(gap.mean()),
+                "worst_gap": float(gap.amax()),
+                f"layers_worse_than_{PUBLISHED}": int((gap > published + ROUNDING).sum()),
+                "ms": 1e3 * seconds,
+            }
+            for name, (gap, seconds) in found.items()
+        },
+    }
+
+
+def broken(row: Mapping[str, Any]) -> list[str]:
+    """What `balanced` promised on a case and did not keep."""
+    found, promised = row["policies"]["balanced"], row["promised"]
+    worse = found[f"layers_worse_than_{PUBLISHED}"]
+    lines = []
+    if not found["mean_gap"] <= promised:
+        lines.append(f"{row['case']['name']}: mean gap {found['mean_gap']:.4%}, promised {promised:.2%}")
+    if worse:
+        lines.append(f"{row['case']['name']}: {worse} layers worse than {PUBLISHED}'s, promised none")
+    return lines
+
+
+def tiny(instances: int, seed: int, begin: Callable[[str], None]) -> dict[str, Any]:
+    """Mean distance from the exact optimum over `instances` of each of `TINY`."""
     random = np.random.default_rng(seed)
     over: dict[str, list[float]] = {"bound": [], "balanced": [], PUBLISHED: []}
     for experts, topology in TINY:
-        for _ in range(instances):
+        for at in range(instances):
+            begin(f"optimum of {experts} experts on {topology.num_gpus} GPUs, {at + 1} of {instances}")
             weight = torch.from_numpy(random.lognormal(0, 0.8, (1, experts)))
             best = optimum(weight[0].numpy(), topology)
             if best is None:
@@ -81,41 +124,59 @@ def tiny_gaps(instances: int, seed: int) -> dict[str, float]:
             for policy in ("balanced", PUBLISHED):
                 peak = plan(weight, topology, policy=policy).gpu_loads(weight).amax()
                 over[policy].append(float(peak) / best - 1)
-    return {name: float(np.mean(values)) for name, values in over.items()} | {"solved": len(over["bound"])}
+    return {
+        "shapes": [{"experts": experts, "topology": asdict(topology)} for experts, topology in TINY],
+        "instances": instances * len(TINY),
+        "solved": len(over["bound"]),
+        "over_optimum": {name: statistics.fmean(values) for name, values in over.items() if values},
+    }
 
 
 @click.command()
 @click.option(
     "--traces", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="EPLB_TRACES", help="recordings"
 )
-@click.option("--layers", default=58, show_default=True, help="of the drawn loads")
+@click.option("--layers", type=click.IntRange(1), default=58, show_default=True, help="of the drawn loads")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--tiny", default=3, show_default=True, help="instances of each tiny shape solved exactly")
-def main(traces: Path | None, layers: int, seed: int, tiny: int) -> None:
-    """Print the mean gap per policy and case, and whether `balanced` keeps its promises; exit 1 if not."""
-    policies = {**POLICIES, **{policy.name: policy for policy in EFFORTS.values()}}
-    kept = True
-    click.echo(
-        "| case | promised |" + "".join(f" {name} |" for name in policies) + " layers worse than deepseek | time |"
-    )
-    click.echo("|---" * (len(policies) + 4) + "|")
-    for case in (*drawn(layers, seed), *(recorded(traces) if traces else ())):
-        bound = lower_bound(case.weight, case.topology)
-        found = {name: gaps(case, bound, policy) for name, policy in policies.items()}
-        (balanced, took), (published, took_published) = found["balanced"], found[PUBLISHED]
-        worse = int((balanced > published + 1e-7).sum())  # 1e-7: a unit in the last place of a float32 share
-        kept &= worse == 0 and float(balanced.mean()) <= case.most
-        row = "".join(f" {float(gap.mean()):.3%} |" for gap, _ in found.values())
-        times = f"{took * 1e3:.0f} ms, deepseek {took_published * 1e3:.0f} ms"
-        click.echo(f"| {case.name} | {case.most:.2%} |{row} {worse} | {times} |")
-    if tiny:
-        over = tiny_gaps(tiny, seed)
-        click.echo(
-            f"\n{over['solved']:.0f} tiny instances solved exactly: bound {over['bound']:+.3%}, "
-            f"balanced {over['balanced']:+.3%}, deepseek {over[PUBLISHED]:+.3%} from the optimum."
-        )
-    click.echo("All promises kept." if kept else "A promise is broken.")
-    raise SystemExit(not kept)
+@click.option(
+    "--tiny",
+    "instances",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="instances of each tiny shape solved exactly",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the results")
+def main(traces: Path | None, layers: int, seed: int, instances: int, out: Path | None) -> None:
+    """Judge every policy by the lower bound, and say whether `balanced` keeps its promises; exit 1 if not."""
+    found = environment("bench.balance")
+    try:
+        traced = list(recorded(traces)) if traces else []
+    except FormatError as error:
+        raise click.UsageError(str(error)) from error
+    skips = []
+    if not traced:
+        why = "no .npz in the" if traces else "no"
+        reason = f"{why} folder of routing traces: give --traces or set EPLB_TRACES"
+        skips.append(Skip("every policy", reason, "recorded"))
+    cases = [*drawn(layers, seed), *traced]
+    policies = named_policies()
+    with Steps(len(cases) * (1 + len(policies)) + len(TINY) * instances) as steps:
+        rows = [judge(case, policies, steps.begin) for case in cases]
+        exact = tiny(instances, seed, steps.begin)
+    lines = [line for row in rows for line in broken(row)]
+    body = {
+        "seed": seed,
+        "efforts": {effort: policy.name for effort, policy in EFFORTS.items()},
+        "skipped": [asdict(skip) for skip in skips],
+        "cases": rows,
+        "tiny": exact,
+        "broken": lines,
+    }
+    path = results.save("balance", found, body, out)
+    click.echo(f"results: {results.relative(path)}\nreport:  {results.relative(write_report(path.parent))}")
+    click.echo("\n".join(["A promise is broken.", *lines]) if lines else "All promises kept.")
+    raise SystemExit(bool(lines))
 
 
 if __name__ == "__main__":

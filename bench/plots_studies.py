@@ -1,4 +1,4 @@
-"""Pictures of the studies: cost curves, and the next window of a trace."""
+"""Pictures of the studies: cost curves, the next window of a trace, and the gap to the lower bound."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench import style
+from bench.planners import PUBLISHED
 
 Result = dict[str, Any]
 
@@ -17,6 +19,8 @@ _AXES = {
     "P/E": "replicas an expert P/E (16 layers, 256 experts, 64 GPUs)",
     "D": "GPUs D (16 layers, 1024 experts, 2048 replicas)",
 }
+_SMALLEST_GAP = 1e-6
+"""A smaller one is drawn here: a logarithmic axis has no zero."""
 
 
 def scale(result: Result, path: Path) -> None:
@@ -88,4 +92,42 @@ def next_window(result: Result, path: Path) -> None:
         for text, (_, _, marker, face) in looks.items()
     ]
     made.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    style.save(made, path)
+
+
+def gap(result: Result, path: Path) -> None:
+    """Mean gap to the lower bound of every policy, a line a case, and what the default policy promises."""
+    at, cases, efforts = result["environment"], result["cases"], result["efforts"]
+    others = ("other published policies", "#E69F00", "o", 5)
+    looks = {  # from the bottom to the top: where points meet, each leaves something of the one below in sight
+        PUBLISHED: (PUBLISHED, "#D55E00", "s", 9),
+        "": others,
+        efforts["low"]: ("effort low", "#56B4E9", "^", 12),
+        efforts["high"]: ("effort high", "#009E73", "D", 10),
+        efforts["medium"]: (efforts["medium"], "#0072B2", "o", 9),
+    }
+    title = "How far the heaviest GPU is above what no placement can beat"
+    made = style.figure(11, 2.0 + 0.42 * len(cases), title, f"{at['cpu']}, {at['cores']} cores, {at['date'][:10]}")
+    axes = made.add_subplot()
+    points: dict[tuple[str, str, str, int], list[tuple[float, int]]] = {kind: [] for kind in looks.values()}
+    for height, row in enumerate(cases):
+        gaps = {name: max(found["mean_gap"], _SMALLEST_GAP) for name, found in row["policies"].items()}
+        axes.plot([min(gaps.values()), max(gaps.values())], [height, height], color=style.PLAIN, alpha=0.3, linewidth=1)
+        for name, mean in gaps.items():
+            points[looks.get(name, others)].append((mean, height))
+    for (label, colour, marker, size), found in points.items():
+        x, y = zip(*found, strict=True)
+        axes.plot(x, y, marker, color=colour, markersize=size, markeredgecolor="white", label=label)
+    promised = [row["promised"] for row in cases]
+    label = f"promised for {efforts['medium']}"
+    axes.plot(promised, range(len(cases)), "|", color=style.PLAIN, markersize=16, markeredgewidth=1.6, label=label)
+    axes.set_yticks(range(len(cases)), [row["case"]["name"] for row in cases])
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(10))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("gap to the lower bound, mean over the layers (less is better)")
+    style.tidy(axes)
+    made.legend(loc="outside lower center", ncols=3, frameon=False)
     style.save(made, path)

@@ -27,6 +27,8 @@ SECTIONS: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "golden": ("conformance", "Golden and random plans, our backends", tables_studies.golden),
     "peers": ("conformance", "Peers beside DeepSeek's published code", tables_studies.peers),
     "vector-units": ("conformance", "vLLM's maps and the CPU's vector units", tables_studies.vector_units),
+    "balance": ("balance", "Gap to the lower bound, on the loads planned", tables_studies.balance),
+    "tiny": ("balance", "Tiny instances beside the exact optimum", tables_studies.tiny),
     "skipped": ("cases", "What took no part", tables.skipped),
 }
 """Of each table: the kind of result it is made from, its title, and what makes it."""
@@ -37,6 +39,7 @@ PICTURES: dict[str, tuple[str, Callable[[dict[str, Any], Path], None]]] = {
     "gpu-loads.png": ("cases", plots.gpu_loads),
     "scale.png": ("scale", plots_studies.scale),
     "next-window.png": ("next-window", plots_studies.next_window),
+    "gap.png": ("balance", plots_studies.gap),
 }
 
 

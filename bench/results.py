@@ -11,7 +11,7 @@ from bench.machine import ROOT, machine_class
 from eplb_triton import BALANCEDNESS
 
 RESULTS = ROOT / "bench" / "results"
-KINDS = ("cases", "scale", "next-window", "conformance")
+KINDS = ("cases", "scale", "next-window", "conformance", "balance")
 _DIGITS = 6
 _NUMBERS = re.compile(r"\[[-+.\deE,\s]+\]")
 """A list of numbers: written on one line."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import click
 import numpy as np
+import torch
 
 from bench import measure, results
 from bench.cases import Case, select
@@ -98,9 +99,11 @@ def measure_point(
 @click.option("--planners", default=PLANNERS, show_default=True, help="names or globs")
 @click.option("--axes", default="", help="of L, E, P/E, D; all")
 @click.option("--seconds", default=0.3, show_default=True, help="time of a planner at a point, at least 3 rounds")
+@click.option("--threads", default=1, show_default=True, help="of PyTorch: curves of work, not of how it is shared")
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the results")
-def main(planners: str, axes: str, seconds: float, out: Path | None) -> None:
+def main(planners: str, axes: str, seconds: float, threads: int, out: Path | None) -> None:
     """Cost curves of the published algorithm in L, E, P/E and D."""
+    torch.set_num_threads(threads)
     found = environment("bench.scale")
     loaded, skips = peers()
     working, broken = probe([planner for planner in [*ours(), *loaded] if planner.algorithm == PUBLISHED])

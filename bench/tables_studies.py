@@ -1,9 +1,10 @@
-"""Markdown tables of the studies: scale, next window, conformance, from their JSON alone."""
+"""Markdown tables of the studies: scale, next window, conformance, balance, from their JSON alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.planners import PUBLISHED
 from bench.tables import Result, causes_note, layers, milliseconds, skipped, table
 
 
@@ -109,3 +110,50 @@ def vector_units(result: Result) -> str:
         "one process a setting."
     )
     return f"{table(['NumPy may use', *names], rows)}\n\n{note}"
+
+
+def balance(result: Result) -> str:
+    """Mean gap to the lower bound: the published algorithm, the best of its other improvements, and our efforts."""
+    efforts = result["efforts"]
+    rows = []
+    for row in result["cases"]:
+        gaps = {name: found["mean_gap"] for name, found in row["policies"].items()}
+        others = [gap for name, gap in gaps.items() if name != PUBLISHED and name not in efforts.values()]
+        published, low, medium, high = (gaps[name] for name in (PUBLISHED, *efforts.values()))
+        figures = [f"{gap:.3%}" for gap in (published, min(others), low)]
+        worse = row["policies"][efforts["medium"]][f"layers_worse_than_{PUBLISHED}"]
+        kept = [f"{row['promised']:.2%}", f"{worse} / {row['case']['layers']}"]
+        rows.append([row["case"]["name"], *figures, f"**{medium:.3%}**", f"{high:.3%}", *kept])
+    header = [
+        "case",
+        f"`{PUBLISHED}`",
+        "best other published",
+        "effort low",
+        f"**`{efforts['medium']}`**",
+        "effort high",
+        "promised",
+        f"layers worse than `{PUBLISHED}`",
+    ]
+    note = (
+        "How far the heaviest GPU is above the load that no placement can beat, plan and judgement on the same loads: "
+        f"mean over the layers. Promised, and layers worse: of `{efforts['medium']}`."
+    )
+    return _with_skips(result, f"{table(header, rows)}\n\n{note}")
+
+
+def tiny(result: Result) -> str:
+    """Mean distance from the exact optimum, where a solver finds that."""
+    found = result["tiny"]
+    if not found["solved"]:
+        return ""
+    rows = [
+        ["lower bound" if name == "bound" else f"`{name}`", f"{distance:+.2%}"]
+        for name, distance in found["over_optimum"].items()
+    ]
+    sizes = {
+        "experts": [shape["experts"] for shape in found["shapes"]],
+        "GPUs": [shape["topology"]["num_gpus"] for shape in found["shapes"]],
+    }
+    span = ", ".join(f"{min(counts)} to {max(counts)} {name}" for name, counts in sizes.items())
+    note = f"Mean over the {found['solved']} of {found['instances']} instances that the solver finished: {span}."
+    return f"{table(['', 'from the optimum'], rows)}\n\n{note}"

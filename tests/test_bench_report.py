@@ -7,13 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-from bench import next_window, report, results, run, scale
+from bench import balance, next_window, report, results, run, scale, tables_studies
 from bench.machine import ROOT
 from bench.tables import source
+from eplb_triton import POLICIES, Topology
 
-DOCUMENTS = [ROOT / "docs" / "benchmarks.md", ROOT / "README.md"]
+DOCUMENTS = [ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "policies.md", ROOT / "README.md"]
 PLANNERS = "deepseek@reference,adaptive_tail_and_fixup@reference"
 
 
@@ -80,6 +82,56 @@ def test_a_study_of_one_sweep_writes_a_report(tmp_path: Path, monkeypatch: pytes
     assert "| L | `deepseek@reference` | 1 to 8 |" in (tmp_path / "REPORT.md").read_text()
 
 
+def test_the_balance_study_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [case for case in balance.drawn(2, 0) if case.name == "V3, global"]
+    monkeypatch.setattr(balance, "drawn", lambda layers, seed: cases)
+    monkeypatch.delenv("EPLB_TRACES", raising=False)
+    monkeypatch.setattr(balance, "TINY", balance.TINY[:1])
+    done = CliRunner().invoke(balance.main, ["--tiny", "1", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "All promises kept." in done.output
+    found = results.load(tmp_path)["balance"]
+    assert found["kind"] == "balance"
+    assert set(found["cases"][0]["policies"]) == {*POLICIES, "balanced_low", "balanced_high"}
+    text = (tmp_path / "REPORT.md").read_text()
+    assert tables_studies.balance(found) in text
+    assert tables_studies.tiny(found) in text
+    assert "; recorded: no folder of routing traces" in text
+    assert source(found) in text
+    assert (tmp_path / "gap.png").read_bytes().startswith(b"\x89PNG")
+    assert "![gap.png](gap.png)" in text
+
+
+def test_a_broken_promise_fails_the_balance_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = torch.arange(1, 25, dtype=torch.float32).reshape(2, 12)
+    case = balance.Case("small", loads, Topology(16, 1, 1, 4), promised=-1.0)
+    monkeypatch.setattr(balance, "drawn", lambda layers, seed: [case])
+    monkeypatch.delenv("EPLB_TRACES", raising=False)
+    done = CliRunner().invoke(balance.main, ["--tiny", "0", "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "A promise is broken.\nsmall: mean gap" in done.output
+    assert len(results.load(tmp_path)["balance"]["broken"]) == 1
+    assert "Tiny instances" not in (tmp_path / "REPORT.md").read_text()
+
+
+def test_the_table_of_gaps_takes_the_best_other_policy_and_the_efforts_by_name() -> None:
+    gaps = {"deepseek": 0.02, "a": 0.03, "b": 0.01, "low": 0.005, "mid": 0.001, "high": 0.0004}
+    policies = {name: {"mean_gap": gap, "layers_worse_than_deepseek": 3} for name, gap in gaps.items()}
+    case = {"case": {"name": "small", "layers": 7}, "promised": 0.0015, "policies": policies}
+    efforts = {"low": "low", "medium": "mid", "high": "high"}
+    text = tables_studies.balance({"efforts": efforts, "cases": [case], "skipped": []})
+    assert text.splitlines()[2] == "| small | 2.000% | 1.000% | 0.500% | **0.100%** | 0.040% | 0.15% | 3 / 7 |"
+
+
+def test_the_table_of_tiny_instances_has_signs_and_sizes() -> None:
+    shapes = [{"experts": experts, "topology": {"num_gpus": gpus}} for experts, gpus in ((6, 4), (12, 8))]
+    found = {"shapes": shapes, "instances": 6, "solved": 5, "over_optimum": {"bound": -0.02, "deepseek": 0.031}}
+    text = tables_studies.tiny({"tiny": found})
+    assert "| lower bound | -2.00% |\n| `deepseek` | +3.10% |" in text
+    assert "5 of 6 instances that the solver finished: 6 to 12 experts, 4 to 8 GPUs." in text
+    assert not tables_studies.tiny({"tiny": {**found, "solved": 0}})
+
+
 def test_topology_of_the_next_window_study() -> None:
     assert next_window.topology_for(64).num_replicas == 80
 
@@ -92,4 +144,5 @@ def test_every_published_table_is_what_its_result_gives(document: Path) -> None:
             continue  # not yet published
         folders = re.findall(r"bench/results/[\w.-]+", block[2])
         assert folders, f"{block[1]} names no result"
-        assert report.fill(block[0], results.load(ROOT / folders[-1]), document) == block[0]
+        empty = f"<!-- bench:{block[1]} -->\n<!-- /bench:{block[1]} -->"  # stays so without a result
+        assert report.fill(empty, results.load(ROOT / folders[-1]), document) == block[0]

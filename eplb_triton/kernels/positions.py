@@ -9,8 +9,9 @@ from eplb_triton.kernels.arith import HIGHEST
 
 MARKS = tl.constexpr(32)
 """Labels of several items that bits of an int32 can stand for."""
-COUNTED_UP_TO = tl.constexpr(64)
-"""Packs: up to here all pairs are compared, a tile of few elements a lane, which beats a sort and its shuffles."""
+COUNTED_UP_TO = tl.constexpr(32)
+"""Packs: up to here all pairs are compared, which beats a sort and its shuffles (of 8 packs threefold); a tile of 64 by
+64 would keep what it needs of its index for every round, in more registers than there are."""
 
 
 @triton.jit
