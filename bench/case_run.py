@@ -32,6 +32,8 @@ def run_case(
     seconds: float,
     skips: list[Skip],
     tick: Callable[[str], None],
+    *,
+    warm: bool = False,
 ) -> dict[str, Any]:
     """Time and judge the planners on loads [T, L, E]; those that fail are added to `skips`."""
     calls = {}
@@ -40,7 +42,7 @@ def run_case(
             calls[planner.name] = [planner.bind(window, case.topology) for window in loads[:PLANNED]]
         except Exception as error:  # a peer may refuse a topology in any way; it becomes a line of the report
             skips.append(Skip(planner.name, one_line(error), case.name))
-    timings = measure.interleave(calls, seconds, tick)
+    timings = measure.interleave(calls, seconds, tick, warm=warm)
     placements: dict[str, list[Placement]] = {}
     for planner in planners:
         if planner.name not in timings:

@@ -55,7 +55,11 @@ class Timing:
 
 
 def interleave(
-    calls: Mapping[str, Sequence[Call]], seconds: float, tick: Callable[[str], None] = lambda _: None
+    calls: Mapping[str, Sequence[Call]],
+    seconds: float,
+    tick: Callable[[str], None] = lambda _: None,
+    *,
+    warm: bool = False,
 ) -> dict[str, Timing]:
     """Time every planner on every window, round by round.
 
@@ -67,6 +71,8 @@ def interleave(
         seconds: time a planner may spend; slower ones get `MIN_ROUNDS` rounds all the same, none gets more than
             `MAX_ROUNDS`.
         tick: called with the name of the planner about to be called.
+        warm: let an untimed call of the same planner precede each timed one, which else finds in the caches of the CPU
+            what another planner left there.
     """
     timings = {name: Timing(windows) for name, windows in calls.items()}
     for name, timing in timings.items():
@@ -83,6 +89,8 @@ def interleave(
             turn = number % len(active)
             for name in active[turn:] + active[:turn]:
                 tick(name)
+                if warm:
+                    timings[name].call(number, keep=False)
                 timings[name].call(number, keep=True)
     finally:
         if collecting:

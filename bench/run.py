@@ -26,9 +26,12 @@ from eplb_triton import POLICIES
 @click.option("--planners", default="", help="comma-separated names or globs; the table's")
 @click.option("--traces", type=click.Path(path_type=Path, file_okay=False), envvar="EPLB_TRACES", help="recordings")
 @click.option("--seconds", default=0.5, show_default=True, help="time of a planner in a case, at least 3 rounds")
+@click.option("--warm", is_flag=True, help="an untimed call before each timed one, so that it finds warm caches")
 @click.option("--cold/--no-cold", "with_cold", default=True, show_default=True, help="first calls in fresh processes")
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the results")
-def main(cases: str, planners: str, traces: Path | None, seconds: float, with_cold: bool, out: Path | None) -> None:
+def main(
+    cases: str, planners: str, traces: Path | None, seconds: float, warm: bool, with_cold: bool, out: Path | None
+) -> None:
     """Time and judge every planner on every case, on the same loads in one process."""
     found = environment("bench.run")
     try:
@@ -50,7 +53,7 @@ def main(cases: str, planners: str, traces: Path | None, seconds: float, with_co
             except MissingTraceError as missing:
                 skips.append(Skip("every planner", str(missing), case.name))
             else:
-                rows.append(run_case(case, loads, chosen_planners, seconds, skips, steps.detail))
+                rows.append(run_case(case, loads, chosen_planners, seconds, skips, steps.detail, warm=warm))
         for case_name, planner, empty in cold_runs:
             steps.begin(f"first call of {planner}")
             if any(skip.planner == planner and skip.case == case_name for skip in skips):

@@ -246,7 +246,7 @@ def resolve_policy(policy: str | Policy) -> Policy:
     """
     if isinstance(policy, Policy):
         return policy
-    named = named_policies()
-    if policy not in named:
-        raise ValueError(f"policy={policy!r} is unknown, must be one of {', '.join(named)}")
-    return named[policy]
+    found = POLICIES.get(policy) or named_policies().get(policy)
+    if found is None:
+        raise ValueError(f"policy={policy!r} is unknown, must be one of {', '.join(named_policies())}")
+    return found

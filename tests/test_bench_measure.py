@@ -47,6 +47,13 @@ def test_rounds_rotate_and_take_windows_in_turn() -> None:
     assert rounds == [[("a", 0), ("b", 0)], [("b", 1), ("a", 1)], [("a", 2), ("b", 2)]]
 
 
+def test_warm_calls_come_before_timed_ones_and_are_not_counted() -> None:
+    seen: list[int] = []
+    timings = measure.interleave({"a": [lambda w=w: seen.append(w) for w in range(3)]}, 0.0, warm=True)
+    assert seen == [0, 0, 0, 1, 1, 2, 2]
+    assert len(timings["a"].milliseconds) == 3
+
+
 def test_a_fast_planner_gets_more_rounds_than_a_slow_one_up_to_the_most() -> None:
     calls: dict[str, list[Call]] = {"fast": [lambda: None], "slow": [lambda: sum(range(300_000))]}
     timings = measure.interleave(calls, 0.01)

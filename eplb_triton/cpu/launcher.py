@@ -11,14 +11,15 @@ import numpy as np
 import torch
 
 from eplb_triton.cpu.arith import Ints
-from eplb_triton.cpu.fields import GROUP_PARTITION, MEAN_TAILS, Fields, fields_of
+from eplb_triton.cpu.fields import GROUP_PARTITION, MEAN_TAILS, REFINE_EXCHANGE, Fields, fields_of
 from eplb_triton.cpu.pipeline import compiled_rows, compiled_tail
 from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
 from eplb_triton.policy import DEFAULT_POLICY, Policy, resolve_policy
 from eplb_triton.topology import Topology
 
 SPANS_PER_THREAD = 2  # a thread that starts late takes fewer; after each span it must get the GIL again
-SLOTS_PER_THREAD = 4096  # about 0.15 ms of work; a thread costs 0.06 ms to start and wait for
+SLOTS_PER_THREAD = 16384  # about 0.5 ms of work; a thread costs 0.05 to 0.2 ms, most where other work ran before
+EXCHANGE_WORK = 8  # times the work of packing alone
 
 
 def plan_layers(
@@ -57,7 +58,8 @@ def plan_layers(
     fields = fields_of(policy)
     plan_rows = compiled_rows(fields)
 
-    experts = np.empty((num_layers, num_experts), np.int64)
+    has_mean = fields.tail in MEAN_TAILS and num_replicas > num_experts and num_layers > 0
+    experts = np.empty((num_layers if has_mean else 0, num_experts), np.int64)
     phy2log = np.empty((num_layers, num_replicas), np.int64)
     phyrank = np.empty_like(phy2log)
     logcnt = np.empty((num_layers, num_experts), np.int64)
@@ -73,8 +75,9 @@ def plan_layers(
     def place_and_plan(first: int, last: int) -> None:
         plan_rows(loads, *sizes, True, True, 0, experts, phy2log, phyrank, logcnt, first, last)
 
-    threads = max(1, min(num_threads, num_layers, num_layers * num_replicas // SLOTS_PER_THREAD))
-    if fields.tail in MEAN_TAILS and num_replicas > num_experts and num_layers > 0:
+    work = num_layers * num_replicas * (EXCHANGE_WORK if fields.gpu_refine == REFINE_EXCHANGE else 1)
+    threads = max(1, min(num_threads, num_layers, work // SLOTS_PER_THREAD))
+    if has_mean:
         _in_spans(place, num_layers, threads)
         rows = np.take_along_axis(loads, experts, 1).reshape(num_layers * num_nodes, -1)
         tail_length = compiled_tail(fields.tail)(rows, (num_replicas - num_experts) // num_nodes)

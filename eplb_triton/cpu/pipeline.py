@@ -140,7 +140,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
         place: bool,  # whether to fill `experts`, or to read it
         plan: bool,  # whether to fill the maps
         mean_tail_length: int,  # of compiled_tail, 0 for the other rules
-        experts: Ints,  # [L, E]: a row's experts are experts[layer, node * e : (node + 1) * e]
+        kept: Ints,  # [L, E], the experts of each layer node by node; [0, E]: not kept from one call to the next
         phy2log: Ints,  # [L, P], filled
         phyrank: Ints,  # [L, P], filled
         logcnt: Ints,  # [L, E], filled
@@ -149,6 +149,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
     ) -> None:
         group_size = weight.shape[1] // num_groups
         group_loads, node, position = _room(num_groups)
+        own = np.empty(weight.shape[1], np.int64)
         e, p, d = weight.shape[1] // num_nodes, num_replicas // num_nodes, num_gpus // num_nodes
         work, totals = new_work(max(p, num_groups), max(d, num_nodes)), np.empty(max(d, num_nodes), np.float64)
         trees = new_trees(3, max(e, d, num_nodes))
@@ -163,6 +164,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
         if fixed_length and p > e:
             tail_length = fixed_tail(p - e)
         for layer in range(first, last):
+            experts = kept[layer] if kept.shape[0] > 0 else own
             if place:
                 _group_loads(weight[layer], group_size, group_loads)
                 if group_pack == GROUP_PARTITION:
@@ -175,13 +177,13 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
                     )
                 if group_rule == REFINE_CORNER:
                     refine_corner(group_loads, node, position, num_nodes, group_steps, work, totals[:num_nodes])
-                _list_experts(node, position, group_size, num_nodes, experts[layer])
+                _list_experts(node, position, group_size, num_nodes, experts)
             if not plan:
                 continue
             if pack_rule == PACK_BLOCKS and num_nodes > 1:
-                node_scale = _node_loads(weight[layer], experts[layer], num_groups, node_loads)
+                node_scale = _node_loads(weight[layer], experts, num_groups, node_loads)
             for nth in range(num_nodes):
-                row = experts[layer, nth * e : (nth + 1) * e]
+                row = experts[nth * e : (nth + 1) * e]
                 for i in range(e):
                     weights[i] = weight[layer, row[i]]
                 if tail == TAIL_WATERFILL:
