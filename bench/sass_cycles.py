@@ -2,7 +2,7 @@
 
     python -m bench.sass_cycles --output bench/results/sass-cycles
 
-How: the kernels are compiled for sm_90 as the launcher would; their PTX is run on the CPU (bench.ptx) for four rows of
+How: the kernels are compiled for sm_90 as the launcher would; their PTX is run on the CPU (bench.ptx) for a few rows of
 log-normal loads, of which the slowest counts, and that tells how often each basic block runs; each block of the SASS is
 matched to the block of the PTX that comes from the same source lines; and one warp issues it in order, with ptxas's
 stall counts and scoreboards and the latencies of bench.sass_issue. A loop counts its steady round times its rounds, the
@@ -25,6 +25,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,6 @@ TARGETS_US = {"v3-hierarchical": 15.0, "v3-global": 30.0, "512-to-1024": 100.0, 
 """Microseconds asked of `deepseek`."""
 TWICE = ("v3-hierarchical", "v3-global")
 """Cases in which the other policies may take twice that; in the large ones nothing is asked of them."""
-PROGRAMS = 16
-"""So many are estimated, of which the slowest counts: all nodes of a layer, or so many layers planned globally."""
 _SCHEDULERS = 4
 _COUNTED = ("REDUX", "SHFL", "LDG", "STG", "LDS", "STS", "BAR", "MUFU", "DADD")
 
@@ -165,15 +164,18 @@ def _loop(sass: Listing, loop: Loop, runs: Sequence[float], sharing: int) -> Loo
     )
 
 
-def estimate_plan(job: tuple[str, str]) -> dict[str, object]:
-    """A row of the table: (case, policy), its kernels one after the other."""
+def estimate_plan(job: tuple[str, str], rows: int = 1) -> dict[str, object]:
+    """A line of the table: (case, policy), its kernels one after the other, of the slowest of `rows` programs.
+
+    Of `balanced` alone much depends on the loads: it stops where a row can gain no more.
+    """
     name, policy = job
     case = next(case for case in CASES if case.name == name)
     kernels = list(compile_plan(case, POLICIES[policy], "sm_90", want_log2phy=False))
     launch = launch_plan(case.topology, case.experts, POLICIES[policy])
     weight = loads("continuous", 1, case.layers, case.experts)
     estimates: list[Estimate] = []
-    for program in list(np.ndindex(case.layers, case.topology.planned_nodes))[:PROGRAMS]:
+    for program in list(np.ndindex(case.layers, case.topology.planned_nodes))[:rows]:
         ran = run_plan(kernels, launch, case.topology, weight, programs=[program])
         found = [estimate(kernel, machine) for kernel, machine in zip(kernels, ran.machines, strict=True)]
         estimates = max(estimates, found, key=_cycles)
@@ -181,6 +183,7 @@ def estimate_plan(job: tuple[str, str]) -> dict[str, object]:
     return {
         "case": name,
         "policy": policy,
+        "rows": rows,
         "estimated_cycles": round(cycles),
         "estimated_us": round(cycles / GIGAHERTZ / 1e3, 1),
         "target_us": target_us(name, policy),
@@ -209,8 +212,8 @@ def table(rows: Sequence[dict[str, object]]) -> str:
         + ", ".join(f"{kind} {cycles}" for kind, cycles in LATENCY.items())
         + ". Loads: log-normal, sigma 1.",
         "",
-        "| case | policy | warps | registers | cycles | us | asked: at most |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| case | policy | rows | warps | registers | cycles | us | asked: at most |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     details = [
         "",
@@ -222,7 +225,8 @@ def table(rows: Sequence[dict[str, object]]) -> str:
         last = kernels[-1]
         head = f"| {row['case']} | {row['policy']} |"
         lines.append(
-            f"{head} {last['num_warps']} | {last['registers']} | {row['estimated_cycles']} | {row['estimated_us']} | "
+            f"{head} {row['rows']} | {last['num_warps']} | {last['registers']} | {row['estimated_cycles']} | "
+            f"{row['estimated_us']} | "
             f"{'–' if row['target_us'] is None else format(row['target_us'], 'g')} |"
         )
         for kernel in kernels:
@@ -252,21 +256,33 @@ def _details(head: str, kernel: dict[str, object], total: float) -> list[str]:
     return lines
 
 
+def _lines(path: Path) -> list[dict[str, object]]:
+    return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
+
+
+def _place(line: tuple[str, str]) -> tuple[int, int]:
+    """Where a line of the table stands: cases, then policies, in their order."""
+    return list(TARGETS_US).index(line[0]), list(POLICIES).index(line[1])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="path without ending: .json and .md are written")
     parser.add_argument("--cases", default=",".join(TARGETS_US), help="comma-separated, of bench.cases")
     parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--rows", type=int, default=1, help="programs run, of which the slowest counts")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     arguments = parser.parse_args()
     jobs = [(case, policy) for case in arguments.cases.split(",") for policy in arguments.policies.split(",")]
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, object]] = []
+    path = arguments.output.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = {(str(line["case"]), str(line["policy"])): line for line in _lines(path)}  # of an earlier run, too
     with ProcessPoolExecutor(arguments.workers) as pool:
-        for row in pool.map(estimate_plan, jobs):
-            rows.append(row)
+        for line in pool.map(partial(estimate_plan, rows=arguments.rows), jobs):
+            lines[str(line["case"]), str(line["policy"])] = line
+            rows = [lines[at] for at in sorted(lines, key=_place)]
             found = {"estimate": True, "latency": LATENCY, "rows": rows}
-            arguments.output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+            path.write_text(json.dumps(found, indent=1) + "\n")
             arguments.output.with_suffix(".md").write_text(table(rows))
     print(table(rows))
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from bench.planners import PUBLISHED
 from bench.tables import Result, causes_note, layers, milliseconds, skipped, table
 
@@ -11,6 +13,17 @@ from bench.tables import Result, causes_note, layers, milliseconds, skipped, tab
 def _with_skips(result: Result, text: str) -> str:
     lines = skipped(result)
     return f"{text}\n\nTook no part:\n\n{lines}" if lines else text
+
+
+STRAIGHT = ("L", "P/E")
+"""Axes along which the same work is done more often."""
+
+
+def _straight(values: Sequence[float], medians: Sequence[float]) -> str:
+    times = np.asarray(medians)
+    slope, constant = np.polyfit(values, times, 1, w=1 / times)
+    error = np.abs((constant + slope * np.asarray(values)) / times - 1).max()
+    return f"{milliseconds(constant)} + {milliseconds(slope)} ms, within {error:.0%}"
 
 
 def scale(result: Result) -> str:
@@ -22,11 +35,14 @@ def scale(result: Result) -> str:
             ends = [f"{milliseconds(curve['median_ms'][at])} ms" for at in (0, -1)]
             off = ", ".join(f"{value:g} ({ratio:.2g}×)" for value, ratio in curve["off_line"]) or "nowhere"
             span = f"{values[0]:g} to {values[-1]:g}"
-            rows.append([axis, f"`{name}`", span, " to ".join(ends), f"{curve['exponent']:.2f}", off])
-    header = ["axis", "planner", "range", "time", "exponent", "off the line at (measured / fitted)"]
+            straight = _straight(values, curve["median_ms"]) if axis in STRAIGHT else "–"
+            rows.append([axis, f"`{name}`", span, " to ".join(ends), f"{curve['exponent']:.2f}", off, straight])
+    header = ["axis", "planner", "range", "time", "exponent", "off it at (measured / fitted)", "constant + slope"]
     note = (
         "Exponent: of time ∝ axis^exponent, least squares on log axes over the upper half of the points. "
-        f"Off the line: by more than {result['bend']:g} times either way."
+        f"Off it: by more than {result['bend']:g} times either way. "
+        "Constant + slope: time = constant + slope · axis, least squares of the relative error over all points, "
+        "and the largest error."
     )
     return _with_skips(result, f"{table(header, rows)}\n\n{note}")
 

@@ -61,6 +61,12 @@ def test_blocks_are_filled_once_and_again(folder: Path) -> None:
         report.fill("<!-- bench:nothing --><!-- /bench:nothing -->", found, folder / "README.md")
 
 
+def test_a_straight_line_is_found_and_its_largest_error() -> None:
+    assert tables_studies._straight([1, 2, 4, 256], [3.0, 5.0, 9.0, 513.0]) == "1 + 2 ms, within 0%"
+    bent = tables_studies._straight([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0])  # a parabola is no line
+    assert int(bent.split("within ")[1].rstrip("%")) > 30
+
+
 def test_a_picture_is_linked_from_where_the_document_stands(folder: Path) -> None:
     block = "<!-- bench:time.png -->\n<!-- /bench:time.png -->"
     linked = report.fill(block, results.load(folder), folder.parent / "docs" / "page.md")
