@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_rounds_rotate_and_take_windows_in_turn() -> None:
 
 def test_warm_calls_come_before_timed_ones_and_are_not_counted() -> None:
     seen: list[int] = []
-    timings = measure.interleave({"a": [lambda w=w: seen.append(w) for w in range(3)]}, 0.0, warm=True)
+    timings = measure.interleave({"a": [partial(seen.append, window) for window in range(3)]}, 0.0, warm=True)
     assert seen == [0, 0, 0, 1, 1, 2, 2]
     assert len(timings["a"].milliseconds) == 3
 
