@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from bench.compiled import Compiled
 from bench.listing import Instruction, functions, parse_ptx, parse_sass
 
-REGISTERS = {1: 168, 4: 128, 8: 128}
+REGISTERS = {1: 168, 4: 128, 8: 128, 16: 128}
 """Most registers a thread, by warps of the program. One warp: a few programs a multiprocessor, latency is all that
-counts; 8 warps of 128 are half of a multiprocessor's registers."""
+counts; 16 warps of 128 are all of a multiprocessor's registers."""
 SGPR_SPILLS = 128
 """Most scalar registers kept in lanes of a vector register (AMD has 102): a move each, no memory."""
 STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")

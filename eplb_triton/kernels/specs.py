@@ -265,5 +265,7 @@ def _spec(function: Any, tensors: dict[str, str], shape: dict[str, Any], lanes: 
 def _num_warps(shape: dict[str, Any]) -> int:
     """One warp where a row is small: its steps wait for one another. Wide tiles (sorts, divisions) gain from more, and
     the packing step loses nothing: a tile of up to 32 packs is held, and reduced, by every warp."""
+    if shape["GPU_RULE"] == "exchange" and shape["GPUS"] > 512:
+        return 16  # with 8 a row of 1,024 GPUs spills 22 values
     width = max(shape["EXPERTS"], shape["GPUS"])
     return 1 if width <= 128 else 4 if width <= 512 else 8

@@ -137,7 +137,7 @@ def test_tails_with_a_mean_over_rows(rule: str, family: str) -> None:
         work = plan.workspace(layers, "cpu")
         kernel = plan.kernels[0]
         assert kernel.function is measure_rows
-        kernel.function[plan.grid(layers)](weight, experts, 1, layers, *work, **kernel.constexprs)
+        kernel.function[plan.grid(layers)](weight, experts, 1, layers, *work, plan.partitions, **kernel.constexprs)
         redundant = replicas - experts
         assert _tail(rule, redundant, work.statistics) == reference(weight, redundant)
 
