@@ -10,7 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
+from eplb_triton.partitions import partitions_to_try
 from eplb_triton.topology import Topology
 
 
@@ -72,14 +72,15 @@ def _node_bound(loads: Tensor, topology: Topology) -> Tensor:
     num_groups, num_nodes, gpus = topology.num_groups, topology.num_nodes, topology.gpus_per_node
     size = num_groups // num_nodes
     groups = loads.view(len(loads), num_groups, -1)
-    if num_partitions(num_groups, num_nodes) > MOST_PARTITIONS:
+    partitions = partitions_to_try(num_groups, num_nodes)
+    if not partitions:
         return _crowded_node(groups.sum(2), num_nodes) / gpus
     subsets = list(combinations(range(num_groups), size))
     experts = groups[:, torch.tensor(subsets)].flatten(2)  # [L, subsets, e]
     level = _largest_replica(experts.flatten(0, 1), topology.replicas_per_node).view(experts.shape[:2])
     of_subset = torch.maximum(experts.sum(2) / gpus, level)
     best = torch.full_like(loads[:, 0], torch.inf)
-    for partition in all_partitions(num_groups, num_nodes):
+    for partition in partitions:
         best = torch.minimum(best, of_subset[:, [subsets.index(node) for node in partition]].amax(1))
     return best
 

@@ -19,6 +19,12 @@ def num_partitions(num_items: int, num_packs: int) -> int:
 
 
 @cache
+def partitions_to_try(num_items: int, num_packs: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """`all_partitions`, or none where they are more than `MOST_PARTITIONS`."""
+    return all_partitions(num_items, num_packs) if num_partitions(num_items, num_packs) <= MOST_PARTITIONS else ()
+
+
+@cache
 def all_partitions(num_items: int, num_packs: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """All of them in lexicographic order: items ascending in a pack, packs in the order of their lowest item."""
     size = num_items // num_packs

@@ -5,15 +5,16 @@ from __future__ import annotations
 import _thread
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import torch
 
 from eplb_triton.cpu.arith import Ints
-from eplb_triton.cpu.fields import GROUP_PARTITION, MEAN_TAILS, REFINE_EXCHANGE, Fields, fields_of
+from eplb_triton.cpu.fields import GROUP_PARTITION, MEAN_TAILS, REFINE_EXCHANGE, fields_of
 from eplb_triton.cpu.pipeline import compiled_rows, compiled_tail
-from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
+from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import DEFAULT_POLICY, Policy, resolve_policy
 from eplb_triton.topology import Topology
 
@@ -64,7 +65,8 @@ def plan_layers(
     phyrank = np.empty_like(phy2log)
     logcnt = np.empty((num_layers, num_experts), np.int64)
     tail_length = 0
-    sizes = num_replicas, num_groups, num_nodes, num_gpus, _partition_table(fields, num_groups, num_nodes)
+    table = _partition_table(fields.group_pack, num_groups, num_nodes)
+    sizes = num_replicas, num_groups, num_nodes, num_gpus, table
 
     def place(first: int, last: int) -> None:
         plan_rows(loads, *sizes, True, False, 0, experts, phy2log, phyrank, logcnt, first, last)
@@ -102,11 +104,11 @@ def warm_up(topology: Topology, policy: str | Policy = DEFAULT_POLICY) -> None:
         compiled_tail(fields.tail)
 
 
-def _partition_table(fields: Fields, num_groups: int, num_nodes: int) -> Ints:
+@cache
+def _partition_table(group_pack: int, num_groups: int, num_nodes: int) -> Ints:
     """[partitions, G] for `pack_partition`, empty where it is not used or there are too many."""
-    if fields.group_pack != GROUP_PARTITION or num_partitions(num_groups, num_nodes) > MOST_PARTITIONS:
-        return np.empty((0, num_groups), np.int64)
-    return np.array(all_partitions(num_groups, num_nodes), np.int64).reshape(-1, num_groups)
+    table = partitions_to_try(num_groups, num_nodes) if group_pack == GROUP_PARTITION else ()
+    return np.array(table, np.int64).reshape(len(table), num_groups)
 
 
 def _in_spans(work: Callable[[int, int], None], num_layers: int, threads: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eplb_triton.kernels.fused import plan_rows
 from eplb_triton.kernels.measure import measure_rows
-from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
+from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, Policy
 from eplb_triton.topology import Topology
 
@@ -204,12 +204,12 @@ def _shape(topology: Topology, num_experts: int, policy: Policy, lanes: int) -> 
 
 
 def _partition_fields(policy: Policy, groups: int, nodes: int, lanes: int) -> dict[str, Any]:
-    ways = num_partitions(groups, nodes) if policy.group_pack == "partition" else 0
+    ways = len(partitions_to_try(groups, nodes)) if policy.group_pack == "partition" else 0
     proposers = min(max(1, nodes // PACKS_PER_PROPOSER), nodes // 2)
     return {
         "GROUP_PACK": policy.group_pack,
-        "WAYS": ways if ways <= MOST_PARTITIONS else 0,
-        "WAY_LANES": max(lanes, triton.next_power_of_2(min(ways, MOST_PARTITIONS))),
+        "WAYS": ways,
+        "WAY_LANES": max(lanes, triton.next_power_of_2(ways)),
         "GROUP_PROPOSERS": proposers,
         "GROUP_MEETINGS": _meetings(proposers, nodes, lanes),
     }
@@ -224,7 +224,7 @@ def _meetings(proposers: int, packs: int, lanes: int) -> int:
 
 def _partitions(topology: Topology, ways: int) -> Tensor:
     groups, nodes = topology.planned_groups, topology.planned_nodes
-    table = all_partitions(groups, nodes) if ways else ()
+    table = partitions_to_try(groups, nodes) if ways else ()
     return torch.tensor(table, dtype=torch.int32).view(ways, groups)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from eplb_reference.exchange import refine_match
 from eplb_reference.fixed import fixed_point
 from eplb_reference.pack import pack_plain
-from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
+from eplb_triton.partitions import partitions_to_try
 
 EXCHANGES_PER_ITEM = 4  # of the rounds that follow a packing that is not the best
 
@@ -32,7 +32,7 @@ def pack_partition(loads: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
     Ties: the partition first in `partitions`.
     """
     num_items = loads.shape[1]
-    if num_partitions(num_items, num_packs) > MOST_PARTITIONS:
+    if not partitions_to_try(num_items, num_packs):
         pack, slot = pack_plain(loads, num_packs)
         fixed, _ = fixed_point(loads, num_items // num_packs)
         labels = torch.arange(num_items).expand_as(pack)
@@ -51,4 +51,4 @@ def pack_partition(loads: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
 @cache
 def _table(num_items: int, num_packs: int) -> Tensor:
     """All partitions [capacity, packs, partitions]: the dimension that operations should run along comes last."""
-    return torch.tensor(all_partitions(num_items, num_packs)).permute(2, 1, 0).contiguous()
+    return torch.tensor(partitions_to_try(num_items, num_packs)).permute(2, 1, 0).contiguous()
