@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _thread
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 
@@ -121,10 +121,10 @@ def _in_spans(work: Callable[[int, int], None], num_layers: int, threads: int) -
     if threads == 1:
         work(0, num_layers)
         return
-    spans = _Spans(num_layers, threads * SPANS_PER_THREAD)
+    spans = _Spans(num_layers, threads)
     try:
-        for _ in range(threads - 1):
-            _thread.start_new_thread(spans.help_out, (work,))  # threading.Thread would wait for it to run, 0.03 ms
+        for helping in spans.helping:
+            _thread.start_new_thread(spans.help_out, (work, helping))  # threading.Thread waits for it to run, 0.03 ms
     except RuntimeError:  # no thread to be had: those that there are do the work
         pass
     spans.finish(work)
@@ -134,47 +134,39 @@ class _Spans:
     """Spans of layers that threads take from until none is left. A deque is popped, and a lock released, by any thread
     at any time; a Condition around both would cost a tenth of a millisecond."""
 
-    def __init__(self, num_layers: int, most: int) -> None:
-        edges = np.linspace(0, num_layers, min(num_layers, most) + 1).astype(int).tolist()
-        self._left = deque(pairwise(edges))
-        self._worked_on = {span: _locked() for span in self._left}  # unlocked when a helper is done with it
+    def __init__(self, num_layers: int, threads: int) -> None:
+        most = min(num_layers, threads * SPANS_PER_THREAD)
+        self._left = deque(pairwise(np.linspace(0, num_layers, most + 1).astype(int).tolist()))
         self._error: BaseException | None = None
+        self.helping = [_thread.allocate_lock() for _ in range(threads - 1)]  # held by a helper at work, or in the end
 
-    def help_out(self, work: Callable[[int, int], None]) -> None:
-        """Work until no span is left; an error stops all threads and is raised in `finish`."""
-        for span in self._take():
+    def help_out(self, work: Callable[[int, int], None], helping: _thread.LockType) -> None:
+        """Work until no span is left; nothing, if the caller is done already."""
+        if helping.acquire(blocking=False):
             try:
-                work(*span)
-            except BaseException as error:
-                self._error = error
+                self._work_off(work)
             finally:
-                self._worked_on[span].release()
+                helping.release()
 
     def finish(self, work: Callable[[int, int], None]) -> None:
-        """Work until no span is left, and wait for those that helpers have taken."""
-        try:
-            for span in self._take():
-                del self._worked_on[span]
-                work(*span)
-        except BaseException as error:
-            self._error = error
-        for span in self._take(even_so=True):
-            del self._worked_on[span]
-        for lock in self._worked_on.values():
-            lock.acquire()
+        """Work until no span is left, and wait for the helpers that are at work."""
+        self._work_off(work)
+        for helping in self.helping:
+            helping.acquire()
         if self._error:
             raise self._error
 
-    def _take(self, *, even_so: bool = False) -> Iterator[tuple[int, int]]:
-        """Spans until none is left or, unless `even_so`, there is an error."""
-        while even_so or not self._error:
-            try:
-                yield self._left.popleft()
-            except IndexError:
-                return
+    def _work_off(self, work: Callable[[int, int], None]) -> None:
+        """Work until no span is left; an error stops all threads and is raised in `finish`."""
+        try:
+            for span in iter(self._take, None):
+                work(*span)
+        except BaseException as error:
+            self._error = error
+            self._left.clear()
 
-
-def _locked() -> _thread.LockType:
-    lock = _thread.allocate_lock()
-    lock.acquire()
-    return lock
+    def _take(self) -> tuple[int, int] | None:
+        try:
+            return self._left.popleft()
+        except IndexError:
+            return None
