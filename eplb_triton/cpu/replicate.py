@@ -55,6 +55,15 @@ def _pick_largest(
 
 
 @stage
+def _refresh_both(weights: Floats, counts: Ints, dhondt: int, choice: int, trees: Ints) -> tuple[int, int]:
+    """The winners of both tournaments after `choice` got a replica; D'Hondt's own was taken out of the first."""
+    top = refresh_quotient(weights, counts, DHONDT, trees[0], dhondt)
+    if choice != dhondt:
+        top = refresh_quotient(weights, counts, DHONDT, trees[0], choice)
+    return top, refresh_quotient(weights, counts, SAINTE_LAGUE, trees[1], choice)
+
+
+@stage
 def pick_dhondt(weights: Floats, counts: Ints, expert: Ints, rank: Ints, start: int, stop: int, trees: Ints) -> None:
     """Fill places start .. stop-1 of the replica list, each with the expert of largest w / c; ties: lowest."""
     _pick_largest(weights, counts, expert, rank, start, stop, DHONDT, trees[0])
@@ -90,12 +99,8 @@ def pick_peak_aware(
         take_d = peak_d + EPSILON < peak_s or (
             abs(peak_d - peak_s) <= EPSILON and min(second, new_d) <= min(second, new_s)
         )
-        choice = dhondt if take_d else sainte_lague
-        _append(choice, k, counts, expert, rank)
-        top_d = refresh_quotient(weights, counts, DHONDT, trees[0], dhondt)
-        if choice != dhondt:
-            top_d = refresh_quotient(weights, counts, DHONDT, trees[0], choice)
-        top_s = refresh_quotient(weights, counts, SAINTE_LAGUE, trees[1], choice)
+        _append(dhondt if take_d else sainte_lague, k, counts, expert, rank)
+        top_d, top_s = _refresh_both(weights, counts, dhondt, expert[k], trees)
 
 
 @stage
@@ -142,12 +147,8 @@ def pick_gated(weights: Floats, counts: Ints, expert: Ints, rank: Ints, start: i
             abs(second_d - second_s) <= EPSILON and counts[dhondt] <= counts[sainte_lague]
         )
         take_d = gamma <= EPSILON or peak_d + EPSILON < peak_s or (abs(peak_d - peak_s) <= EPSILON and fewer)
-        choice = dhondt if take_d else sainte_lague
-        _append(choice, k, counts, expert, rank)
-        top_d = refresh_quotient(weights, counts, DHONDT, trees[0], dhondt)
-        if choice != dhondt:
-            top_d = refresh_quotient(weights, counts, DHONDT, trees[0], choice)
-        top_s = refresh_quotient(weights, counts, SAINTE_LAGUE, trees[1], choice)
+        _append(dhondt if take_d else sainte_lague, k, counts, expert, rank)
+        top_d, top_s = _refresh_both(weights, counts, dhondt, expert[k], trees)
 
 
 @stage
