@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-Tail = Literal["none", "dispersion", "simulated", "peak_aware", "gated", "waterfill", "capped"]
+Counts = Literal["dhondt", "dispersion", "simulated", "peak_aware", "gated", "waterfill", "capped"]
 Donors = Literal["top", "replicated"]
 PeakEstimate = Literal["second", "others", "exact"]
 Tie = Literal["first", "second_peak", "lexicographic"]
@@ -112,11 +112,12 @@ class Policy:
 
     Args:
         name: what users call it; the stages do not see it.
-        tail: how replicas are assigned to experts, after plain D'Hondt picks; `capped` is D'Hondt with no more replicas
-            of an expert than there are GPUs.
-        fixup: moves of single replicas afterwards, or None.
         group_pack: how groups are packed onto nodes; `partition` finds the best way.
         group_refine: swaps of groups between nodes after packing them, or None.
+        counts: how replicas are assigned to experts: `dhondt`, or what takes over from it for the last of them;
+            `capped` is D'Hondt with no more replicas of an expert than there are GPUs; `waterfill` begins with a
+            common level.
+        fixup: moves of single replicas afterwards, or None.
         gpu_pack: how replicas are packed onto the GPUs of a node; `spread` avoids GPUs that hold the expert; `blocks`
             fills one slot of all GPUs at a time and never doubles an expert on a GPU that `capped` counts can spare it.
         gpu_refine: swaps of replicas between the GPUs of a node, or None.
@@ -127,21 +128,21 @@ class Policy:
     """
 
     name: str
-    tail: Tail = "none"
-    fixup: Fixup | Paired | None = None
+    group_pack: GroupPack = "plain"
     group_refine: Nearest | Corner | None = None
+    counts: Counts = "dhondt"
+    fixup: Fixup | Paired | None = None
     gpu_pack: GpuPack = "plain"
     gpu_refine: Nearest | Corner | Peak | Exchange | None = None
-    group_pack: GroupPack = "plain"
 
     def __post_init__(self) -> None:
-        _one_of("Policy.tail", self.tail, get_args(Tail))
+        _one_of("Policy.counts", self.counts, get_args(Counts))
         _one_of("Policy.gpu_pack", self.gpu_pack, get_args(GpuPack))
         _one_of("Policy.group_pack", self.group_pack, get_args(GroupPack))
-        if self.tail == "capped" and isinstance(self.fixup, Fixup):
-            raise ValueError(f"Policy.fixup={self.fixup!r} must be Paired or None with tail='capped'")
-        if self.tail != "capped" and isinstance(self.fixup, Paired):
-            raise ValueError(f"Policy.fixup={self.fixup!r} must be Fixup or None with tail={self.tail!r}")
+        if self.counts == "capped" and isinstance(self.fixup, Fixup):
+            raise ValueError(f"Policy.fixup={self.fixup!r} must be Paired or None with counts='capped'")
+        if self.counts != "capped" and isinstance(self.fixup, Paired):
+            raise ValueError(f"Policy.fixup={self.fixup!r} must be Fixup or None with counts={self.counts!r}")
         if self.gpu_refine is not None and isinstance(self.gpu_refine, Exchange) != (self.gpu_pack == "blocks"):
             needed = "Exchange or None" if self.gpu_pack == "blocks" else "Nearest, Corner, Peak or None"
             raise ValueError(f"Policy.gpu_refine={self.gpu_refine!r} must be {needed} with gpu_pack={self.gpu_pack!r}")
@@ -164,7 +165,7 @@ def _at_least_0(name: str, value: int) -> None:
 
 _BALANCED = Policy(
     "balanced",
-    tail="capped",
+    counts="capped",
     fixup=Paired(moves=4, donors=4),
     group_pack="partition",
     gpu_pack="blocks",
@@ -177,35 +178,35 @@ POLICIES: dict[str, Policy] = {
         Policy("deepseek"),
         Policy(
             "adaptive_tail_and_2x2_fixup",
-            tail="dispersion",
+            counts="dispersion",
             fixup=Fixup(moves=1, donors="top", peak="second", tie="first"),
             group_refine=Nearest(steps=1, lights=1),
             gpu_refine=Nearest(steps=2, lights=1),
         ),
         Policy(
             "adaptive_tail_and_fixup",
-            tail="peak_aware",
+            counts="peak_aware",
             fixup=Fixup(moves=1, donors="top", peak="others", tie="first"),
             group_refine=Nearest(steps=1, lights=1),
             gpu_refine=Nearest(steps=2, lights=1),
         ),
         Policy(
             "top2_tail_adaptive_and_second_light_refine",
-            tail="simulated",
+            counts="simulated",
             fixup=Fixup(moves=1, donors="top", peak="second", tie="first"),
             group_refine=Nearest(steps=1, lights=2),
             gpu_refine=Nearest(steps=2, lights=2),
         ),
         Policy(
             "adaptive_tail_and_packer_2x2",
-            tail="gated",
+            counts="gated",
             fixup=Fixup(moves=2, donors="top", peak="others", tie="second_peak"),
             group_refine=Corner(steps=1),
             gpu_refine=Corner(steps=2),
         ),
         Policy(
             "hybrid_tail_waterfill",
-            tail="waterfill",
+            counts="waterfill",
             fixup=Fixup(moves=1, donors="replicated", peak="exact", tie="lexicographic"),
             gpu_pack="spread",
             gpu_refine=Peak(),

@@ -27,8 +27,8 @@ POLICIES_TO_COMPARE = {
         gpu_refine=Exchange(pair_rounds=1, match_rounds=3, proposers=2, double_steps=20, candidates=500),
     ),
     "dhondt in blocks": Policy("x", gpu_pack="blocks", gpu_refine=Exchange(pair_rounds=2, match_rounds=2)),
-    "capped, packed plainly": Policy("x", tail="capped", group_refine=Nearest(1, 1), gpu_refine=Corner(2)),
-    "waterfill in blocks": Policy("x", tail="waterfill", group_pack="partition", gpu_pack="blocks"),
+    "capped, packed plainly": Policy("x", counts="capped", group_refine=Nearest(1, 1), gpu_refine=Corner(2)),
+    "waterfill in blocks": Policy("x", counts="waterfill", group_pack="partition", gpu_pack="blocks"),
 }
 
 

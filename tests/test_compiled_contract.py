@@ -44,7 +44,7 @@ def _combinations() -> Iterator[ParameterSet]:
 @pytest.mark.parametrize(("policy", "case", "target"), list(_combinations()))
 def test_contract(policy: str, case: str, target: str) -> None:
     kernels = list(compile_plan(BY_NAME[case], POLICIES[policy], target))
-    assert len(kernels) == 1 + (POLICIES[policy].tail in ("dispersion", "simulated"))
+    assert len(kernels) == 1 + (POLICIES[policy].counts in ("dispersion", "simulated"))
     for kernel in kernels:
         assert broken_rules(kernel) == [], kernel.name
 

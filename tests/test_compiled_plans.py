@@ -83,7 +83,7 @@ def test_sees_missing_barriers(plant: Planter) -> None:
 
 
 def test_sees_an_access_out_of_bounds(plant: Planter) -> None:
-    specs = plant("rows.py", "tl.load(layer_ptr + ", "tl.load(layer_ptr + 300 + ")
+    specs = plant("groups.py", "tl.load(layer_ptr + ", "tl.load(layer_ptr + 300 + ")
     with pytest.raises(FaultError, match=r"OutOfBoundsError: .*ld\.global"):
         _run_planted(specs)
 

@@ -16,6 +16,7 @@ import pytest
 
 from eplb_triton import POLICIES
 from eplb_triton.policy import (
+    Counts,
     Donors,
     Exchange,
     Fixup,
@@ -25,7 +26,6 @@ from eplb_triton.policy import (
     Peak,
     PeakEstimate,
     Policy,
-    Tail,
     Tie,
 )
 
@@ -35,7 +35,7 @@ import llvmlite.binding  # type: ignore[import-untyped]
 import numba
 
 from eplb_triton.cpu import compiled, fields, pipeline
-from eplb_triton.cpu.fields import TAIL_DISPERSION, TAIL_SIMULATED, fields_of
+from eplb_triton.cpu.fields import COUNTS_DISPERSION, COUNTS_SIMULATED, fields_of
 
 PACKAGE = Path(compiled.__file__).parent
 
@@ -80,7 +80,7 @@ def test_rows_round_once_an_operation(policy: Policy) -> None:
     assert_exact(pipeline.compiled_rows(fields_of(policy)), *(f"fdiv {type_}" for type_ in both), "fadd double")
 
 
-@pytest.mark.parametrize("tail", [TAIL_DISPERSION, TAIL_SIMULATED])
+@pytest.mark.parametrize("tail", [COUNTS_DISPERSION, COUNTS_SIMULATED])
 def test_tails_round_once_an_operation(tail: int) -> None:
     assert_exact(pipeline.compiled_tail(tail), "fdiv double", "fadd double")
 
@@ -101,7 +101,7 @@ def test_the_patterns_find_what_they_look_for() -> None:
 
 def test_one_signature_an_entry_point() -> None:
     """Loads come as float32 whatever they were, so nothing is compiled once a type."""
-    entry = pipeline.compiled_tail(TAIL_DISPERSION)
+    entry = pipeline.compiled_tail(COUNTS_DISPERSION)
     assert entry(np.ones((2, 3), np.float32), 10) == 1
     with pytest.raises(TypeError, match="No matching definition"):
         entry(np.ones((2, 3)), 10)
@@ -255,7 +255,7 @@ def test_every_choice_of_a_policy_is_compiled_or_refused() -> None:
     ]
     assert get_args(GroupPack) == fields.GROUP_PACKS
     assert [field.name for field in dataclasses.fields(Fixup)] == ["moves", "donors", "peak", "tie"]
-    assert get_args(Tail) == fields.TAILS
+    assert get_args(Counts) == fields.COUNTS
     assert get_args(Donors) == fields.DONORS
     assert get_args(PeakEstimate) == fields.PEAKS
     assert get_args(Tie) == fields.TIES

@@ -15,13 +15,13 @@ import eplb_reference.fixup
 import eplb_reference.pack
 import eplb_reference.refine
 import eplb_reference.replicate
-import eplb_reference.waterfill
+import eplb_reference.replicate_waterfill
 from eplb_triton.policy import Donors, PeakEstimate, Tie
 from tests.cases import FAMILIES, loads, stage_arrays, stage_groups
 
 pytest.importorskip("eplb_triton.cpu", reason="needs the extra: pip install 'eplb-triton[cpu]'", exc_type=ImportError)
 
-from eplb_triton.cpu import fixup, pack, refine, replicate, waterfill
+from eplb_triton.cpu import fixup, pack, refine, replicate, replicate_waterfill
 from eplb_triton.cpu.arith import Floats, Ints, descending_order, new_work
 from eplb_triton.cpu.tournament import new_trees
 
@@ -120,13 +120,13 @@ def test_tails_over_rows(rule: str, experts: int) -> None:
 def test_waterfill_and_its_list(experts: int) -> None:
     for weights, _ in states(experts, seed=12):
         for num_replicas in (experts, experts + 1, 2 * experts + 3, 5 * experts):
-            want = eplb_reference.waterfill.waterfill_counts(weights, num_replicas)
-            want_list = eplb_reference.waterfill.list_by_expert(want)
+            want = eplb_reference.replicate_waterfill.waterfill_counts(weights, num_replicas)
+            want_list = eplb_reference.replicate_waterfill.list_by_expert(want)
             for row in range(20):
                 counts, expert, rank = (np.empty(n, np.int64) for n in (experts, num_replicas, num_replicas))
-                waterfill.waterfill_counts(weights[row].numpy(), num_replicas, counts, new_trees(3, experts))
+                replicate_waterfill.waterfill_counts(weights[row].numpy(), num_replicas, counts, new_trees(3, experts))
                 assert np.array_equal(counts, want[row].numpy())
-                waterfill.list_by_expert(counts, expert, rank)
+                replicate_waterfill.list_by_expert(counts, expert, rank)
                 assert np.array_equal([expert, rank], [column[row].numpy() for column in want_list])
 
 
@@ -143,7 +143,7 @@ def test_fixups_that_no_policy_combines(donors: Donors, peak: PeakEstimate, tie:
     for experts in (2, 3, 9):
         for weights, counts in states(experts, seed=13):
             before = counts[:1].expand(20, -1)
-            want = before.clone(), *eplb_reference.waterfill.list_by_expert(before)
+            want = before.clone(), *eplb_reference.replicate_waterfill.list_by_expert(before)
             ours = [tensor.numpy().copy() for tensor in want]
             eplb_reference.fixup.move_replicas(weights, *want, 3, donors, peak, tie)
             for row in range(20):

@@ -51,7 +51,7 @@ def test_auto_takes_the_compiled_backend_where_numba_is(monkeypatch: pytest.Monk
 
 
 def test_a_policy_of_ones_own() -> None:
-    mine = Policy("mine", tail="gated", gpu_refine=Corner(steps=3))
+    mine = Policy("mine", counts="gated", gpu_refine=Corner(steps=3))
     placement = plan(WEIGHT, TOPOLOGY, policy=mine)
     placement.validate()
     assert placement.policy == "mine"
@@ -160,7 +160,7 @@ def test_refused_options() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Policy("x", tail="long"), "Policy.tail='long' must be one of 'none', 'dispersion'"),  # type: ignore[arg-type]
+        (lambda: Policy("x", counts="long"), "Policy.counts='long' must be one of 'dhondt', 'dispersion'"),  # type: ignore[arg-type]
         (lambda: Policy("x", gpu_pack="tight"), "Policy.gpu_pack='tight' must be one of 'plain', 'spread'"),  # type: ignore[arg-type]
         (lambda: Fixup(0, "top", "second", "first"), "Fixup.moves=0 must be at least 1"),
         (lambda: Fixup(1, "any", "second", "first"), "Fixup.donors='any' must be one of"),  # type: ignore[arg-type]
@@ -169,10 +169,13 @@ def test_refused_options() -> None:
         (lambda: Nearest(steps=1, lights=3), "Nearest.lights=3 must be one of 1, 2"),
         (lambda: Corner(steps=0), "Corner.steps=0 must be at least 1"),
         (lambda: Policy("x", group_pack="best"), "Policy.group_pack='best' must be one of 'plain', 'partition'"),  # type: ignore[arg-type]
-        (lambda: Policy("x", fixup=Paired(4, 4)), r"Policy.fixup=Paired\(.*\) must be Fixup or None with tail='none'"),
         (
-            lambda: Policy("x", tail="capped", fixup=Fixup(1, "top", "second", "first")),
-            "must be Paired or None with tail='capped'",
+            lambda: Policy("x", fixup=Paired(4, 4)),
+            r"Policy.fixup=Paired\(.*\) must be Fixup or None with counts='dhondt'",
+        ),
+        (
+            lambda: Policy("x", counts="capped", fixup=Fixup(1, "top", "second", "first")),
+            "must be Paired or None with counts='capped'",
         ),
         (
             lambda: Policy("x", gpu_refine=Exchange(2, 8)),

@@ -15,7 +15,19 @@ ROOTS = {
     "cpu": Path(eplb_triton.__file__).parent / "cpu",
     "kernels": Path(eplb_triton.__file__).parent / "kernels",
 }
-STAGES = ("replicate", "waterfill", "capped", "fixup", "pack", "partition", "blocks", "refine", "exchange", "maps")
+STAGES = (
+    "groups_partition",
+    "replicate",
+    "replicate_capped",
+    "replicate_waterfill",
+    "fixup",
+    "fixup_paired",
+    "pack",
+    "pack_blocks",
+    "refine",
+    "refine_exchange",
+    "maps",
+)
 
 
 def stage_functions(tree: str, stage: str) -> dict[str, list[str]]:

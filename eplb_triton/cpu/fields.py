@@ -8,7 +8,7 @@ from typing import NamedTuple
 from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, Policy
 
 # What is compiled, not what policy.py lists: a value that is new there must be refused here, not taken for another.
-TAILS = ("none", "dispersion", "simulated", "peak_aware", "gated", "waterfill", "capped")
+COUNTS = ("dhondt", "dispersion", "simulated", "peak_aware", "gated", "waterfill", "capped")
 DONORS = ("top", "replicated")
 PEAKS = ("second", "others", "exact")
 TIES = ("first", "second_peak", "lexicographic")
@@ -16,8 +16,10 @@ PACKS = ("plain", "spread", "blocks")
 GROUP_PACKS = ("plain", "partition")
 REFINEMENTS = (type(None), Nearest, Corner, Peak, Exchange)
 
-TAIL_NONE, TAIL_DISPERSION, TAIL_SIMULATED, TAIL_PEAK_AWARE, TAIL_GATED, TAIL_WATERFILL, TAIL_CAPPED = range(len(TAILS))
-MEAN_TAILS = (TAIL_DISPERSION, TAIL_SIMULATED)  # their length needs a mean over all rows of the call
+COUNTS_DHONDT, COUNTS_DISPERSION, COUNTS_SIMULATED, COUNTS_PEAK_AWARE, COUNTS_GATED, COUNTS_WATERFILL, COUNTS_CAPPED = (
+    range(len(COUNTS))
+)
+MEAN_TAILS = (COUNTS_DISPERSION, COUNTS_SIMULATED)  # their length needs a mean over all rows of the call
 DONORS_TOP, DONORS_REPLICATED = range(len(DONORS))
 PEAK_SECOND, PEAK_OTHERS, PEAK_EXACT = range(len(PEAKS))
 TIE_FIRST, TIE_SECOND_PEAK, TIE_LEXICOGRAPHIC = range(len(TIES))
@@ -29,7 +31,7 @@ REFINE_NONE, REFINE_NEAREST, REFINE_CORNER, REFINE_PEAK, REFINE_EXCHANGE = range
 class Fields(NamedTuple):
     """A policy without its name; 0 where a stage is left out."""
 
-    tail: int
+    counts: int
     moves: int
     donors: int
     peak: int
@@ -62,7 +64,7 @@ def fields_of(policy: Policy) -> Fields:
     paired = policy.fixup if isinstance(policy.fixup, Paired) else None
     exchange = policy.gpu_refine if isinstance(policy.gpu_refine, Exchange) else None
     return Fields(
-        _index("tail", TAILS, policy.tail),
+        _index("counts", COUNTS, policy.counts),
         fixup.moves if fixup else 0,
         _index("fixup.donors", DONORS, fixup.donors) if fixup else 0,
         _index("fixup.peak", PEAKS, fixup.peak) if fixup else 0,

@@ -59,7 +59,7 @@ def plan_layers(
     fields = fields_of(policy)
     plan_rows = compiled_rows(fields)
 
-    has_mean = fields.tail in MEAN_TAILS and num_replicas > num_experts and num_layers > 0
+    has_mean = fields.counts in MEAN_TAILS and num_replicas > num_experts and num_layers > 0
     experts = np.empty((num_layers if has_mean else 0, num_experts), np.int64)
     phy2log = np.empty((num_layers, num_replicas), np.int64)
     phyrank = np.empty_like(phy2log)
@@ -82,7 +82,7 @@ def plan_layers(
     if has_mean:
         _in_spans(place, num_layers, threads)
         rows = np.take_along_axis(loads, experts, 1).reshape(num_layers * num_nodes, -1)
-        tail_length = compiled_tail(fields.tail)(rows, (num_replicas - num_experts) // num_nodes)
+        tail_length = compiled_tail(fields.counts)(rows, (num_replicas - num_experts) // num_nodes)
         _in_spans(plan, num_layers, threads)
     else:
         _in_spans(place_and_plan, num_layers, threads)
@@ -100,8 +100,8 @@ def warm_up(topology: Topology, policy: str | Policy = DEFAULT_POLICY) -> None:
     """
     fields = fields_of(resolve_policy(policy))
     compiled_rows(fields)
-    if fields.tail in MEAN_TAILS:
-        compiled_tail(fields.tail)
+    if fields.counts in MEAN_TAILS:
+        compiled_tail(fields.counts)
 
 
 @cache

@@ -11,12 +11,14 @@ from functools import cache
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles, Floats, Ints, new_work, quotient
-from eplb_triton.cpu.blocks import pack_blocks
-from eplb_triton.cpu.capped import capped_counts, move_paired
+from eplb_triton.cpu.arith import Floats, Ints, new_work, quotient
 from eplb_triton.cpu.compiled import entry_point, stage
-from eplb_triton.cpu.exchange import refine_doubles, refine_match, refine_pairs
 from eplb_triton.cpu.fields import (
+    COUNTS_CAPPED,
+    COUNTS_DISPERSION,
+    COUNTS_GATED,
+    COUNTS_PEAK_AWARE,
+    COUNTS_WATERFILL,
     GROUP_PARTITION,
     MEAN_TAILS,
     PACK_BLOCKS,
@@ -25,19 +27,18 @@ from eplb_triton.cpu.fields import (
     REFINE_EXCHANGE,
     REFINE_NEAREST,
     REFINE_PEAK,
-    TAIL_CAPPED,
-    TAIL_DISPERSION,
-    TAIL_GATED,
-    TAIL_PEAK_AWARE,
-    TAIL_WATERFILL,
     Fields,
 )
 from eplb_triton.cpu.fixed import fixed_point, node_target
 from eplb_triton.cpu.fixup import move_replicas
+from eplb_triton.cpu.fixup_paired import move_paired
+from eplb_triton.cpu.groups import group_loads, list_experts, node_loads
+from eplb_triton.cpu.groups_partition import pack_partition
 from eplb_triton.cpu.maps import physical_maps
 from eplb_triton.cpu.pack import pack_plain, pack_spread
-from eplb_triton.cpu.partition import pack_partition
+from eplb_triton.cpu.pack_blocks import fill_blocks
 from eplb_triton.cpu.refine import corner_gpu_steps, refine_corner, refine_nearest, refine_peak
+from eplb_triton.cpu.refine_exchange import refine_doubles, refine_match, refine_pairs
 from eplb_triton.cpu.replicate import (
     dispersion_tail,
     fixed_tail,
@@ -47,45 +48,9 @@ from eplb_triton.cpu.replicate import (
     pick_sainte_lague,
     simulated_tail,
 )
+from eplb_triton.cpu.replicate_capped import capped_counts
+from eplb_triton.cpu.replicate_waterfill import list_by_expert, waterfill_counts
 from eplb_triton.cpu.tournament import new_trees
-from eplb_triton.cpu.waterfill import list_by_expert, waterfill_counts
-
-
-@stage
-def _group_loads(weight: Floats, group_size: int, loads: Floats) -> None:
-    """Sum each group's experts in float64, rounded once."""
-    for group in range(loads.size):
-        total = 0.0
-        for expert in range(group * group_size, (group + 1) * group_size):
-            total += np.float64(weight[expert])
-        loads[group] = np.float32(total)
-
-
-@stage
-def _list_experts(pack: Ints, slot: Ints, group_size: int, num_packs: int, experts: Ints) -> None:
-    """The layer's experts node by node: a node's groups in position order, a group's experts in index order."""
-    capacity = pack.size // num_packs
-    for group in range(pack.size):
-        first = (pack[group] * capacity + slot[group]) * group_size
-        for nth in range(group_size):
-            experts[first + nth] = group * group_size + nth
-
-
-@stage
-def _node_loads(weight: Floats, experts: Ints, num_groups: int, node_loads: Doubles) -> int:
-    """Fill the load of each node of a layer in the fixed point of its groups; the scale of that."""
-    group_size, size = experts.size // num_groups, num_groups // node_loads.size
-    groups, fixed = np.empty(num_groups, np.float32), np.empty(num_groups, np.float64)
-    placed = np.empty(experts.size, np.float32)
-    for k in range(experts.size):
-        placed[k] = weight[experts[k]]
-    _group_loads(placed, group_size, groups)
-    scale = fixed_point(groups, size, fixed)
-    for node in range(node_loads.size):
-        node_loads[node] = 0
-        for group in range(node * size, (node + 1) * size):
-            node_loads[node] += fixed[group]
-    return scale
 
 
 @stage
@@ -102,7 +67,7 @@ def compiled_tail(tail: int) -> Callable[..., int]:
         weights: Floats,  # [rows, e]
         num_redundant: int,
     ) -> int:
-        if tail == TAIL_DISPERSION:
+        if tail == COUNTS_DISPERSION:
             return dispersion_tail(weights, num_redundant)
         return simulated_tail(weights, num_redundant)
 
@@ -128,7 +93,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
     pack_rule, refine, steps, lights, group_pack, paired_moves, paired_donors, *exchange = others
     pair_rounds, match_rounds, proposers, double_steps, candidates = exchange
     spread = bool(pack_rule == PACK_SPREAD)
-    mean_length, fixed_length = fields.tail in MEAN_TAILS, fields.tail in (TAIL_PEAK_AWARE, TAIL_GATED)
+    mean_length, fixed_length = fields.counts in MEAN_TAILS, fields.counts in (COUNTS_PEAK_AWARE, COUNTS_GATED)
 
     def plan_rows(  # noqa: PLR0912, PLR0915 - one line a stage; a policy's code has three of these branches
         weight: Floats,  # [L, E]
@@ -148,7 +113,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
         last: int,
     ) -> None:
         group_size = weight.shape[1] // num_groups
-        group_loads, node, position = _room(num_groups)
+        loads_of_groups, node, position = _room(num_groups)
         own = np.empty(weight.shape[1], np.int64)
         e, p, d = weight.shape[1] // num_nodes, num_replicas // num_nodes, num_gpus // num_nodes
         work, totals = new_work(max(p, num_groups), max(d, num_nodes)), np.empty(max(d, num_nodes), np.float64)
@@ -158,7 +123,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
         weights, counts = np.empty(e, np.float32), np.empty(e, np.int64)
         expert, rank, no_list = np.empty(p, np.int64), np.empty(p, np.int64), np.empty(0, np.int64)
         loads, pack, slot = _room(p)
-        fixed, node_loads, node_scale = np.empty(p, np.float64), np.zeros(num_nodes, np.float64), np.int64(0)
+        fixed, loads_of_nodes, node_scale = np.empty(p, np.float64), np.zeros(num_nodes, np.float64), np.int64(0)
         target = 0.0
         tail_length = mean_tail_length
         if fixed_length and p > e:
@@ -166,32 +131,32 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
         for layer in range(first, last):
             experts = kept[layer] if kept.shape[0] > 0 else own
             if place:
-                _group_loads(weight[layer], group_size, group_loads)
+                group_loads(weight[layer], group_size, loads_of_groups)
                 if group_pack == GROUP_PARTITION:
-                    pack_partition(group_loads, num_nodes, node, position, table, work, trees[0])
+                    pack_partition(loads_of_groups, num_nodes, node, position, table, work, trees[0])
                 else:
-                    pack_plain(group_loads, num_nodes, node, position, work, trees[0])
+                    pack_plain(loads_of_groups, num_nodes, node, position, work, trees[0])
                 if group_rule == REFINE_NEAREST:
                     refine_nearest(
-                        group_loads, node, position, num_nodes, group_steps, group_lights, work, totals[:num_nodes]
+                        loads_of_groups, node, position, num_nodes, group_steps, group_lights, work, totals[:num_nodes]
                     )
                 if group_rule == REFINE_CORNER:
-                    refine_corner(group_loads, node, position, num_nodes, group_steps, work, totals[:num_nodes])
-                _list_experts(node, position, group_size, num_nodes, experts)
+                    refine_corner(loads_of_groups, node, position, num_nodes, group_steps, work, totals[:num_nodes])
+                list_experts(node, position, group_size, num_nodes, experts)
             if not plan:
                 continue
             if pack_rule == PACK_BLOCKS and num_nodes > 1:
-                node_scale = _node_loads(weight[layer], experts, num_groups, node_loads)
+                node_scale = node_loads(weight[layer], experts, num_groups, loads_of_nodes)
             for nth in range(num_nodes):
                 row = experts[nth * e : (nth + 1) * e]
                 for i in range(e):
                     weights[i] = weight[layer, row[i]]
-                if tail == TAIL_WATERFILL:
+                if tail == COUNTS_WATERFILL:
                     waterfill_counts(weights, p, counts, trees)
                     if moves > 0:
                         move_replicas(weights, counts, no_list, no_list, moves, donors, peak, tie, shares)
                     list_by_expert(counts, expert, rank)
-                elif tail == TAIL_CAPPED:
+                elif tail == COUNTS_CAPPED:
                     capped_counts(weights, p, d, counts, trees)
                     if paired_moves > 0 and p == 2 * d:
                         move_paired(weights, counts, d, paired_moves, paired_donors, work)
@@ -201,9 +166,9 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
                     pick_dhondt(weights, counts, expert, rank, e, p - tail_length, trees)
                     if mean_length:
                         pick_sainte_lague(weights, counts, expert, rank, p - tail_length, p, trees)
-                    if tail == TAIL_PEAK_AWARE:
+                    if tail == COUNTS_PEAK_AWARE:
                         pick_peak_aware(weights, counts, expert, rank, p - tail_length, p, trees)
-                    if tail == TAIL_GATED:
+                    if tail == COUNTS_GATED:
                         pick_gated(weights, counts, expert, rank, p - tail_length, p, trees)
                     if moves > 0 and p > e:
                         move_replicas(weights, counts, expert, rank, moves, donors, peak, tie, shares)
@@ -211,8 +176,8 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
                     loads[k] = quotient(weights[expert[k]], counts[expert[k]])
                 if pack_rule == PACK_BLOCKS:
                     scale = fixed_point(loads, p // d, fixed)
-                    pack_blocks(fixed, expert, d, pack, slot)
-                    target = node_target(node_loads, node_scale, fixed, scale, d)
+                    fill_blocks(fixed, expert, d, pack, slot)
+                    target = node_target(loads_of_nodes, node_scale, fixed, scale, d)
                 elif spread and d > 1 and p > e:
                     pack_spread(loads, expert, d, pack, slot, work, trees[0], held, pack_loads)
                 else:

@@ -10,15 +10,16 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import divide
-from eplb_triton.kernels.blocks import pack_blocks
-from eplb_triton.kernels.capped import capped_counts, move_paired
-from eplb_triton.kernels.exchange import refine_doubles, refine_match, refine_pairs
 from eplb_triton.kernels.fixed import fixed_point, mean_target, node_target
 from eplb_triton.kernels.fixup import move_replicas
+from eplb_triton.kernels.fixup_paired import move_paired
+from eplb_triton.kernels.groups import groups_to_nodes, load_row
 from eplb_triton.kernels.maps import physical_maps
 from eplb_triton.kernels.pack import pack_plain, pack_spread
+from eplb_triton.kernels.pack_blocks import fill_blocks
 from eplb_triton.kernels.positions import MARKS, new_state
 from eplb_triton.kernels.refine import corner_gpu_steps, refine_corner, refine_nearest, refine_peak
+from eplb_triton.kernels.refine_exchange import refine_doubles, refine_match, refine_pairs
 from eplb_triton.kernels.replicate import (
     dispersion_tail,
     fixed_tail,
@@ -28,8 +29,8 @@ from eplb_triton.kernels.replicate import (
     pick_sainte_lague,
     simulated_tail,
 )
-from eplb_triton.kernels.rows import groups_to_nodes, load_row
-from eplb_triton.kernels.waterfill import list_by_expert, waterfill_counts
+from eplb_triton.kernels.replicate_capped import capped_counts
+from eplb_triton.kernels.replicate_waterfill import list_by_expert, waterfill_counts
 
 
 @triton.jit(do_not_specialize=["layer_stride", "num_rows"])
@@ -129,7 +130,7 @@ def plan_rows(
     _replica_loads(weights_ptr, counts, counts_ptr, expert_ptr, average_ptr, loads_ptr, e, p, EXPERTS, REPLICAS)
     if GPU_PACK == "blocks":
         scale = fixed_point(loads_ptr, fixed_ptr, p // d, p, REPLICAS)
-        pack_blocks(fixed_ptr, expert_ptr, item_at_ptr, sorted_ptr, spare_ptr, p, d, REPLICAS, GPUS)
+        fill_blocks(fixed_ptr, expert_ptr, item_at_ptr, sorted_ptr, spare_ptr, p, d, REPLICAS, GPUS)
     elif GPU_PACK == "spread" and p > e:  # without redundant replicas there is nothing to spread
         pack_spread(loads_ptr, expert_ptr, item_at_ptr, sorted_ptr, spare_ptr, p, d, REPLICAS, GPUS)
     else:
@@ -243,7 +244,7 @@ def _replicate(
 @triton.jit
 def _tail_length(statistics_ptr, num_rows, TAIL: tl.constexpr, NUM_REDUNDANT: tl.constexpr):
     """How many of the redundant replicas the tail rule picks; the rest goes by D'Hondt."""
-    if TAIL == "none":
+    if TAIL == "dhondt":
         return 0
     elif TAIL == "dispersion":
         return dispersion_tail(statistics_ptr, num_rows, NUM_REDUNDANT)

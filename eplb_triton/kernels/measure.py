@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import bits, divide, float64, from_bits, ordered_sum
+from eplb_triton.kernels.groups import groups_to_nodes, load_row
 from eplb_triton.kernels.replicate import pick_dhondt, pick_sainte_lague
-from eplb_triton.kernels.rows import groups_to_nodes, load_row
 
 
 @triton.jit(do_not_specialize=["layer_stride", "num_rows"])

@@ -146,7 +146,7 @@ def launch_plan(
     outputs = {"phy2log_ptr": index, "phyrank_ptr": index, "logcnt_ptr": index, "log2phy_ptr": index, "bad_ptr": "*i32"}
     absent = {} if want_log2phy else {"log2phy_ptr": None}
     kernels = [_spec(plan_rows, inputs | outputs, shape | absent, lanes)]
-    if policy.tail in ("dispersion", "simulated") and topology.num_replicas > num_experts:
+    if policy.counts in ("dispersion", "simulated") and topology.num_replicas > num_experts:
         kernels.insert(0, _spec(measure_rows, inputs, shape, lanes))
     return LaunchPlan(tuple(kernels), topology.planned_nodes, shape["SCRATCH"], _partitions(topology, shape["WAYS"]))
 
@@ -190,7 +190,7 @@ def _shape(topology: Topology, num_experts: int, policy: Policy, lanes: int) -> 
         "SCRATCH": max(padded["REPLICAS"], padded["GROUPS"]) + 64,
         "IN_ROUNDS": gpus >= ROUNDS_FROM,
         "AT_ONCE": (topology.num_replicas - num_experts) // nodes >= AT_ONCE_FROM,
-        "TAIL": policy.tail,
+        "TAIL": policy.counts,
         "FIXUP_MOVES": fixup.moves if fixup else 0,
         "FIXUP_DONORS": fixup.donors if fixup else "top",
         "FIXUP_PEAK": fixup.peak if fixup else "others",

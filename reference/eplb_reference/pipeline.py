@@ -5,10 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eplb_reference import blocks, capped, exchange, fixup, maps, pack, partition, refine, replicate, waterfill
-from eplb_reference.arith import ordered_sum, per_replica
+from eplb_reference import (
+    fixup,
+    fixup_paired,
+    groups,
+    groups_partition,
+    maps,
+    pack,
+    pack_blocks,
+    refine,
+    replicate,
+    replicate_capped,
+    replicate_waterfill,
+)
+from eplb_reference.arith import per_replica
 from eplb_reference.fixed import fixed_point, mean_target, node_target
-from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, Policy, Tail
+from eplb_reference.refine_exchange import refine_doubles, refine_match, refine_pairs
+from eplb_triton.policy import Corner, Counts, Exchange, Fixup, Nearest, Paired, Peak, Policy
 from eplb_triton.topology import Topology
 
 _PICKS = {
@@ -47,15 +60,11 @@ def plan_layers(weight: Tensor, topology: Topology, policy: Policy) -> tuple[Ten
 
 
 def _experts_of_rows(weight: Tensor, topology: Topology, policy: Policy) -> Tensor:
-    """Experts [L * N, e] of each row: pack the groups of a layer onto its nodes, then refine.
-
-    A row's experts are its groups in position order, each group's experts in index order.
-    """
+    """Experts [L * N, e] of each row: pack the groups of a layer onto its nodes, then refine."""
     num_groups, num_nodes = topology.planned_groups, topology.planned_nodes
-    by_group = weight.view(weight.shape[0], num_groups, -1)
-    loads = ordered_sum(by_group).to(torch.float32)
+    loads = groups.group_loads(weight, num_groups)
     if policy.group_pack == "partition":
-        node, position = partition.pack_partition(loads, num_nodes)
+        node, position = groups_partition.pack_partition(loads, num_nodes)
     else:
         node, position = pack.pack_plain(loads, num_nodes)
     choice = policy.group_refine
@@ -63,47 +72,44 @@ def _experts_of_rows(weight: Tensor, topology: Topology, policy: Policy) -> Tens
         node, position = refine.refine_nearest(loads, node, position, num_nodes, choice.steps, choice.lights)
     elif isinstance(choice, Corner):
         node, position = refine.refine_corner(loads, node, position, num_nodes, choice.steps)
-    place = node * (num_groups // num_nodes) + position
-    groups = torch.empty_like(place).scatter_(1, place, torch.arange(num_groups).expand_as(place))
-    size = by_group.shape[2]
-    return (groups.unsqueeze(2) * size + torch.arange(size)).view(weight.shape[0] * num_nodes, -1)
+    return groups.list_experts(node, position, weight.shape[1] // num_groups, num_nodes)
 
 
 def _replicate(weights: Tensor, topology: Topology, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
     """Counts [rows, e] and replica list (expert, rank) [rows, p] of every row, fixed up."""
     num_experts, num_replicas = weights.shape[1], topology.replicas_per_node
-    if policy.tail == "capped":
-        counts = capped.capped_counts(weights, num_replicas, topology.gpus_per_node)
+    if policy.counts == "capped":
+        counts = replicate_capped.capped_counts(weights, num_replicas, topology.gpus_per_node)
         if isinstance(policy.fixup, Paired) and topology.slots_per_gpu == 2:
-            capped.move_paired(weights, counts, topology.gpus_per_node, policy.fixup.moves, policy.fixup.donors)
-        return counts, *waterfill.list_by_expert(counts)
+            fixup_paired.move_paired(weights, counts, topology.gpus_per_node, policy.fixup.moves, policy.fixup.donors)
+        return counts, *replicate_waterfill.list_by_expert(counts)
     fix = policy.fixup if isinstance(policy.fixup, Fixup) and num_replicas > num_experts > 1 else None
-    if policy.tail == "waterfill":
-        counts = waterfill.waterfill_counts(weights, num_replicas)
+    if policy.counts == "waterfill":
+        counts = replicate_waterfill.waterfill_counts(weights, num_replicas)
         if fix:
             fixup.move_replicas(weights, counts, None, None, fix.moves, fix.donors, fix.peak, fix.tie)
-        return counts, *waterfill.list_by_expert(counts)
+        return counts, *replicate_waterfill.list_by_expert(counts)
     counts = torch.ones(weights.shape, dtype=torch.int64)
     expert = torch.empty(weights.shape[0], num_replicas, dtype=torch.int64)
     rank = torch.zeros_like(expert)
     expert[:, :num_experts] = torch.arange(num_experts)
     if num_replicas > num_experts:
-        bulk = num_replicas - _tail_length(weights, num_replicas - num_experts, policy.tail)
+        bulk = num_replicas - _tail_length(weights, num_replicas - num_experts, policy.counts)
         replicate.pick_dhondt(weights, counts, expert, rank, num_experts, bulk)
-        if policy.tail != "none":
-            _PICKS[policy.tail](weights, counts, expert, rank, bulk, num_replicas)
+        if policy.counts != "dhondt":
+            _PICKS[policy.counts](weights, counts, expert, rank, bulk, num_replicas)
     if fix:
         fixup.move_replicas(weights, counts, expert, rank, fix.moves, fix.donors, fix.peak, fix.tie)
     return counts, expert, rank
 
 
-def _tail_length(weights: Tensor, num_redundant: int, tail: Tail) -> int:
+def _tail_length(weights: Tensor, num_redundant: int, rule: Counts) -> int:
     """How many of the redundant replicas the tail rule picks; the rest goes by D'Hondt."""
-    if tail == "none":
+    if rule == "dhondt":
         return 0
-    if tail == "dispersion":
+    if rule == "dispersion":
         return replicate.dispersion_tail(weights, num_redundant)
-    if tail == "simulated":
+    if rule == "simulated":
         return replicate.simulated_tail(weights, num_redundant)
     return replicate.fixed_tail(num_redundant)
 
@@ -140,14 +146,14 @@ def _to_gpus_fixed(
     """
     num_gpus = topology.gpus_per_node
     fixed, scale = fixed_point(loads, topology.slots_per_gpu)
-    gpu, slot = blocks.pack_blocks(fixed, labels, num_gpus)
+    gpu, slot = pack_blocks.fill_blocks(fixed, labels, num_gpus)
     choice = policy.gpu_refine
     if not isinstance(choice, Exchange):
         return gpu, slot
     target = _target(weights, fixed, scale, topology)
-    gpu, slot = exchange.refine_pairs(fixed, labels, gpu, slot, num_gpus, target, choice.pair_rounds)
-    gpu, slot = exchange.refine_match(fixed, labels, gpu, slot, num_gpus, target, choice.match_rounds, choice.proposers)
-    return exchange.refine_doubles(fixed, labels, gpu, slot, num_gpus, target, choice.double_steps, choice.candidates)
+    gpu, slot = refine_pairs(fixed, labels, gpu, slot, num_gpus, target, choice.pair_rounds)
+    gpu, slot = refine_match(fixed, labels, gpu, slot, num_gpus, target, choice.match_rounds, choice.proposers)
+    return refine_doubles(fixed, labels, gpu, slot, num_gpus, target, choice.double_steps, choice.candidates)
 
 
 def _target(weights: Tensor, fixed: Tensor, scale: Tensor, topology: Topology) -> Tensor:
@@ -155,8 +161,5 @@ def _target(weights: Tensor, fixed: Tensor, scale: Tensor, topology: Topology) -
     num_groups, num_nodes = topology.planned_groups, topology.planned_nodes
     if num_nodes == 1:
         return mean_target(fixed, topology.gpus_per_node)
-    size = weights.numel() // (len(weights) // num_nodes * num_groups)
-    loads = ordered_sum(weights.view(-1, num_groups, size)).to(torch.float32)
-    groups, group_scale = fixed_point(loads, num_groups // num_nodes)
-    nodes = groups.view(-1, num_nodes, num_groups // num_nodes).sum(2)
+    nodes, group_scale = groups.node_loads(weights, num_groups, num_nodes)
     return node_target(nodes, group_scale, fixed, scale, topology.gpus_per_node)

@@ -10,14 +10,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eplb_reference import blocks, capped, exchange, fixed, partition, waterfill
+from eplb_reference import (
+    fixed,
+    fixup_paired,
+    groups_partition,
+    pack_blocks,
+    refine_exchange,
+    replicate_capped,
+    replicate_waterfill,
+)
 from eplb_reference.arith import per_replica
-from eplb_triton.kernels.blocks import pack_blocks
-from eplb_triton.kernels.capped import capped_counts, move_paired
-from eplb_triton.kernels.exchange import refine_doubles, refine_match, refine_pairs
 from eplb_triton.kernels.fixed import fixed_point, mean_target
-from eplb_triton.kernels.partition import pack_partition
+from eplb_triton.kernels.fixup_paired import move_paired
+from eplb_triton.kernels.groups_partition import pack_partition
+from eplb_triton.kernels.pack_blocks import fill_blocks
 from eplb_triton.kernels.positions import new_state
+from eplb_triton.kernels.refine_exchange import refine_doubles, refine_match, refine_pairs
+from eplb_triton.kernels.replicate_capped import capped_counts
 from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
 from tests.cases import FAMILIES, loads
 
@@ -40,7 +49,7 @@ def test_capped_counts(family: str, at_once: bool) -> None:
         got = torch.full(weight.shape, -7, dtype=torch.int32)
         scratch = torch.full((32,), -7, dtype=torch.int32) if at_once else None
         _counts[(3,)](weight, got, scratch, NUM_REPLICAS=replicas, NUM_PACKS=packs, NUM=num)
-        assert torch.equal(got.to(torch.int64), capped.capped_counts(weight, replicas, packs))
+        assert torch.equal(got.to(torch.int64), replicate_capped.capped_counts(weight, replicas, packs))
 
 
 @triton.jit
@@ -61,12 +70,12 @@ def _paired(
 def test_move_paired(family: str) -> None:
     for num, packs, moves, donors in ((20, 16, 2, 4), (7, 6, 3, 2), (1, 3, 1, 4)):
         weight = loads(family, num, 2, num)
-        counts = capped.capped_counts(weight, 2 * packs, packs)
+        counts = replicate_capped.capped_counts(weight, 2 * packs, packs)
         got = counts.to(torch.int32)
         scratch = torch.full((64,), torch.nan), torch.full((64,), -7, dtype=torch.int32)
         longs = torch.full((64,), -7, dtype=torch.int64)
         _paired[(2,)](weight, got, *scratch, longs, NUM_PACKS=packs, MOVES=moves, DONORS=donors, NUM=num)
-        capped.move_paired(weight, counts, packs, moves, donors)
+        fixup_paired.move_paired(weight, counts, packs, moves, donors)
         assert torch.equal(got.to(torch.int64), counts)
 
 
@@ -96,7 +105,7 @@ def test_pack_partition(family: str, groups: int, nodes: int) -> None:
         load, out, table.flatten(), ints, torch.full((72,), -7), result, NUM=groups, NUM_PACKS=nodes,
         WAYS=ways if ways <= MOST_PARTITIONS else 0, WAY_LANES=triton.next_power_of_2(max(32, min(ways, 1000))),
     )  # fmt: skip
-    pack, slot = partition.pack_partition(load, nodes)
+    pack, slot = groups_partition.pack_partition(load, nodes)
     items = torch.arange(groups).expand_as(pack)
     assert torch.equal(out.to(torch.int64), torch.empty_like(pack).scatter_(1, pack * (groups // nodes) + slot, items))
     whole, scale = fixed.fixed_point(load, groups // nodes)
@@ -120,7 +129,7 @@ def _place(
     scale = fixed_point(loads_ptr + row * NUM, fixed_ptr, NUM // NUM_PACKS, NUM, 64)
     tl.store(scale_ptr + row, scale)
     target = mean_target(fixed_ptr, NUM_PACKS, NUM, 64)
-    pack_blocks(fixed_ptr, labels, item_at, longs_ptr + row * 64, spare, NUM, NUM_PACKS, 64, 32)
+    fill_blocks(fixed_ptr, labels, item_at, longs_ptr + row * 64, spare, NUM, NUM_PACKS, 64, 32)
     counts = counts_ptr + row * EXPERTS
     new_state(fixed_ptr, labels, counts, item_at, load_at, label_at, spare, EXPERTS, 32, NUM, 64, MARKED)
     refine_pairs(item_at, load_at, label_at, order, height, spare, NUM_PACKS, target, PAIR_ROUNDS, NUM, 32, MARKED)
@@ -139,10 +148,10 @@ def _expected(load: Tensor, labels: Tensor, packs: int, steps: tuple[int, int, i
     pair_rounds, match_rounds, proposers, double_steps, candidates = steps
     whole, scale = fixed.fixed_point(load, load.shape[1] // packs)
     target = fixed.mean_target(whole, packs)
-    place = blocks.pack_blocks(whole, labels, packs)
-    place = exchange.refine_pairs(whole, labels, *place, packs, target, pair_rounds)
-    place = exchange.refine_match(whole, labels, *place, packs, target, match_rounds, proposers)
-    pack, slot = exchange.refine_doubles(whole, labels, *place, packs, target, double_steps, candidates)
+    place = pack_blocks.fill_blocks(whole, labels, packs)
+    place = refine_exchange.refine_pairs(whole, labels, *place, packs, target, pair_rounds)
+    place = refine_exchange.refine_match(whole, labels, *place, packs, target, match_rounds, proposers)
+    pack, slot = refine_exchange.refine_doubles(whole, labels, *place, packs, target, double_steps, candidates)
     items = torch.arange(load.shape[1]).expand_as(pack)
     return torch.empty_like(pack).scatter_(1, pack * (load.shape[1] // packs) + slot, items), scale
 
@@ -168,8 +177,8 @@ def test_from_counts_to_places(
 ) -> None:
     rows = 2
     weight = loads(family, replicas + packs, rows, experts)
-    counts = capped.capped_counts(weight, replicas, packs)
-    labels, _ = waterfill.list_by_expert(counts)
+    counts = replicate_capped.capped_counts(weight, replicas, packs)
+    labels, _ = replicate_waterfill.list_by_expert(counts)
     load = per_replica(weight, counts).gather(1, labels)
     slots = replicas // packs
     pairs = slots * (slots - 1) // 2

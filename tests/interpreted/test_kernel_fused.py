@@ -135,7 +135,7 @@ def test_golden_plans(case: GoldenCase) -> None:
 def test_a_policy_of_the_users_own() -> None:
     policy = Policy(
         "mixed",
-        tail="simulated",
+        counts="simulated",
         fixup=Fixup(moves=2, donors="replicated", peak="second", tie="lexicographic"),
         group_refine=Nearest(steps=2, lights=2),
         gpu_pack="spread",

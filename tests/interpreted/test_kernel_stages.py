@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eplb_reference import fixup, maps, pack, refine, replicate, waterfill
+from eplb_reference import fixup, maps, pack, refine, replicate, replicate_waterfill
 from eplb_triton import POLICIES, Topology
 from eplb_triton.kernels.fixup import move_replicas
 from eplb_triton.kernels.maps import physical_maps
@@ -26,8 +26,8 @@ from eplb_triton.kernels.replicate import (
     pick_sainte_lague,
     simulated_tail,
 )
+from eplb_triton.kernels.replicate_waterfill import list_by_expert, waterfill_counts
 from eplb_triton.kernels.specs import launch_plan
-from eplb_triton.kernels.waterfill import list_by_expert, waterfill_counts
 from tests.cases import FAMILIES, loads, stage_arrays, stage_groups
 
 PICKS = {
@@ -129,7 +129,7 @@ def test_fixed_tail(redundant: int) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rule", ["dispersion", "simulated"])
 def test_tails_with_a_mean_over_rows(rule: str, family: str) -> None:
-    policy = next(policy for policy in POLICIES.values() if policy.tail == rule)
+    policy = next(policy for policy in POLICIES.values() if policy.counts == rule)
     reference = replicate.dispersion_tail if rule == "dispersion" else replicate.simulated_tail
     for experts, replicas, layers in ((1, 6, 2), (12, 18, 3), (6, 32, 17), (24, 25, 2)):
         weight = loads(family, experts, layers, experts)
@@ -159,8 +159,8 @@ def test_waterfill(family: str) -> None:
         got = torch.full((2, num), -7, dtype=torch.int32), *torch.full((2, 2, replicas), -7, dtype=torch.int32)
         scratch = torch.full((64,), -7, dtype=torch.int32)
         _waterfill[(2,)](weight, *got, scratch, NUM_REPLICAS=replicas, NUM=num)
-        counts = waterfill.waterfill_counts(weight, replicas)
-        for mine, theirs in zip(got, (counts, *waterfill.list_by_expert(counts)), strict=True):
+        counts = replicate_waterfill.waterfill_counts(weight, replicas)
+        for mine, theirs in zip(got, (counts, *replicate_waterfill.list_by_expert(counts)), strict=True):
             assert torch.equal(mine.to(torch.int64), theirs)
 
 
@@ -218,7 +218,7 @@ def test_fixups_of_the_list(peak: str, donors: str, tie: str) -> None:
         counts = torch.randint(1, 4, (12, num), generator=generator)
         counts[:, 0] += 30 - counts.sum(1)
         weight = torch.randint(0, 60, (12, num), generator=generator).to(torch.float32)
-        expert, rank = waterfill.list_by_expert(counts)
+        expert, rank = replicate_waterfill.list_by_expert(counts)
         got = counts.to(torch.int32), expert.to(torch.int32), rank.to(torch.int32)
         _move[(12,)](weight, *got, MOVES=3, DONORS=donors, PEAK=peak, TIE=tie, NUM=num, NUM_REPLICAS=30)
         fixup.move_replicas(weight, counts, expert, rank, 3, donors, peak, tie)  # type: ignore[arg-type]
@@ -395,7 +395,7 @@ def _maps(
 def test_maps() -> None:
     topology = Topology(24, 2, 2, 6)  # two rows of 7 experts and 12 replicas, 4 to a GPU
     counts = torch.tensor([[1, 3, 1, 2, 1, 1, 3], [6, 1, 1, 1, 1, 1, 1]])
-    expert, rank = waterfill.list_by_expert(counts)
+    expert, rank = replicate_waterfill.list_by_expert(counts)
     logical = torch.tensor([[7, 8, 9, 10, 11, 12, 13], [0, 1, 2, 3, 4, 5, 6]])
     generator = torch.Generator().manual_seed(4)
     place = torch.stack([torch.randperm(12, generator=generator) for _ in range(2)])

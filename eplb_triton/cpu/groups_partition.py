@@ -6,9 +6,9 @@ import numpy as np
 
 from eplb_triton.cpu.arith import Floats, Ints
 from eplb_triton.cpu.compiled import stage
-from eplb_triton.cpu.exchange import refine_match
 from eplb_triton.cpu.fixed import fixed_point
 from eplb_triton.cpu.pack import pack_plain
+from eplb_triton.cpu.refine_exchange import refine_match
 
 EXCHANGES_PER_ITEM = 4
 ONE = np.int64(1)

@@ -7,8 +7,8 @@ import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, clean
 from eplb_triton.kernels.fixed import fixed_point
+from eplb_triton.kernels.groups_partition import pack_partition
 from eplb_triton.kernels.pack import pack_plain
-from eplb_triton.kernels.partition import pack_partition
 from eplb_triton.kernels.refine import refine_corner, refine_nearest
 
 

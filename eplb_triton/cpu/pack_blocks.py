@@ -13,7 +13,7 @@ NONE = np.int64(-1)
 
 
 @stage
-def pack_blocks(loads: Doubles, labels: Ints, num_packs: int, pack: Ints, slot: Ints) -> None:
+def fill_blocks(loads: Doubles, labels: Ints, num_packs: int, pack: Ints, slot: Ints) -> None:
     """Fill pack and slot of each item: the next `num_packs` heaviest at a time, the heaviest to the lightest pack.
 
     Items are taken by (load descending, label, index), packs by (load, number). Items that continue the last label of

@@ -7,9 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from eplb_reference.exchange import refine_match
 from eplb_reference.fixed import fixed_point
 from eplb_reference.pack import pack_plain
+from eplb_reference.refine_exchange import refine_match
 from eplb_triton.partitions import partitions_to_try
 
 EXCHANGES_PER_ITEM = 4  # of the rounds that follow a packing that is not the best

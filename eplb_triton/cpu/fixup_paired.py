@@ -1,4 +1,4 @@
-"""Counts: replicas of every expert with no more than there are GPUs, and moves judged on pairs of replicas."""
+"""Fix-up where GPUs have two slots: moves of single replicas, judged on the largest pair of the best pairing."""
 
 from __future__ import annotations
 
@@ -6,44 +6,9 @@ import numpy as np
 
 from eplb_triton.cpu.arith import Flags, Floats, Ints, descending_order, quotient
 from eplb_triton.cpu.compiled import stage
-from eplb_triton.cpu.tournament import (
-    DHONDT,
-    NO_KEY,
-    fill_quotients,
-    key_expert,
-    refresh_quotient,
-    replace_leaf,
-)
 
 PAIR_GAIN = np.float32(1e-6)  # of the largest pair: a smaller gain is none
 INFINITE = np.float32(np.inf)
-
-
-@stage
-def capped_counts(weights: Floats, num_replicas: int, num_packs: int, counts: Ints, trees: Ints) -> None:
-    """Fill `counts`: replica after replica to the expert of largest w / c among those of fewer than `num_packs`.
-
-    The cap is lifted where that many replicas cannot be held without two on a GPU. Idle rows get theirs spread evenly.
-    Ties: lowest expert.
-    """
-    e = weights.size
-    cap = num_packs if num_replicas <= e * num_packs else num_replicas
-    counts[:] = 1
-    if num_replicas == e:
-        return
-    idle = True
-    for i in range(e):
-        idle = idle and weights[i] == 0
-    if idle:
-        weights = np.ones(e, np.float32)
-    top = fill_quotients(weights, counts, DHONDT, trees[0])
-    for _ in range(num_replicas - e):
-        choice = key_expert(top)
-        counts[choice] += 1
-        if counts[choice] < cap:
-            top = refresh_quotient(weights, counts, DHONDT, trees[0], choice)
-        else:
-            top = replace_leaf(trees[0], e, choice, NO_KEY)
 
 
 @stage

@@ -10,7 +10,7 @@ from eplb_triton.kernels.positions import rank_packs
 
 
 @triton.jit
-def pack_blocks(
+def fill_blocks(
     loads_ptr,  # int32 [NUM_ITEMS], fixed point, equal within a label
     labels_ptr,  # int32 [NUM_ITEMS], expert of each item
     item_at_ptr,  # int32 [NUM_ITEMS], out: item at pack * S + slot

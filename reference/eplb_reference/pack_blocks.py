@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def pack_blocks(loads: Tensor, labels: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
+def fill_blocks(loads: Tensor, labels: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
     """The next `num_packs` heaviest items at a time, the heaviest to the lightest pack.
 
     Items are taken by (load descending, label ascending, index), so the items of a label follow each other. Those that

@@ -6,9 +6,9 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, smallest
-from eplb_triton.kernels.exchange import refine_match
 from eplb_triton.kernels.fixed import fixed_point
 from eplb_triton.kernels.pack import pack_plain
+from eplb_triton.kernels.refine_exchange import refine_match
 
 EXCHANGES_PER_ITEM = tl.constexpr(4)
 
