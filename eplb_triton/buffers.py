@@ -47,7 +47,7 @@ def check_buffers(
         raise ValueError(f"logcnt has shape {tuple(logcnt.shape)}, must be [layers, experts]")
     layers, experts = logcnt.shape
     topology.check_experts(experts)
-    shapes = topology.map_shapes(layers, experts, False)
+    shapes = topology.map_shapes(layers, experts, log2phy=False)
     for name, tensor in (("phy2log", phy2log), ("phyrank", phyrank), ("logcnt", logcnt)):
         if tensor is None:
             continue

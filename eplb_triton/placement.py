@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eplb_triton.bound import lower_bound
 from eplb_triton.buffers import check_buffers, new_buffers
+from eplb_triton.loads import check_judged
 from eplb_triton.placement_rules import check_alike, check_commit, check_placement, check_slot_map, need_every_expert, refuse_bad
 from eplb_triton.slot_maps import doubled_replicas, fetched_experts, fingerprint_of, rank_replicas, slots_of_experts
 from eplb_triton.status import GOOD, NO_ROOM
@@ -76,7 +77,7 @@ class Placement:
         Raises:
             ValueError: E does not fit the topology; a count, the dtype or the width is none of those named.
         """
-        shapes = topology.map_shapes(num_layers, num_experts, log2phy)
+        shapes = topology.map_shapes(num_layers, num_experts, log2phy=log2phy)
         return cls(**new_buffers(shapes, dtype, torch.device(device)), topology=topology, policy="empty")
 
     @classmethod
@@ -104,7 +105,7 @@ class Placement:
             TypeError, ValueError: names the tensor, what it is and what it must be.
         """
         layers, experts = check_buffers(topology, phy2log, logcnt, phyrank, log2phy)
-        shapes = topology.map_shapes(layers, experts, False)
+        shapes = topology.map_shapes(layers, experts, log2phy=False)
         new = new_buffers(shapes, phy2log.dtype, phy2log.device)
         if phyrank is None:
             phyrank = new["phyrank"]
@@ -169,11 +170,16 @@ class Placement:
         self.logcnt.copy_(count)
         if self.bad is not None:
             self.bad.fill_(GOOD)
-        if self.log2phy is not None:
-            width = self.log2phy.shape[2]
-            self.log2phy.copy_(self.slots_of_experts(width))
-            if self.bad is not None:
-                self.bad.masked_fill_((count > width).any(1, keepdim=True), NO_ROOM)
+        self.refresh_log2phy()
+
+    def refresh_log2phy(self) -> None:
+        """Work out log2phy anew, where there is one, from phy2log and phyrank. Nothing waits."""
+        if self.log2phy is None:
+            return
+        width = self.log2phy.shape[2]
+        self.log2phy.copy_(self.slots_of_experts(width))
+        if self.bad is not None:
+            self.bad.masked_fill_((self.logcnt > width).any(1, keepdim=True), NO_ROOM)
 
     def slots_of_experts(self, width: int | None = None) -> Tensor:
         """A new log2phy [L, E, width]: slots of each expert in replica-rank order, padded with -1.
@@ -220,7 +226,7 @@ class Placement:
             ValueError: `loads` is not [L, E], or holds, on the CPU, one that is NaN, negative or above 2**100 (on a GPU
                 what follows from a NaN is NaN); an expert has no replica.
         """
-        check_shape(loads, tuple(self.logcnt.shape))
+        check_judged(loads, tuple(self.logcnt.shape))
         need_every_expert(self, "loads of GPUs")
         each = loads.detach().to(self.logcnt.device, torch.float64) / self.logcnt
         slots = each.gather(1, self.phy2log.long())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from eplb_triton.loads import bad_load
 from eplb_triton.status import GOOD, NO_ROOM
 
 if TYPE_CHECKING:
@@ -114,18 +115,15 @@ def need_every_expert(placement: Placement, what: str) -> None:
         raise ValueError(f"layer {bad[0]}, slot {bad[1]} holds no expert, must hold one for {what}")
 
 
-def refuse_bad(placement: Placement) -> None:
-    """Refuse a plan that did not come out as asked: see `Placement.raise_if_bad`."""
+def refuse_bad(placement: Placement, loads: Tensor | None = None) -> None:
+    """Refuse a plan that did not come out as asked: see `Placement.raise_if_bad`. With its loads, it names the value."""
     status = None if placement.bad is None else placement.bad.cpu()
     if status is None or bool((status == GOOD).all()):
         return
     if (layers := (status >= 0).any(1).nonzero()).numel():
         layer = int(layers[0])
         expert = int(status[layer][status[layer] >= 0].min())
-        raise ValueError(
-            f"loads[{layer}, {expert}] must be a finite load of at least 0 and at most 2**100; it counted as 0 and is "
-            "the first that is not"
-        )
+        raise bad_load(loads, (layer, expert))
     layer = int((status == NO_ROOM).any(1).nonzero()[0])
     assert placement.log2phy is not None
     count, width = placement.logcnt[layer], placement.log2phy.shape[2]
