@@ -1,4 +1,4 @@
-"""The one gate that loads pass: shape, type, and what each value may be. Whatever takes loads takes them through here."""
+"""The one gate that loads pass: shape, type, and what each value may be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_loads(loads: Tensor, *, name: str = "loads", history: bool = False) ->
 
     Raises:
         TypeError: `loads` is no tensor.
-        ValueError: it is not [L, E] (with `history`: or [n, L, E] of at least one step), complex, boolean, or not dense.
+        ValueError: it is not [L, E] (with `history`: or [n, L, E] of at least one step), or it is complex or boolean.
     """
     if not isinstance(loads, Tensor):
         raise TypeError(f"{name} is a {type(loads).__name__}, must be a torch.Tensor [layers, experts]")

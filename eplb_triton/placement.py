@@ -11,7 +11,14 @@ from torch import Tensor
 from eplb_triton.bound import lower_bound
 from eplb_triton.buffers import check_buffers, new_buffers
 from eplb_triton.loads import check_judged
-from eplb_triton.placement_rules import check_alike, check_commit, check_placement, check_slot_map, need_every_expert, refuse_bad
+from eplb_triton.placement_rules import (
+    check_alike,
+    check_commit,
+    check_placement,
+    check_slot_map,
+    need_every_expert,
+    refuse_bad,
+)
 from eplb_triton.slot_maps import doubled_replicas, fetched_experts, fingerprint_of, rank_replicas, slots_of_experts
 from eplb_triton.status import GOOD, NO_ROOM
 from eplb_triton.topology import Topology

@@ -116,7 +116,7 @@ def need_every_expert(placement: Placement, what: str) -> None:
 
 
 def refuse_bad(placement: Placement, loads: Tensor | None = None) -> None:
-    """Refuse a plan that did not come out as asked: see `Placement.raise_if_bad`. With its loads, it names the value."""
+    """Refuse a plan that did not come out as asked, naming a value of `loads`: see `Placement.raise_if_bad`."""
     status = None if placement.bad is None else placement.bad.cpu()
     if status is None or bool((status == GOOD).all()):
         return
@@ -168,9 +168,7 @@ def _check_groups(placement: Placement) -> None:
     slots = torch.arange(topology.num_replicas, dtype=torch.int64, device=group.device)
     node = (slots // topology.replicas_per_node).expand_as(group)
     nowhere = topology.num_nodes
-    home = torch.full(
-        (placement.num_layers, topology.num_groups), nowhere, dtype=torch.int64, device=group.device
-    )
+    home = torch.full((placement.num_layers, topology.num_groups), nowhere, dtype=torch.int64, device=group.device)
     home.scatter_reduce_(1, group, node, "amin")
     if (bad := _first(node != home.gather(1, group))) is not None:
         raise ValueError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eplb_triton.backends import Job, bind, resolve_backend
-from eplb_triton.loads import check_loads
+from eplb_triton.loads import as_loads, check_loads
 from eplb_triton.placement import Placement
 from eplb_triton.placement_rules import refuse_bad
 from eplb_triton.policy import DEFAULT_POLICY, Policy, resolve_policy
@@ -66,9 +66,7 @@ class Planner:
         self.device = torch.empty(0, device=device).device  # cuda becomes cuda:0
         self.backend = resolve_backend(backend, self.device)
         self._shapes = topology.map_shapes(num_layers, num_experts, log2phy=log2phy)
-        self._job = Job(
-            topology, num_layers, num_experts, self.policy, self.device, loads_dtype, dtype, log2phy
-        )
+        self._job = Job(topology, num_layers, num_experts, self.policy, self.device, loads_dtype, dtype, log2phy)
         self._loads_shape = torch.Size((num_layers, num_experts))
         self._fill = bind(self.backend, self._job)
         self._checked: WeakSet[Placement] = WeakSet()
@@ -252,6 +250,8 @@ def rebalance_experts(
     Source: https://github.com/deepseek-ai/EPLB
     """
     topology = Topology(num_replicas=num_replicas, num_gpus=num_gpus, num_groups=num_groups, num_nodes=num_nodes)
-    placement = plan(weight, topology, policy, backend=backend, log2phy=True)
+    check_loads(weight, name="weight")
+    loads = as_loads(weight, name="weight") if weight.device.type == "cpu" else weight  # errors with this one's word
+    placement = plan(loads, topology, policy, backend=backend, log2phy=True)
     assert placement.log2phy is not None
     return placement.phy2log, placement.log2phy, placement.logcnt

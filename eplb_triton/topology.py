@@ -57,7 +57,7 @@ class Topology:
             ValueError: E is 0; P < E; in hierarchical planning E is no multiple of `num_groups`.
         """
         if num_experts < 1:
-            raise ValueError(f"weight has num_experts={num_experts}, must be at least 1: it is [layers, experts]")
+            raise ValueError(f"num_experts={num_experts} must be at least 1: loads are [layers, experts]")
         if self.num_replicas < num_experts:
             enough = -(-num_experts // self.num_gpus) * self.num_gpus
             raise ValueError(
