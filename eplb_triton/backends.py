@@ -85,7 +85,7 @@ def _on_host(job: Job, fill: Bound) -> Bound:
     """`fill` for placements on any device: what is not on the CPU is planned there and copied."""
 
     def fill_checked(loads: Tensor, out: Placement) -> None:
-        usable = as_loads(loads)
+        usable = as_loads(loads, name="loads")
         if out.phy2log.device.type == "cpu":
             fill(usable, out)
             return

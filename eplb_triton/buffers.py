@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eplb_triton.checks import check_map
 from eplb_triton.status import GOOD
 from eplb_triton.topology import Topology
 
+_WORDS = {
+    "phy2log": "[layers, replicas]",
+    "phyrank": "[layers, replicas]",
+    "logcnt": "[layers, experts]",
+    "log2phy": "[layers, experts, width]",
+}
 ALIGNMENT = 16  # bytes: what a kernel is compiled for
 
 
@@ -38,25 +45,22 @@ def check_buffers(
         TypeError: one is no tensor.
         ValueError: one has another shape, dtype, device, layout or alignment than it must; the message names it.
     """
-    for name, tensor in (("phy2log", phy2log), ("logcnt", logcnt), ("phyrank", phyrank), ("log2phy", log2phy)):
-        if not isinstance(tensor, Tensor) and (tensor is not None or name in ("phy2log", "logcnt")):
-            raise TypeError(f"{name} is a {type(tensor).__name__}, must be a torch.Tensor")
-    if phy2log.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"phy2log has dtype {phy2log.dtype}, must be torch.int64 or torch.int32")
-    if logcnt.dim() != 2:
-        raise ValueError(f"logcnt has shape {tuple(logcnt.shape)}, must be [layers, experts]")
+    check_map("phy2log", phy2log, "[layers, replicas]")
+    check_map("logcnt", logcnt, "[layers, experts]")
     layers, experts = logcnt.shape
     topology.check_experts(experts)
     shapes = topology.map_shapes(layers, experts, log2phy=False)
     for name, tensor in (("phy2log", phy2log), ("phyrank", phyrank), ("logcnt", logcnt)):
         if tensor is None:
             continue
+        check_map(name, tensor, _WORDS[name])
         _check_shape(name, tensor, shapes[name])
         _check_kind(name, tensor, phy2log)
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tensor.stride()}, must be contiguous")
     if log2phy is not None:
-        width = log2phy.shape[-1] if log2phy.dim() == 3 else 1
+        check_map("log2phy", log2phy, _WORDS["log2phy"])
+        width = log2phy.shape[2]
         _check_shape("log2phy", log2phy, (layers, experts, max(width, 1)))
         _check_kind("log2phy", log2phy, phy2log)
         if log2phy.stride(2) != 1 and width > 1:
@@ -74,8 +78,6 @@ def _check_kind(name: str, tensor: Tensor, like: Tensor) -> None:
         raise ValueError(
             f"{name} is {tensor.dtype} on {tensor.device}, must be {like.dtype} on {like.device} like phy2log"
         )
-    if tensor.layout != torch.strided:
-        raise ValueError(f"{name} has layout {tensor.layout}, must be torch.strided")
     if tensor.numel() and tensor.data_ptr() % ALIGNMENT:
         raise ValueError(
             f"{name} begins at address {tensor.data_ptr():#x}, must begin at a multiple of {ALIGNMENT}: as new tensors "

@@ -85,7 +85,9 @@ class Placement:
             ValueError: E does not fit the topology; a count, the dtype or the width is none of those named.
         """
         shapes = topology.map_shapes(num_layers, num_experts, log2phy=log2phy)
-        return cls(**new_buffers(shapes, dtype, torch.device(device)), topology=topology, policy="empty")
+        new = new_buffers(shapes, dtype, torch.device(device))
+        maps = new["phy2log"], new["phyrank"], new["logcnt"]
+        return cls(*maps, topology, "empty", new.get("log2phy"), new["bad"])
 
     @classmethod
     def over(

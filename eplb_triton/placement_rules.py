@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from eplb_triton.checks import check_map
 from eplb_triton.loads import bad_load
 from eplb_triton.status import GOOD, NO_ROOM
 
@@ -19,6 +20,8 @@ def check_placement(placement: Placement) -> None:
     """Refuse a placement that breaks a rule: see `Placement.validate`."""
     topology, layers, experts = placement.topology, placement.num_layers, placement.num_experts
     topology.check_experts(experts)
+    for name in ("phy2log", "phyrank", "logcnt"):
+        check_map(name, getattr(placement, name), "[layers, replicas]" if name != "logcnt" else "[layers, experts]")
     for name, slots in (("phy2log", placement.phy2log), ("phyrank", placement.phyrank)):
         if tuple(slots.shape) != (layers, topology.num_replicas):
             raise ValueError(
@@ -27,27 +30,11 @@ def check_placement(placement: Placement) -> None:
             )
     if placement.logcnt.shape[0] != layers:
         raise ValueError(f"logcnt has {placement.logcnt.shape[0]} layers, must have {layers} like phy2log")
-    for name, tensor in (("phy2log", placement.phy2log), ("phyrank", placement.phyrank), ("logcnt", placement.logcnt)):
-        check_integers(name, tensor)
     check_experts_of_slots(placement.phy2log, experts)
     _check_counts(placement)
     _check_ranks(placement)
     if topology.hierarchical:
         _check_groups(placement)
-
-
-def check_integers(name: str, tensor: Tensor) -> None:
-    """Refuse what is no map of integers.
-
-    Raises:
-        TypeError: `tensor` is no strided tensor of integers.
-    """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}, must be a torch.Tensor of integers")
-    if tensor.layout != torch.strided or tensor.dtype.is_floating_point or tensor.dtype.is_complex:
-        raise TypeError(f"{name} is a {tensor.layout} tensor of {tensor.dtype}, must be a dense one of integers")
-    if tensor.dtype == torch.bool:
-        raise TypeError(f"{name} has dtype torch.bool, must be torch.int64 or torch.int32")
 
 
 def check_experts_of_slots(phy2log: Tensor, num_experts: int, *, lowest: int = 0) -> None:
@@ -65,8 +52,8 @@ def check_experts_of_slots(phy2log: Tensor, num_experts: int, *, lowest: int = 0
 
 def check_slot_map(phy2log: Tensor, num_experts: int, topology: Topology) -> None:
     """Refuse what is no slot map [L, P] of experts -1 … E - 1: see `Placement.from_phy2log`."""
-    check_integers("phy2log", phy2log)
-    if phy2log.dim() != 2 or phy2log.shape[1] != topology.num_replicas:
+    check_map("phy2log", phy2log, "[layers, replicas]")
+    if phy2log.shape[1] != topology.num_replicas:
         raise ValueError(
             f"phy2log has shape {tuple(phy2log.shape)}, must be [layers, num_replicas={topology.num_replicas}]"
         )
@@ -123,7 +110,7 @@ def refuse_bad(placement: Placement, loads: Tensor | None = None) -> None:
     if (layers := (status >= 0).any(1).nonzero()).numel():
         layer = int(layers[0])
         expert = int(status[layer][status[layer] >= 0].min())
-        raise bad_load(loads, (layer, expert))
+        raise bad_load(loads, (layer, expert), name="loads")
     layer = int((status == NO_ROOM).any(1).nonzero()[0])
     assert placement.log2phy is not None
     count, width = placement.logcnt[layer], placement.log2phy.shape[2]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eplb_triton.backends import Job, bind, resolve_backend
-from eplb_triton.loads import as_loads, check_loads
+from eplb_triton.loads import as_loads, check_shape
 from eplb_triton.placement import Placement
 from eplb_triton.placement_rules import refuse_bad
 from eplb_triton.policy import DEFAULT_POLICY, Policy, resolve_policy
@@ -119,7 +119,7 @@ class Planner:
         return out
 
     def _check(self, loads: Tensor) -> None:
-        check_loads(loads)
+        check_shape(loads, name="loads")
         if loads.shape != self._loads_shape:
             raise ValueError(
                 f"loads has shape {tuple(loads.shape)}, must be [layers, experts] = {tuple(self._loads_shape)}"
@@ -192,7 +192,7 @@ def plan(
             cannot take the shape, the device, or an argument.
         ImportError: the backend asked for needs a package that cannot be imported.
     """
-    check_loads(loads)
+    check_shape(loads, name="loads")
     if check not in ("async", "sync"):
         raise ValueError(f"check={check!r} must be 'async' or 'sync'")
     if out is not None and isinstance(out, Placement):
@@ -250,8 +250,8 @@ def rebalance_experts(
     Source: https://github.com/deepseek-ai/EPLB
     """
     topology = Topology(num_replicas=num_replicas, num_gpus=num_gpus, num_groups=num_groups, num_nodes=num_nodes)
-    check_loads(weight, name="weight")
-    loads = as_loads(weight, name="weight") if weight.device.type == "cpu" else weight  # errors with this one's word
+    check_shape(weight)
+    loads = as_loads(weight) if weight.device.type == "cpu" else weight  # errors with this one's word
     placement = plan(loads, topology, policy, backend=backend, log2phy=True)
     assert placement.log2phy is not None
     return placement.phy2log, placement.log2phy, placement.logcnt

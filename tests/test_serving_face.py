@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ LAYERS, EXPERTS = 5, 64
 MAPS = ("phy2log", "phyrank", "logcnt", "log2phy", "bad")
 
 
-def new_planner(backend: str, policy: str = "balanced", **options: object) -> Planner:
-    return Planner(TOPOLOGY, LAYERS, EXPERTS, policy=policy, backend=backend, **options)  # type: ignore[arg-type]
+def new_planner(backend: str, policy: str = "balanced", **options: Any) -> Planner:
+    return Planner(TOPOLOGY, LAYERS, EXPERTS, policy=policy, backend=backend, **options)
 
 
 def assert_same_maps(got: Placement, want: Placement) -> None:
@@ -39,6 +40,21 @@ def test_plans_again_and_again(backend: str, policy: str) -> None:
         assert out.policy == policy
         assert_same_maps(out, plan(weight, TOPOLOGY, policy, backend=backend, log2phy=True))
         out.validate()
+
+
+def test_allocates_nothing_after_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = new_planner("cpu", log2phy=True)
+    out, weight = planner.empty(), loads("continuous", 8, LAYERS, EXPERTS)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a planner allocated a tensor after it was made")
+
+    with monkeypatch.context() as patch:
+        for factory in ("empty", "zeros", "ones", "full", "tensor", "arange", "empty_like", "zeros_like", "full_like"):
+            patch.setattr(torch, factory, refuse)
+        planner(weight, out=out)
+        planner(weight, out=out)
+    assert_same_maps(out, plan(weight, TOPOLOGY, backend="reference", log2phy=True))
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -150,10 +166,10 @@ ALIGNED = torch.zeros(LAYERS, 80, dtype=torch.int64)
         ({"phy2log": torch.zeros(LAYERS, 79).long()}, r"phy2log has shape \(5, 79\), must be \(5, 80\)"),
         ({"phy2log": ALIGNED.float()}, "phy2log has dtype torch.float32, must be torch.int64 or torch.int32"),
         ({"logcnt": torch.zeros(LAYERS, EXPERTS).int()}, "logcnt is torch.int32 on cpu, must be torch.int64 on cpu"),
-        ({"logcnt": torch.zeros(EXPERTS)}, r"logcnt has shape \(64,\), must be \[layers, experts\]"),
+        ({"logcnt": torch.zeros(EXPERTS).long()}, r"logcnt has shape \(64,\), must be 2-D: \[layers, experts\]"),
         ({"phyrank": torch.zeros(80, LAYERS).long().T}, r"phyrank has strides \(1, 5\), must be contiguous"),
         ({"phy2log": torch.zeros(LAYERS * 80 + 1).long()[1:].view(LAYERS, 80)}, "phy2log begins at address 0x"),
-        ({"log2phy": torch.zeros(LAYERS, EXPERTS).long()}, r"log2phy has shape \(5, 64\), must be \(5, 64, 1\)"),
+        ({"log2phy": torch.zeros(LAYERS, EXPERTS).long()}, r"log2phy has shape \(5, 64\), must be 3-D"),
         (
             {"log2phy": torch.zeros(LAYERS, 9, EXPERTS).long().transpose(1, 2)},
             "must have entries of an expert side by side",
@@ -161,7 +177,7 @@ ALIGNED = torch.zeros(LAYERS, 80, dtype=torch.int64)
     ],
 )
 def test_tensors_that_no_planner_can_fill(change: dict[str, torch.Tensor], message: str) -> None:
-    good = {"phy2log": ALIGNED, "logcnt": torch.zeros(LAYERS, EXPERTS).long()}
+    good: dict[str, Any] = {"phy2log": ALIGNED, "logcnt": torch.zeros(LAYERS, EXPERTS).long()}
     Placement.over(TOPOLOGY, **good)
     with pytest.raises(ValueError, match=message):
         Placement.over(TOPOLOGY, **(good | change))

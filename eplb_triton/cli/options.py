@@ -141,7 +141,7 @@ def check_pairing(pairing: bool, topology: Topology) -> None:
     if not pairing or topology.slots_per_gpu != 2:
         return
     try:
-        import eplb_triton.pairing  # noqa: F401, PLC0415 - SciPy is an optional extra
+        import eplb_triton.bound.pairing  # noqa: F401, PLC0415 - SciPy is an optional extra
     except ImportError as error:
         raise Refused(f"--pairing-bound needs SciPy: {INSTALL_BOUND}") from error
 
