@@ -66,19 +66,25 @@ def bind(backend: str, job: Job) -> Bound:
 
 
 def _on_gpu(job: Job) -> Bound:
-    from eplb_triton.kernels.launcher import Launch  # noqa: PLC0415 - Triton is not everywhere
+    from eplb_triton.kernels.launcher import Outputs, launch  # noqa: PLC0415 - Triton is not everywhere
+    from eplb_triton.kernels.specs import launch_plan  # noqa: PLC0415
 
-    width = job.topology.map_shapes(job.num_layers, job.num_experts, log2phy=job.log2phy).get("log2phy")
-    return Launch(
+    shape = launch_plan(
         job.topology,
-        job.num_layers,
         job.num_experts,
         job.policy,
-        loads_dtype=job.loads_dtype,
+        weight_dtype=job.loads_dtype,
         dtype=job.dtype,
-        log2phy_width=width[2] if width else None,
-        device=job.device,
+        want_log2phy=job.log2phy is not False,
     )
+    workspace = shape.workspace(job.num_layers, job.device)
+
+    def fill(loads: Tensor, out: Placement) -> None:
+        assert out.bad is not None
+        maps = Outputs(out.phy2log, out.phyrank, out.logcnt, out.log2phy, out.bad)
+        launch(loads.detach(), job.topology, job.policy, out=maps, workspace=workspace)
+
+    return fill
 
 
 def _on_host(job: Job, fill: Bound) -> Bound:

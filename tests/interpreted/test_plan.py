@@ -90,8 +90,8 @@ def test_over_an_engines_tensors() -> None:
 def test_refused_out() -> None:
     weight = loads("ties", 4, LAYERS, EXPERTS)
     planner = Planner(TOPOLOGY, LAYERS, EXPERTS, backend="triton")
-    with pytest.raises(ValueError, match=r"out.logcnt has shape \(3, 11\), must be \(3, 12\)"):
-        planner(weight, out=Placement.empty(TOPOLOGY, 3, 11))
+    with pytest.raises(ValueError, match=r"out.logcnt has shape \(3, 8\), must be \(3, 12\)"):
+        planner(weight, out=Placement.empty(TOPOLOGY, 3, 8))
     with pytest.raises(ValueError, match=r"out is torch.int32 on cpu, must be torch.int64 on cpu"):
         planner(weight, out=Placement.empty(TOPOLOGY, 3, 12, dtype=torch.int32))
     with pytest.raises(ValueError, match=r"loads is torch.float64 on cpu, must be torch.float32 on cpu"):
