@@ -20,6 +20,7 @@ from eplb_reference import (
     replicate_waterfill,
 )
 from eplb_reference.arith import per_replica
+from eplb_triton.constants import MOST_PARTITIONS
 from eplb_triton.kernels.fixed import fixed_point, mean_target
 from eplb_triton.kernels.fixup_paired import move_paired
 from eplb_triton.kernels.groups_partition import pack_partition
@@ -27,7 +28,7 @@ from eplb_triton.kernels.pack_blocks import fill_blocks
 from eplb_triton.kernels.positions import new_state
 from eplb_triton.kernels.refine_exchange import refine_doubles, refine_match, refine_pairs
 from eplb_triton.kernels.replicate_capped import capped_counts
-from eplb_triton.partitions import MOST_PARTITIONS, all_partitions, num_partitions
+from eplb_triton.partitions import all_partitions, num_partitions
 from tests.cases import FAMILIES, loads
 
 
