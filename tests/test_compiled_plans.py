@@ -17,12 +17,12 @@ import triton
 
 from bench.cases import CASES
 from bench.compiled import compile_kernel, compile_plan
-from bench.families import loads
 from bench.ptx.machine import FaultError
 from bench.ptx.memory import Memory, OutOfBoundsError, RaceError
 from bench.ptx.plans import run_plan
 from eplb_triton import POLICIES, plan
 from eplb_triton.kernels.specs import launch_plan
+from eplb_triton.testing.families import loads
 from tests.planting import Planter
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")

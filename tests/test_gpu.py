@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.families import FAMILIES, loads
 from bench.gpu_shapes import MODELS, SMALL, V3
 from eplb_triton import POLICIES, Topology, plan
 from eplb_triton.kernels.launcher import Outputs, first_bad_load, launch
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.ops import rebalance
+from eplb_triton.testing.families import FAMILIES, loads
 
 pytestmark = [
     pytest.mark.gpu,
