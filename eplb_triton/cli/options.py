@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from eplb_triton import Topology
+from eplb_triton.backends import BACKENDS
 from eplb_triton.cli import INSTALL, INSTALL_BOUND
 from eplb_triton.formats import Recording, check_writable, read_loads, shown
 from eplb_triton.formats.loads import Kind
-from eplb_triton.planner import BACKENDS
 from eplb_triton.policy import DEFAULT_POLICY, named_policies
 
 Command = Callable[..., Any]
