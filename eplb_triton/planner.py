@@ -111,7 +111,12 @@ def rebalance_experts(
 
     Source: https://github.com/deepseek-ai/EPLB
     """
-    placement = plan(weight, Topology(num_replicas, num_groups, num_nodes, num_gpus), policy=policy, backend=backend)
+    placement = plan(
+        weight,
+        Topology(num_replicas=num_replicas, num_gpus=num_gpus, num_groups=num_groups, num_nodes=num_nodes),
+        policy=policy,
+        backend=backend,
+    )
     return placement.phy2log, placement.log2phy, placement.logcnt
 
 

@@ -54,9 +54,11 @@ def shapes(draw: st.DrawFn, max_experts: int = 64) -> Shape:
     if draw(st.booleans()):  # global planning: groups that no node count divides are ignored
         return Shape(
             draw(st.integers(1, experts)),
-            Topology(gpus * slots, nodes + 1, nodes, gpus) if nodes > 1 else Topology(gpus * slots, 1, 1, gpus),
+            Topology(num_replicas=gpus * slots, num_gpus=gpus, num_groups=nodes + 1, num_nodes=nodes)
+            if nodes > 1
+            else Topology(num_replicas=gpus * slots, num_gpus=gpus),
         )
-    return Shape(experts, Topology(gpus * slots, groups, nodes, gpus))
+    return Shape(experts, Topology(num_replicas=gpus * slots, num_gpus=gpus, num_groups=groups, num_nodes=nodes))
 
 
 class GoldenCase(NamedTuple):
@@ -81,7 +83,7 @@ def golden_cases(file: str) -> Iterator[GoldenCase]:
     arrays = golden_arrays(file)
     for name in dict.fromkeys(key.split("/")[0] for key in arrays):
         _, replicas, groups, nodes, gpus = arrays[f"{name}/topology"].tolist()
-        topology = Topology(replicas, groups, nodes, gpus)
+        topology = Topology(num_replicas=replicas, num_gpus=gpus, num_groups=groups, num_nodes=nodes)
         stacked = {
             key.removeprefix(f"{name}/"): value if name.startswith("stack") else value.unsqueeze(0)
             for key, value in arrays.items()

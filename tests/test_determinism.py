@@ -13,7 +13,10 @@ from tests.cases import FAMILIES, MEAN_OVER_ROWS, loads
 
 pytestmark = [pytest.mark.parametrize("backend", CPU_BACKENDS), pytest.mark.parametrize("policy", POLICIES)]
 
-SHAPES = {"hierarchical": (64, Topology(80, 8, 2, 16)), "global": (60, Topology(96, 1, 1, 24))}
+SHAPES = {
+    "hierarchical": (64, Topology(num_replicas=80, num_gpus=16, num_groups=8, num_nodes=2)),
+    "global": (60, Topology(num_replicas=96, num_gpus=24)),
+}
 
 
 @pytest.fixture

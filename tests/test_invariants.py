@@ -63,7 +63,12 @@ def test_every_plan_is_valid(
 @settings(max_examples=30, deadline=None)
 @given(rows=st.lists(st.lists(st.integers(0, 5), min_size=12, max_size=12), min_size=1, max_size=3))
 def test_every_plan_of_small_integers_is_valid(backend: str, policy: str, rows: list[list[int]]) -> None:
-    for topology in (Topology(16, 4, 2, 8), Topology(12, 1, 1, 4), Topology(24, 3, 3, 6), Topology(48, 1, 1, 4)):
+    for topology in (
+        Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2),
+        Topology(num_replicas=12, num_gpus=4),
+        Topology(num_replicas=24, num_gpus=6, num_groups=3, num_nodes=3),
+        Topology(num_replicas=48, num_gpus=4),
+    ):
         assert_is_a_plan(plan(torch.tensor(rows), topology, policy=policy, backend=backend), 12)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from eplb_triton import Placement, Topology, plan
 
-TOPOLOGY = Topology(num_replicas=6, num_groups=1, num_nodes=1, num_gpus=3)
-GROUPED = Topology(num_replicas=6, num_groups=2, num_nodes=2, num_gpus=2)
+TOPOLOGY = Topology(num_replicas=6, num_gpus=3)
+GROUPED = Topology(num_replicas=6, num_gpus=2, num_groups=2, num_nodes=2)
 
 
 def placed(*layers: list[int], topology: Topology = TOPOLOGY, experts: int = 4) -> Placement:
@@ -80,8 +80,11 @@ def test_moved_counts_slots_and_fetches() -> None:
     [
         (placed([0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1]), "previous has 2 layers, must have 1"),
         (placed([0, 1, 2, 3, 4, 0], experts=5), "previous has 5 experts, must have 4"),
-        (placed([0, 1, 2, 3, 0, 1], topology=Topology(6, 1, 1, 2)), "previous has 2 GPUs, must have 3"),
-        (placed([0, 1, 2, 3, 0, 1, 2, 3, 0], topology=Topology(9, 1, 1, 3)), "previous has 9 replicas, must have 6"),
+        (placed([0, 1, 2, 3, 0, 1], topology=Topology(num_replicas=6, num_gpus=2)), "previous has 2 GPUs, must have 3"),
+        (
+            placed([0, 1, 2, 3, 0, 1, 2, 3, 0], topology=Topology(num_replicas=9, num_gpus=3)),
+            "previous has 9 replicas, must have 6",
+        ),
     ],
 )
 def test_moved_between_unlike_placements(other: Placement, message: str) -> None:
@@ -91,7 +94,7 @@ def test_moved_between_unlike_placements(other: Placement, message: str) -> None
 
 def test_duplicates_counts_every_replica_that_shares() -> None:
     assert placed([0, 0, 1, 2, 3, 3], [0, 1, 0, 2, 0, 3]).duplicates().tolist() == [4, 0]
-    two = Topology(num_replicas=6, num_groups=1, num_nodes=1, num_gpus=2)
+    two = Topology(num_replicas=6, num_gpus=2)
     assert placed([0, 0, 0, 1, 2, 3], topology=two).duplicates().tolist() == [3]
 
 
@@ -108,7 +111,7 @@ def test_fingerprint_is_the_same_everywhere() -> None:
     "other",
     [
         placed([1, 0, 2, 0, 3, 0]),
-        placed([0, 1, 2, 0, 3, 0], topology=Topology(6, 1, 1, 2)),
+        placed([0, 1, 2, 0, 3, 0], topology=Topology(num_replicas=6, num_gpus=2)),
         dataclasses.replace(placed([0, 1, 2, 0, 3, 0]), phyrank=torch.tensor([[2, 0, 0, 1, 0, 0]])),
         placed([0, 1, 2, 0, 3, 0], [0, 1, 2, 0, 3, 0]),
     ],

@@ -13,7 +13,7 @@ from eplb_triton.planner import resolve_backend
 from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, resolve_policy
 from tests.backends import CPU_BACKENDS
 
-TOPOLOGY = Topology(16, 4, 2, 8)
+TOPOLOGY = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)
 WEIGHT = torch.arange(24.0).reshape(2, 12)
 
 

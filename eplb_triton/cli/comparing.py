@@ -40,7 +40,7 @@ from eplb_triton.synthetic import lognormal_series
 
 DEMO_STEPS = 5
 TEXT_WIDTH = 100
-DEMO_TOPOLOGY = Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=32)
+DEMO_TOPOLOGY = Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4)
 
 
 @click.command("compare", short_help="Every policy on the same recorded loads.")

@@ -101,7 +101,7 @@ def topology_options(command: Command) -> Command:
             if count > MAX_COUNT:
                 raise Refused(f"--{option} {count} must be at most {MAX_COUNT}")
         with refusing():
-            topology = Topology(replicas, groups, nodes, gpus)
+            topology = Topology(num_replicas=replicas, num_gpus=gpus, num_groups=groups, num_nodes=nodes)
         return command(topology=topology, **others)
 
     return wrapped

@@ -133,7 +133,7 @@ def test_tails_with_a_mean_over_rows(rule: str, family: str) -> None:
     reference = replicate.dispersion_tail if rule == "dispersion" else replicate.simulated_tail
     for experts, replicas, layers in ((1, 6, 2), (12, 18, 3), (6, 32, 17), (24, 25, 2)):
         weight = loads(family, experts, layers, experts)
-        plan = launch_plan(Topology(replicas, 1, 1, 1), experts, policy)
+        plan = launch_plan(Topology(num_replicas=replicas, num_gpus=1), experts, policy)
         work = plan.workspace(layers, "cpu")
         kernel = plan.kernels[0]
         assert kernel.function is measure_rows
@@ -393,7 +393,9 @@ def _maps(
 
 
 def test_maps() -> None:
-    topology = Topology(24, 2, 2, 6)  # two rows of 7 experts and 12 replicas, 4 to a GPU
+    topology = Topology(
+        num_replicas=24, num_gpus=6, num_groups=2, num_nodes=2
+    )  # two rows of 7 experts and 12 replicas, 4 to a GPU
     counts = torch.tensor([[1, 3, 1, 2, 1, 1, 3], [6, 1, 1, 1, 1, 1, 1]])
     expert, rank = replicate_waterfill.list_by_expert(counts)
     logical = torch.tensor([[7, 8, 9, 10, 11, 12, 13], [0, 1, 2, 3, 4, 5, 6]])

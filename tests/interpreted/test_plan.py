@@ -13,7 +13,7 @@ from tests.cases import loads
 
 pytestmark = pytest.mark.other_triton
 
-TOPOLOGY = Topology(16, 4, 2, 8)
+TOPOLOGY = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)
 LAYERS, EXPERTS = 3, 12
 
 
@@ -68,4 +68,4 @@ def test_refused_out() -> None:
     with pytest.raises(ValueError, match=r"out\.phyrank has dtype torch\.int32, must be torch\.int64"):
         plan(weight, TOPOLOGY, backend="triton", out=outputs()._replace(phyrank=outputs(torch.int32).phyrank))
     with pytest.raises(ValueError, match=r"num_experts=2049 must be at most 2048 for backend 'triton'"):
-        plan(torch.ones(1, 2049), Topology(2049, 1, 1, 1), backend="triton")
+        plan(torch.ones(1, 2049), Topology(num_replicas=2049, num_gpus=1), backend="triton")
