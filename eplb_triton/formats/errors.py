@@ -9,7 +9,7 @@ class FormatError(ValueError):
     """A file that cannot be used: one line with its name, what was expected and what was found."""
 
     def __init__(self, path: Path, expected: str, found: str) -> None:
-        super().__init__(" ".join(f"{shown(path)}: expected {expected}; found {found}".splitlines()))
+        super().__init__(printable(f"{shown(path)}: expected {expected}; found {found}"))
         self.path = path
 
 
@@ -17,6 +17,12 @@ def shown(path: Path) -> str:
     """The path as a user may read it: quoted and escaped if it has a line break or another control character."""
     text = str(path)
     return text if text.isprintable() else repr(text)
+
+
+def printable(text: str) -> str:
+    """Text on one line that no terminal takes for commands: names in files may hold escape sequences."""
+    line = " ".join(text.splitlines())
+    return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def one_line(error: BaseException) -> str:

@@ -72,9 +72,10 @@ class PlanFile:
     def _check_log2phy(self, placement: Placement) -> None:
         if self.log2phy is None:
             return
+        shape = placement.topology.map_shapes(placement.num_layers, placement.num_experts)["log2phy"]
+        if tuple(self.log2phy.shape) != shape:  # before it is built, which takes gigabytes where the counts say so
+            raise ValueError(f"log2phy is of shape {list(self.log2phy.shape)}, must be {list(shape)}")
         built = placement.log2phy
-        if self.log2phy.shape != built.shape:
-            raise ValueError(f"log2phy is of shape {list(self.log2phy.shape)}, must be {list(built.shape)}")
         wrong = (self.log2phy != built).nonzero()
         if len(wrong):
             layer, expert, rank = wrong[0].tolist()
