@@ -19,11 +19,11 @@ from eplb_triton.formats import (
     LoadSeries,
     RoutingTrace,
     check_writable,
-    printable,
     read_loads,
     recordings,
     write_whole,
 )
+from eplb_triton.printing import printable
 
 RNG = np.random.default_rng(0)
 LOADS = RNG.integers(0, 1000, (3, 8))  # [L, E]

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 
 from eplb_triton.checks import check_dense
-from eplb_triton.formats.errors import FormatError, one_line
+from eplb_triton.formats.errors import FormatError
 from eplb_triton.loads import LOAD_DTYPES
+from eplb_triton.printing import one_line
 
 Array = npt.NDArray[Any]
 Pick = Callable[[Sequence[str]], Sequence[str]]

@@ -14,8 +14,9 @@ import torch
 
 from eplb_triton.formats.arrays import as_array, read_named
 from eplb_triton.formats.atomic import check_writable, write_whole
-from eplb_triton.formats.errors import FormatError, shown
+from eplb_triton.formats.errors import FormatError
 from eplb_triton.placement import Placement
+from eplb_triton.printing import shown
 from eplb_triton.topology import Topology
 
 FORMAT_VERSION = 1
