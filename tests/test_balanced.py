@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eplb_triton import EFFORTS, Placement, Topology, plan
+from eplb_triton import EFFORTS, Placement, Topology, lower_bound, plan
 from eplb_triton.partitions import all_partitions, num_partitions
 from tests.backends import CPU_BACKENDS
 from tests.cases import FAMILIES, Shape, loads, shapes
@@ -102,6 +102,21 @@ def test_partitions_are_all_there_is(backend: str, items: int, packs: int) -> No
     for way in ways:
         assert sorted(itertools.chain(*way)) == list(range(items))
         assert [min(node) for node in way] == sorted(min(node) for node in way)
+
+
+def test_a_thousand_groups_on_as_many_nodes(backend: str) -> None:
+    """One way only, and a thousand packs deep."""
+    assert num_partitions(1000, 1000) == 1
+    assert all_partitions(1000, 1000) == (tuple((item,) for item in range(1000)),)
+    topology = Topology(num_replicas=1000, num_gpus=1000, num_groups=1000, num_nodes=1000)
+    assert plan(torch.ones(1, 1000), topology, backend=backend).phy2log.tolist() == [list(range(1000))]
+    assert lower_bound(torch.ones(1, 1000), topology).tolist() == [1]
+
+
+def test_more_items_than_can_be_counted(backend: str) -> None:
+    for items, packs in ((10**6, 2), (10**6, 10**5), (10**6, 5 * 10**5), (14, 2), (12, 6)):
+        assert num_partitions(items, packs) > 1000, (items, packs)
+    assert num_partitions(10**6, 1) == num_partitions(10**6, 10**6) == 1
 
 
 def test_more_groups_than_can_be_tried(backend: str) -> None:

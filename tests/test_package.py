@@ -33,7 +33,9 @@ def test_imports_without_triton_or_a_gpu() -> None:
 
 
 def test_public_names() -> None:
-    assert set(eplb_triton.__all__) <= set(vars(eplb_triton))
+    assert set(eplb_triton.__all__) <= set(dir(eplb_triton))
+    with pytest.raises(AttributeError, match="module 'eplb_triton' has no attribute 'plam'"):
+        getattr(eplb_triton, "plam")  # noqa: B009 - the expression alone would be one without effect
     for name in eplb_triton.__all__:
         value = getattr(eplb_triton, name)
         assert isinstance(value, (str, dict)) or value.__doc__, name

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from eplb_triton import EFFORTS, POLICIES, Placement, Policy, Topology, plan, rebalance_experts
 from eplb_triton.backends import resolve_backend
-from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, resolve_policy
+from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, resolve_policy
 from tests.backends import CPU_BACKENDS
 from tests.comparing import assert_same
 
@@ -197,6 +198,32 @@ def test_refused_options() -> None:
 def test_refused_policies(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Policy("x", fixup=3), r"Policy.fixup=3 must be one of Fixup, Paired or None, not int"),  # type: ignore[arg-type]
+        (
+            lambda: Policy("x", group_refine=Peak()),  # type: ignore[arg-type]
+            r"Policy.group_refine=Peak\(\) must be one of Nearest, Corner or None",
+        ),
+        (lambda: Policy("x", gpu_refine="corner"), "Policy.gpu_refine='corner' must be one of Nearest, Corner, Peak"),  # type: ignore[arg-type]
+        (lambda: Policy(3), "Policy.name=3 must be a str, not int"),  # type: ignore[arg-type]
+        (lambda: Corner(steps=True), "Corner.steps=True must be an integer of at least 1, not bool"),
+        (lambda: Corner(steps=1.0), "Corner.steps=1.0 must be an integer of at least 1, not float"),  # type: ignore[arg-type]
+        (lambda: Exchange(2, "8"), "Exchange.match_rounds='8' must be an integer of at least 0, not str"),  # type: ignore[arg-type]
+        (lambda: plan(WEIGHT, TOPOLOGY, policy=["balanced"]), "policy is a list, must be a name or a Policy"),  # type: ignore[arg-type]
+    ],
+)
+def test_policies_of_wrong_types(make: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_counts_of_a_policy_are_python_integers() -> None:
+    assert type(Corner(steps=np.int64(2)).steps) is int
+    assert Corner(steps=np.int64(2)) == Corner(steps=2)
 
 
 def test_policies_are_the_published_six_in_order_and_balanced() -> None:

@@ -39,7 +39,8 @@ def smallest(values: Floats | list[float]) -> list[int]:
 
 def divide(loads: Floats, counts: Ints) -> Floats:
     """w/c in float32."""
-    return loads / counts.astype(np.float32)
+    quotients: Floats = np.divide(loads, counts.astype(np.float32))
+    return quotients
 
 
 def fixed_point(loads: Floats, capacity: int) -> tuple[list[int], int]:

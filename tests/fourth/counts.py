@@ -120,7 +120,8 @@ def waterfill(w: Floats, p: int) -> Ints:
     lo, hi = 0.0, max(float(w.max()), 1.0)
 
     def under(level: float) -> Ints:
-        return np.maximum(1, np.ceil(w / np.float32(level)).astype(np.int64))
+        need: Ints = np.maximum(1, np.ceil(w / np.float32(level)).astype(np.int64))
+        return need
 
     for _ in range(40):
         mid = (lo + hi) / 2
@@ -169,10 +170,7 @@ def fix_up(w: Floats, c: Ints, replicas: Replicas, fix: Fixup) -> None:
 def best_move(w: Floats, c: Ints, fix: Fixup) -> tuple[int, int] | None:
     avg = divide(w, c)
     order = largest(avg)
-    if fix.donors == "top":
-        donors = [a for a in order[:2] if c[a] > 1]
-    else:
-        donors = [a for a in order if c[a] > 1][:2]
+    donors = [a for a in (order[:2] if fix.donors == "top" else order) if c[a] > 1][:2]
     held: tuple[float, ...] | None = None
     found = None
     for a in donors:

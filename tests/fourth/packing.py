@@ -188,7 +188,9 @@ def refine_peak(loads: Floats, labels: list[int], packs: Packs) -> None:
                 for j in state.lightest_items(b):
                     after = sums.copy()
                     after[a], after[b] = (sums[a] - w[i]) + w[j], (sums[b] - w[j]) + w[i]
-                    penalty = (labels[j] in [labels[k] for k in packs[a]]) + (labels[i] in [labels[k] for k in packs[b]])
+                    penalty = (labels[j] in [labels[k] for k in packs[a]]) + (
+                        labels[i] in [labels[k] for k in packs[b]]
+                    )
                     key = max(after), max(after) - min(after), penalty * repeated
                     if best is None or key < best[0]:
                         best = key, (a, i, b, j)

@@ -23,11 +23,11 @@ def plan_layers(
     num_layers, num_experts = loads.shape
     p, d = num_replicas // num_nodes, num_gpus // num_nodes
     rows: list[tuple[list[int], int, int]] = []  # experts, load of the layer's heaviest node, scale of the groups
-    for layer in loads:
-        nodes, heaviest, group_scale = groups_to_nodes(layer, num_groups, num_nodes, policy)
+    for layer_loads in loads:
+        nodes, heaviest, group_scale = groups_to_nodes(layer_loads, num_groups, num_nodes, policy)
         size = num_experts // num_groups
-        for node in nodes:
-            rows.append(([g * size + k for g in node for k in range(size)], heaviest, group_scale))
+        for groups in nodes:
+            rows.append(([g * size + k for g in groups for k in range(size)], heaviest, group_scale))
     weights = [loads[row // num_nodes][experts] for row, (experts, _, _) in enumerate(rows)]
     redundant = p - num_experts // num_nodes
     tail = 0
@@ -68,7 +68,9 @@ def partition(loads: Floats, fixed: list[int], num_nodes: int) -> packing.Packs:
     size = num_groups // num_nodes
     number = math.factorial(num_groups) // (math.factorial(size) ** num_nodes * math.factorial(num_nodes))
     if number <= 1000:
-        return min(partitions(list(range(num_groups)), size), key=lambda sets: max(sum(fixed[g] for g in s) for s in sets))
+        return min(
+            partitions(list(range(num_groups)), size), key=lambda sets: max(sum(fixed[g] for g in s) for s in sets)
+        )
     packs = packing.pack_plain(loads, num_nodes)
     match_rounds(fixed, list(range(num_groups)), packs, 0, 4 * num_groups, 1)
     return packs
@@ -117,7 +119,11 @@ def to_gpus(
                 target = max(target, math.trunc(min(math.ldexp(float(node[0]), scale - node[1]) / d, 2.0**28)))
             refine_exchange(fixed, labels, packs, target, policy.gpu_refine)
         return packs
-    packs = packing.pack_spread(loads, labels, d) if policy.gpu_pack == "spread" and redundant else packing.pack_plain(loads, d)
+    packs = (
+        packing.pack_spread(loads, labels, d)
+        if policy.gpu_pack == "spread" and redundant
+        else packing.pack_plain(loads, d)
+    )
     match policy.gpu_refine:
         case Nearest(steps, lights):
             packing.refine_nearest(loads, packs, steps, lights)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.fourth import counts
-from tests.fourth.arith import Floats, Ints, fixed_point
+from tests.fourth.arith import Ints, fixed_point
 from tests.fourth.packing import pack_blocks
 from tests.fourth.pipeline import partition
 
@@ -35,7 +35,7 @@ class Cluster:
 
 
 def replan_layer(
-    history: Floats, previous: Ints | None, price: float, limit: int | None, cluster: Cluster
+    history: NDArray[Any], previous: Ints | None, price: float, limit: int | None, cluster: Cluster
 ) -> tuple[Ints, int, int]:
     """`phy2log` [P] for a history [n, E], slots that differ from before, slots filled."""
     y = samples(history)
@@ -54,7 +54,7 @@ def replan_layer(
     return planned.ravel(), int((planned != before).sum()), fills
 
 
-def samples(history: Floats) -> Ints:
+def samples(history: NDArray[Any]) -> Ints:
     """y [T, E]."""
     loads = history[-WINDOW:].astype(np.float32)
     heaviest = float(loads.max())
@@ -67,12 +67,14 @@ def samples(history: Floats) -> Ints:
     k = min(SAMPLES, len(x))
     y = x[[len(x) - 1 - i * (len(x) // k) for i in range(k)]]
     y = y * W // y.sum(1, keepdims=True)
-    return np.maximum(y + share(x) - y.sum(0) // k, 0)
+    levelled: Ints = np.maximum(y + share(x) - y.sum(0) // k, 0)
+    return levelled
 
 
 def share(x: Ints) -> Ints:
     of_expert = x.sum(0)
-    return of_expert * W // of_expert.sum()
+    parts: Ints = of_expert * W // of_expert.sum()
+    return parts
 
 
 def recent(x: Ints) -> Ints:
@@ -125,7 +127,8 @@ class State:
         """Of loads [..., T]."""
         a, q = load.sum(-1), (load * load).sum(-1)
         halved = np.maximum(load.shape[-1] * q - a * a + u, 0) >> 1
-        return a + np.trunc(self.z * np.sqrt(halved.astype(np.float64))).astype(np.int64)
+        scores: Ints = a + np.trunc(self.z * np.sqrt(halved.astype(np.float64))).astype(np.int64)
+        return scores
 
     def pow16(self, scores: Ints) -> Ints:
         r = (scores << 30) // self.top
@@ -140,12 +143,11 @@ class State:
 def spread(replica: Ints) -> Ints:
     """v of replicas Y [T, ...]."""
     total = replica.sum(0)
-    return len(replica) * (replica * replica).sum(0) - total * total
+    v: Ints = len(replica) * (replica * replica).sum(0) - total * total
+    return v
 
 
-def search(
-    y: Ints, place: Ints, cluster: Cluster, steps: int, price_s: float, limit: int, *, swaps_only: bool
-) -> int:
+def search(y: Ints, place: Ints, cluster: Cluster, steps: int, price_s: float, limit: int, *, swaps_only: bool) -> int:
     """Change `place`; the number of steps made."""
     written = 0
     for step in range(steps):
@@ -153,11 +155,11 @@ def search(
         floor = math.trunc(min(max(price_s * 16 * state.f / state.j, 1), 2.0**62))
         h = int(state.scores.argmax())
         size = cluster.gpus // cluster.nodes
-        node = [o for o in range(h // size * size, h // size * size + size)]
+        node = list(range(h // size * size, h // size * size + size))
         best_gain, best_swap = best_swap_of(state, h, node) if written + 2 <= limit else (0, None)
         best_move = None
         if not swaps_only and written + 1 <= limit:
-            gain, best_move = best_move_of(state, h, node, max(floor, best_gain), floor)
+            best_move = best_move_of(state, h, node, max(floor, best_gain), floor)
         if best_move is not None:
             gpu, slot, expert = best_move
             place[gpu, slot] = expert
@@ -188,9 +190,7 @@ def best_swap_of(state: State, h: int, node: list[int]) -> tuple[int, Swap | Non
     return int(gain[o, i, j]), (h, int(i), int(partners[o]), int(j))
 
 
-def best_move_of(
-    state: State, h: int, node: list[int], least: int, floor: int
-) -> tuple[int, tuple[int, int, int] | None]:
+def best_move_of(state: State, h: int, node: list[int], least: int, floor: int) -> tuple[int, int, int] | None:
     """The first move of largest gain above `least`: GPU, slot, expert."""
     best: tuple[int, int, int] | None = None
     held = np.stack([(state.place == e).sum(1) for e in range(len(state.c))])  # [E, D]
@@ -201,7 +201,7 @@ def best_move_of(
         load_a, u_a = changed(state, held, a, more)
         if state.f - int(state.pow16(state.score(state.load + load_a, state.u + u_a)).sum()) <= floor:
             continue
-        for b in np.flatnonzero(state.c >= 2):
+        for b in np.flatnonzero(state.c >= 2).tolist():
             receivers = [d for d in node if held[b, d] and not held[a, d]]
             if b == a or not receivers:
                 continue
@@ -215,7 +215,7 @@ def best_move_of(
             if gains[k] > least:
                 least = int(gains[k])
                 best = receivers[k], int(np.flatnonzero(state.place[receivers[k]] == b)[0]), a
-    return least, best
+    return best
 
 
 def recounted(state: State, expert: int, by: int) -> tuple[Ints, Any]:

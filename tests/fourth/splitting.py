@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from tests.fourth.arith import Floats, Ints
+from tests.fourth.arith import Ints
 
 MASK = (1 << 32) - 1
 
@@ -65,12 +63,6 @@ def level(w: int, slots: list[int], quota: list[int], gpus: list[int], size: int
         gpus[slot // size] -= quota[slot]
         quota[slot] = height - other + (n < rest) if n < q else 0
         gpus[slot // size] += quota[slot]
-
-
-def fixed_counts(loads: Floats) -> list[int]:
-    heaviest = float(loads.max())
-    s = 23 - (len(loads) - 1).bit_length() - (math.frexp(heaviest)[1] - 1) if heaviest else 0
-    return [math.trunc(math.ldexp(float(load), s)) for load in loads]
 
 
 def slot_at(slots: list[int], quotas: list[int], g: int) -> int:
