@@ -13,6 +13,7 @@ from eplb_triton import EFFORTS, POLICIES, Placement, Policy, Topology, plan, re
 from eplb_triton.backends import resolve_backend
 from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, resolve_policy
 from tests.backends import CPU_BACKENDS
+from tests.comparing import assert_same
 
 TOPOLOGY = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)
 WEIGHT = torch.arange(24.0).reshape(2, 12)
@@ -37,7 +38,7 @@ def test_int32_maps(backend: str) -> None:
     narrow.validate()
     for name in ("phy2log", "phyrank", "logcnt", "log2phy"):
         assert getattr(narrow, name).dtype == torch.int32
-        assert getattr(narrow, name).equal(getattr(wide, name).to(torch.int32))
+        assert_same(getattr(narrow, name), getattr(wide, name).to(torch.int32), name)
     assert narrow.fingerprint() == wide.fingerprint()
     assert narrow.gpu_loads(WEIGHT).equal(wide.gpu_loads(WEIGHT))
     assert narrow.duplicates().equal(wide.duplicates())
@@ -80,9 +81,9 @@ def test_efforts_have_names() -> None:
 def test_rebalance_experts_is_deepseeks_function() -> None:
     phy2log, log2phy, logcnt = rebalance_experts(WEIGHT, 16, 4, 2, 8)
     placement = plan(WEIGHT, TOPOLOGY, policy="deepseek")
-    assert phy2log.equal(placement.phy2log)
-    assert log2phy.equal(placement.slots_of_experts())
-    assert logcnt.equal(placement.logcnt)
+    assert_same(phy2log, placement.phy2log, "phy2log")
+    assert_same(log2phy, placement.slots_of_experts(), "log2phy")
+    assert_same(logcnt, placement.logcnt, "logcnt")
     by_name = rebalance_experts(weight=WEIGHT, num_replicas=16, num_groups=4, num_nodes=2, num_gpus=8)
     assert all(a.equal(b) for a, b in zip(by_name, (phy2log, log2phy, logcnt), strict=True))
 

@@ -29,6 +29,7 @@ from eplb_triton.kernels.replicate import (
 from eplb_triton.kernels.replicate_waterfill import list_by_expert, waterfill_counts
 from eplb_triton.kernels.specs import launch_plan
 from tests.cases import FAMILIES, loads, stage_arrays, stage_groups
+from tests.comparing import assert_each_same, assert_same, assert_same_maps
 from tests.sizes import chosen
 
 PICKS = {
@@ -91,8 +92,7 @@ def test_picks(rule: str, family: str) -> None:
         expert, rank = torch.full((2, 3, stop), -7)
         got = _picked(rule, weight, counts, start, stop, at_once=False)
         PICKS[rule](weight, counts, expert, rank, start, stop)
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
 @pytest.mark.parametrize("family", CHOSEN)
@@ -103,8 +103,7 @@ def test_dhondt_at_once(family: str) -> None:
         expert, rank = torch.full((2, 3, stop), -7)
         got = _picked("dhondt", weight, counts, num, stop, at_once=True)
         replicate.pick_dhondt(weight, counts, expert, rank, num, stop)
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
 @triton.jit
@@ -162,8 +161,8 @@ def test_waterfill(family: str) -> None:
         scratch = torch.full((64,), -7, dtype=torch.int32)
         _waterfill[(2,)](weight, *got, scratch, NUM_REPLICAS=replicas, NUM=num)
         counts = replicate_waterfill.waterfill_counts(weight, replicas)
-        for mine, theirs in zip(got, (counts, *replicate_waterfill.list_by_expert(counts)), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        want = counts, *replicate_waterfill.list_by_expert(counts)
+        assert_each_same(map(Tensor.long, got), want, "counts", "expert", "rank")
 
 
 @triton.jit
@@ -208,7 +207,7 @@ def test_golden_fixups(group: str) -> None:
         NUM=num,
         NUM_REPLICAS=0,
     )
-    assert torch.equal(counts.to(torch.int64), states["after"])
+    assert_same(counts.to(torch.int64), states["after"], "counts")
 
 
 @pytest.mark.parametrize("tie", ["first", "second_peak", "lexicographic"])
@@ -224,8 +223,7 @@ def test_fixups_of_the_list(peak: str, donors: str, tie: str) -> None:
         got = counts.to(torch.int32), expert.to(torch.int32), rank.to(torch.int32)
         _move[(12,)](weight, *got, MOVES=3, DONORS=donors, PEAK=peak, TIE=tie, NUM=num, NUM_REPLICAS=30)
         fixup.move_replicas(weight, counts, expert, rank, 3, donors, peak, tie)  # type: ignore[arg-type]
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
 @triton.jit
@@ -269,7 +267,7 @@ def test_pack(rule: str, family: str) -> None:
         weight = loads(family, num, 2, num)
         labels = torch.randint(0, 4, weight.shape, generator=generator)
         twin = pack.pack_spread(weight, labels, num_packs) if rule == "spread" else pack.pack_plain(weight, num_packs)
-        assert torch.equal(_packed(rule, weight, labels, num_packs), _item_at(*twin, num_packs))
+        assert_same(_packed(rule, weight, labels, num_packs), _item_at(*twin, num_packs), "item at each slot")
 
 
 @pytest.mark.parametrize("group", stage_groups("spread"))
@@ -277,7 +275,7 @@ def test_golden_spreads(group: str) -> None:
     num_packs = int(group.removeprefix("spread/"))
     states = stage_arrays(group)
     got = _packed("spread", states["weight"], states["labels"], num_packs)
-    assert torch.equal(got, _item_at(states["pack"], states["slot"], num_packs))
+    assert_same(got, _item_at(states["pack"], states["slot"], num_packs), "item at each slot")
 
 
 @triton.jit
@@ -335,7 +333,7 @@ def test_golden_refinements(group: str) -> None:
     packs = int(num_packs)
     before = _item_at(states["pack"], states["slot"], packs)
     got = _refined(rule, int(steps), int(lights), states["weight"], states["labels"], before, packs, False)
-    assert torch.equal(got, _item_at(states["pack_after"], states["slot_after"], packs))
+    assert_same(got, _item_at(states["pack_after"], states["slot_after"], packs), "item at each slot")
 
 
 @pytest.mark.parametrize("family", CHOSEN)
@@ -354,7 +352,7 @@ def test_refine(rule: str, family: str) -> None:
         else:
             twin = refine.refine_peak(weight, labels, *state, packs)
         got = _refined(rule, 2 if rule == "corner" else 3, 2, weight, labels, _item_at(*state, packs), packs, True)
-        assert torch.equal(got, _item_at(*twin, packs))
+        assert_same(got, _item_at(*twin, packs), "item at each slot")
 
 
 @triton.jit
@@ -407,8 +405,7 @@ def test_maps() -> None:
     got = [torch.full(shape, -7) for shape in ((24,), (24,), (14,), (14, 11))]
     given = [tensor.to(torch.int32) for tensor in (_item_at(place // 4, place % 4, 3), expert, rank, counts, logical)]
     _maps[(2,)](*given, *got, NUM=7, NUM_REPLICAS=12, MOST=11)
-    for mine, theirs in zip(got, twin, strict=False):
-        assert torch.equal(mine, theirs[0])
+    assert_same_maps(got[:3], [layers[0] for layers in twin])
     for logical_expert, slots in enumerate(got[3].tolist()):
         held = [(int(got[1][slot]), slot) for slot in range(24) if got[0][slot] == logical_expert]
         assert slots == [slot for _, slot in sorted(held)] + [-1] * (11 - len(held))
