@@ -19,7 +19,7 @@ from eplb_triton.topology import Topology
 if TYPE_CHECKING:
     from eplb_triton.bound import lower_bound
     from eplb_triton.placement import BALANCEDNESS, Moved, Placement
-    from eplb_triton.planner import plan, rebalance_experts
+    from eplb_triton.planner import Planner, plan, rebalance_experts
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ __all__ = [
     "POLICIES",
     "Moved",
     "Placement",
+    "Planner",
     "Policy",
     "Topology",
     "lower_bound",
@@ -40,6 +41,7 @@ _LATE = {
     "BALANCEDNESS": "placement",
     "Moved": "placement",
     "Placement": "placement",
+    "Planner": "planner",
     "lower_bound": "bound",
     "plan": "planner",
     "rebalance_experts": "planner",

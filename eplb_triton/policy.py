@@ -109,6 +109,47 @@ class Exchange:
 
 
 @dataclass(frozen=True)
+class Replan:
+    """Plan for the loads to come: from the placement in force, by moves that pay, judged on sampled steps.
+
+    Args:
+        samples: steps of the history that a placement is judged on, at most.
+        moves: swaps of two slots or rewritings of one, at most; a plan that takes all of them is compared with a fresh
+            one.
+        fresh_moves: swaps that improve a fresh plan, at most.
+        norm: of the GPUs' scores: the power mean that stands for their maximum, a power of 2.
+        z: standard deviations above the mean that a GPU's score counts; None: by the number of GPUs, see `score_z`.
+
+    Raises:
+        TypeError: a field of another type.
+        ValueError: a field outside its range.
+    """
+
+    samples: int = 32
+    moves: int = 64
+    fresh_moves: int = 128
+    norm: int = 16
+    z: float | None = None
+
+    def __post_init__(self) -> None:
+        _count(self, "samples", 1)
+        if self.samples > MOST_SAMPLES:
+            raise ValueError(f"Replan.samples={self.samples!r} must be at most {MOST_SAMPLES}")
+        _count(self, "moves", 1)
+        _count(self, "fresh_moves", 0)
+        _count(self, "norm", 2)
+        _one_of("Replan.norm", self.norm, (2, 4, 8, 16, 32))
+        if self.z is not None and not isinstance(self.z, (int, float)):
+            raise TypeError(f"Replan.z={self.z!r} must be a number or None, not {type(self.z).__name__}")
+        if self.z is not None and not 0 <= self.z <= MOST_Z:
+            raise ValueError(f"Replan.z={self.z!r} must be 0 to {MOST_Z:g}, or None")
+
+
+MOST_SAMPLES = 32  # a GPU's loads squared, summed and times the samples stay below 2**53, which a float64 carries
+MOST_Z = 8.0  # a chance of 1 in 10**15; scores below 2**30 * 8 keep their quotients within an int64
+
+
+@dataclass(frozen=True)
 class Policy:
     """What each stage does, in the order of the stages.
 
@@ -123,11 +164,14 @@ class Policy:
         gpu_pack: how replicas are packed onto the GPUs of a node; `spread` avoids GPUs that hold the expert; `blocks`
             fills one slot of all GPUs at a time and never doubles an expert on a GPU that `capped` counts can spare it.
         gpu_refine: swaps of replicas between the GPUs of a node, or None.
+        replan: plan from the placement in force by moves that pay; the stages above then make the fresh plan that such
+            a search begins with where nothing is in force. None: the stages above are the plan.
 
     Raises:
         TypeError: a field holds something of another type than it lists.
         ValueError: a field is none of the values its type lists; `Paired` without `capped` counts, or `Fixup` with
-            them; `Exchange` without `blocks`, both of which work in fixed point, or another refinement with them.
+            them; `Exchange` without `blocks`, both of which work in fixed point, or another refinement with them;
+            `replan` with stages other than the fresh plan's.
     """
 
     name: str
@@ -137,6 +181,7 @@ class Policy:
     fixup: Fixup | Paired | None = None
     gpu_pack: GpuPack = "plain"
     gpu_refine: Nearest | Corner | Peak | Exchange | None = None
+    replan: Replan | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -147,6 +192,7 @@ class Policy:
         _stage("Policy.group_refine", self.group_refine, (Nearest, Corner))
         _stage("Policy.fixup", self.fixup, (Fixup, Paired))
         _stage("Policy.gpu_refine", self.gpu_refine, (Nearest, Corner, Peak, Exchange))
+        _stage("Policy.replan", self.replan, (Replan,))
         if self.counts == "capped" and isinstance(self.fixup, Fixup):
             raise ValueError(f"Policy.fixup={self.fixup!r} must be Paired or None with counts='capped'")
         if self.counts != "capped" and isinstance(self.fixup, Paired):
@@ -154,6 +200,22 @@ class Policy:
         if self.gpu_refine is not None and isinstance(self.gpu_refine, Exchange) != (self.gpu_pack == "blocks"):
             needed = "Exchange or None" if self.gpu_pack == "blocks" else "Nearest, Corner, Peak or None"
             raise ValueError(f"Policy.gpu_refine={self.gpu_refine!r} must be {needed} with gpu_pack={self.gpu_pack!r}")
+        if self.replan is not None:
+            self._check_fresh_plan()
+
+    def _check_fresh_plan(self) -> None:
+        """Replanning makes its fresh plan in one way: `partition`, `capped` counts, `blocks`, then its own swaps."""
+        needed = {
+            "group_pack": "partition",
+            "group_refine": None,
+            "counts": "capped",
+            "fixup": None,
+            "gpu_pack": "blocks",
+            "gpu_refine": None,
+        }
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"Policy.{name}={getattr(self, name)!r} must be {value!r} with replan={self.replan!r}")
 
 
 def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -231,10 +293,11 @@ POLICIES: dict[str, Policy] = {
             gpu_refine=Peak(),
         ),
         _BALANCED,
+        Policy("steady", group_pack="partition", counts="capped", gpu_pack="blocks", replan=Replan()),
     )
 }
 """Every policy by name. `deepseek` is the published baseline; the next five are published improvements of it;
-`balanced` plans at the lower bound."""
+`balanced` plans at the lower bound; `steady` plans for the loads to come, from the placement in force."""
 
 EFFORTS: dict[str, Policy] = {
     "low": replace(_BALANCED, name="balanced_low", gpu_refine=Exchange(pair_rounds=3, match_rounds=0)),
@@ -247,6 +310,9 @@ EFFORTS: dict[str, Policy] = {
 }
 """`balanced` with fewer and with more steps, by effort. Their names are policy names too: `balanced_low` and
 `balanced_high`."""
+
+DEFAULT_REPLAN_POLICY = "steady"
+"""What `plan` uses where no policy is named and a placement is in force."""
 
 DEFAULT_POLICY = "balanced"
 """What `plan` and the command line use where no policy is named; `rebalance_experts` is DeepSeek's function and uses

@@ -60,7 +60,7 @@ class Topology:
             ValueError: E is 0; P < E; in hierarchical planning E is no multiple of `num_groups`.
         """
         if num_experts < 1:
-            raise ValueError(f"weight has num_experts={num_experts}, must be at least 1: it is [layers, experts]")
+            raise ValueError(f"num_experts={num_experts} must be at least 1: loads are [layers, experts]")
         if self.num_replicas < num_experts:
             enough = -(-num_experts // self.num_gpus) * self.num_gpus
             raise ValueError(
@@ -78,24 +78,34 @@ class Topology:
                 f"num_groups={self.num_groups} must divide num_experts={num_experts} in hierarchical planning; {hint}"
             )
 
-    def map_shapes(self, num_layers: int, num_experts: int, *, log2phy: bool = True) -> dict[str, tuple[int, ...]]:
+    def map_shapes(
+        self, num_layers: int, num_experts: int, *, log2phy: bool | int = True
+    ) -> dict[str, tuple[int, ...]]:
         """The shape of every map of a plan, by the map's name: where shapes are asked for, they come from here.
 
         Args:
             num_layers: L.
             num_experts: E.
-            log2phy: whether to name `log2phy` too, at its full width: no expert can have more than P - E + 1 replicas.
+            log2phy: whether to name `log2phy` too: False, True for its full width, or a width.
 
         Returns:
-            `phy2log` [L, P], `phyrank` [L, P], `logcnt` [L, E], `log2phy` [L, E, P - E + 1].
+            `phy2log` [L, P], `phyrank` [L, P], `logcnt` [L, E], `bad` [L, N], `log2phy` [L, E, width].
+
+        Raises:
+            ValueError: E does not fit, there are less than 0 layers, or the width is below 1.
         """
+        if num_layers < 0:
+            raise ValueError(f"num_layers={num_layers} must be at least 0")
+        self.check_experts(num_experts)
         shapes: dict[str, tuple[int, ...]] = {
             "phy2log": (num_layers, self.num_replicas),
             "phyrank": (num_layers, self.num_replicas),
             "logcnt": (num_layers, num_experts),
+            "bad": (num_layers, self.planned_nodes),
         }
-        if log2phy:
-            shapes["log2phy"] = (num_layers, num_experts, self.log2phy_width(num_experts))
+        if log2phy is not False:
+            width = self.log2phy_width(num_experts) if log2phy is True else _count("log2phy", log2phy)
+            shapes["log2phy"] = (num_layers, num_experts, width)
         return shapes
 
     def log2phy_width(self, num_experts: int) -> int:

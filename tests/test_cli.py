@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eplb_triton import BALANCEDNESS, EFFORTS, POLICIES, Placement, Policy, Topology, plan, planner
+from eplb_triton import BALANCEDNESS, EFFORTS, POLICIES, Placement, Policy, Topology, backends, plan
 from eplb_triton.cli import comparing, options, plots
 from eplb_triton.formats import plans, read_plan
 from eplb_triton.synthetic import lognormal_series
@@ -231,7 +231,7 @@ def test_demo_shows_every_policy_and_what_to_try_next(tmp_path: Path, monkeypatc
 
 def test_help_names_what_the_library_takes() -> None:
     """The options are declared without PyTorch, and so on their own."""
-    assert options.BACKENDS == planner.BACKENDS
+    assert options.BACKENDS == backends.BACKENDS
     assert options.PLAN_SUFFIXES == plans.PLAN_SUFFIXES
     out = run("--help").out
     for status in ("0  done", "1  the plan is invalid", "2  something given", "130  interrupted", "141  the reader"):

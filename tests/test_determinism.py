@@ -29,7 +29,7 @@ def threads() -> Iterator[None]:
 def same(a: Placement, b: Placement) -> bool:
     return (
         torch.equal(a.phy2log, b.phy2log)
-        and torch.equal(a.log2phy, b.log2phy)
+        and torch.equal(a.slots_of_experts(), b.slots_of_experts())
         and torch.equal(a.logcnt, b.logcnt)
         and a.fingerprint() == b.fingerprint()
     )

@@ -42,11 +42,19 @@ def test_counts_go_by_name() -> None:
         Topology(8, 4)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("log2phy", [True, False])
-def test_map_shapes(log2phy: bool) -> None:
+@pytest.mark.parametrize(("log2phy", "width"), [(True, 33), (False, None), (7, 7)])
+def test_map_shapes(log2phy: bool | int, width: int | None) -> None:
     shapes = Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4).map_shapes(58, 256, log2phy=log2phy)
-    maps = {"phy2log": (58, 288), "phyrank": (58, 288), "logcnt": (58, 256), "log2phy": (58, 256, 33)}
-    assert shapes == {name: shape for name, shape in maps.items() if log2phy or name != "log2phy"}
+    maps = {"phy2log": (58, 288), "phyrank": (58, 288), "logcnt": (58, 256), "bad": (58, 4)}
+    assert shapes == (maps | {"log2phy": (58, 256, width)} if width else maps)
+
+
+def test_map_shapes_that_are_none() -> None:
+    topology = Topology(num_replicas=16, num_gpus=8)
+    with pytest.raises(ValueError, match="log2phy=0 must be at least 1"):
+        topology.map_shapes(1, 12, log2phy=0)
+    with pytest.raises(ValueError, match="num_layers=-1 must be at least 0"):
+        topology.map_shapes(-1, 12)
 
 
 def test_is_frozen_and_comparable() -> None:
@@ -95,7 +103,7 @@ def test_counts_must_be_integers(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("experts", "message"),
     [
-        (0, "weight has num_experts=0, must be at least 1: it is [layers, experts]"),
+        (0, "num_experts=0 must be at least 1: loads are [layers, experts]"),
         (
             300,
             "num_replicas=288 must be at least num_experts=300, one replica each; the nearest that num_gpus=32 "

@@ -1,6 +1,6 @@
 """The load below which no placement can bring the heaviest GPU of a layer: what a plan is measured against.
 
-docs/policies.md has the proof of every part.
+docs/bound.md has the proof of every part.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from eplb_triton import POLICIES, Topology
+from eplb_triton.backends import resolve_backend
 from eplb_triton.cli import report, words
 from eplb_triton.cli.gaps import lower_bounds
 from eplb_triton.cli.inputs import check_backend, check_output, check_pairing, check_plot, read_for
@@ -22,7 +23,6 @@ from eplb_triton.cli.refusals import refusing
 from eplb_triton.cli.study import Outcome, Windows, compare_policies
 from eplb_triton.cli.terminal import console, progress, say
 from eplb_triton.formats import LoadSeries, write_whole
-from eplb_triton.planner import resolve_backend
 from eplb_triton.policy import DEFAULT_POLICY
 from eplb_triton.printing import shown
 from eplb_triton.synthetic import lognormal_series

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from eplb_triton import Topology
+from eplb_triton.backends import resolve_backend
 from eplb_triton.cli import INSTALL, INSTALL_BOUND, INSTALL_CPU
 from eplb_triton.cli.options import LoadsFile
 from eplb_triton.cli.refusals import Refused, refusing
 from eplb_triton.formats import Recording, check_writable, read_loads
-from eplb_triton.planner import resolve_backend
 from eplb_triton.printing import one_line, shown
 
 _PACKAGES = {"cpu": ("numba", INSTALL_CPU), "triton": ("triton", "pip install triton")}

@@ -17,6 +17,7 @@ from eplb_triton.kernels.launcher import Outputs, first_bad_load, launch
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.policy import Fixup, Nearest
 from tests.cases import FAMILIES, GoldenCase, Shape, golden_cases, loads
+from tests.sizes import chosen, full_unless
 
 HIERARCHICAL = {
     "plain": Shape(12, Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)),
@@ -36,6 +37,12 @@ GLOBAL = {
     "no redundancy": Shape(20, Topology(num_replicas=20, num_gpus=5)),
     "two experts": Shape(2, Topology(num_replicas=9, num_gpus=3)),
 }
+V3 = {
+    "hierarchical": Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4),
+    "global": Topology(num_replicas=288, num_gpus=32),
+}
+CHOSEN = ("continuous", "ties")
+"""Families of `make test`."""
 
 
 def poisoned(
@@ -81,11 +88,13 @@ def log2phy(phy2log: Tensor, phyrank: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _rotating(shapes: dict[str, Shape]) -> Iterator[Any]:
-    """Every policy with every family, the shapes in turn, so that every policy meets every shape."""
+    """Every policy with every family, the shapes in turn, so that every policy meets every shape; in `make test` every
+    shape meets a policy."""
     for number, policy in enumerate(POLICIES):
         for at, family in enumerate(FAMILIES):
             name = list(shapes)[(number + at) % len(shapes)]
-            yield pytest.param(policy, family, shapes[name], id=f"{policy}-{family}-{name}")
+            marks = full_unless(family in CHOSEN)
+            yield pytest.param(policy, family, shapes[name], id=f"{policy}-{family}-{name}", marks=marks)
 
 
 @pytest.mark.parametrize(("policy", "family", "shape"), list(_rotating(HIERARCHICAL)))
@@ -99,7 +108,7 @@ def test_global(policy: str, family: str, shape: Shape) -> None:
     check(loads(family, 2, 2, shape.experts), shape.topology, POLICIES[policy])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", chosen(FAMILIES, *CHOSEN))
 @pytest.mark.parametrize("shape", [HIERARCHICAL["largest"], Shape(16, Topology(num_replicas=48, num_gpus=12))], ids=str)
 def test_fast_paths_on_small_shapes(shape: Shape, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specs, "ROUNDS_FROM", 2)
@@ -110,13 +119,15 @@ def test_fast_paths_on_small_shapes(shape: Shape, family: str, monkeypatch: pyte
     launch_plan.cache_clear()
 
 
+def _v3() -> Iterator[Any]:
+    """Every policy in both topologies of DeepSeek-V3; in `make test` in one of them, in turn."""
+    for number, policy in enumerate(POLICIES):
+        for at, (name, topology) in enumerate(V3.items()):
+            yield pytest.param(policy, topology, id=f"{policy}-{name}", marks=full_unless(at == number % 2))
+
+
 @pytest.mark.other_triton
-@pytest.mark.parametrize(
-    "topology",
-    [Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4), Topology(num_replicas=288, num_gpus=32)],
-    ids=["hierarchical", "global"],
-)
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("policy", "topology"), list(_v3()))
 def test_one_layer_of_deepseek_v3(policy: str, topology: Topology) -> None:
     check(loads("continuous", 4, 1, 256), topology, POLICIES[policy])
 
@@ -126,7 +137,13 @@ def _small(case: GoldenCase) -> bool:
     return case.topology.num_replicas <= 48 and case.name.endswith(".0")
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in golden_cases("exact") if _small(case)])
+def _golden() -> Iterator[Any]:
+    """Small recorded calls; in `make test` every sixth of them."""
+    for number, case in enumerate(filter(_small, golden_cases("exact"))):
+        yield pytest.param(case, id=case.name, marks=full_unless(number % 6 == 0))
+
+
+@pytest.mark.parametrize("case", list(_golden()))
 def test_golden_plans(case: GoldenCase) -> None:
     for policy, (phy2log, logcnt) in case.plans.items():
         if case.weight.shape[0] > 3 and policy != "deepseek":
