@@ -93,3 +93,13 @@ def test_versions_agree() -> None:
     stated = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert stated is not None
     assert stated.group(1) == eplb_triton.__version__
+
+
+def test_requirements_can_be_met_and_the_command_line_brings_what_it_needs() -> None:
+    """Each torch pins the Triton that it brings: 2.8 pins 3.4."""
+    project = (ROOT / "pyproject.toml").read_text()
+    assert '"torch>=2.8"' in project
+    assert "\"triton>=3.4; platform_system == 'Linux'\"" in project
+    (cli,) = (line for line in project.splitlines() if line.startswith("cli = "))
+    assert all(package in cli for package in ("click", "rich", "matplotlib", "numba"))
+    assert all(f'"Programming Language :: Python :: 3.{minor}"' in project for minor in range(10, 14))

@@ -21,9 +21,10 @@ from eplb_triton.formats import write_whole
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
-# Okabe and Ito's colours, which people with any common colour blindness can tell apart; a marker each besides.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Okabe and Ito's colours, which people with any common colour blindness can tell apart, brown in place of their yellow;
+# a marker each besides.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p")
 _UNPLANNED = "#555555"
 
 
@@ -123,6 +124,6 @@ def _tidy(axes: Axes, title: str, *, integers: bool = True) -> None:
 
 
 def _styles() -> Iterator[dict[str, Any]]:
-    """A colour and a marker a policy; eight markers to seven colours, so no pair comes twice in 56 policies."""
+    """A colour and a marker a policy; nine markers to eight colours, so no pair comes twice in 72 policies."""
     for colour, marker in zip(cycle(_COLOURS), cycle(_MARKERS), strict=False):
         yield {"color": colour, "marker": marker}
