@@ -226,7 +226,7 @@ def test_counts_of_a_policy_are_python_integers() -> None:
     assert Corner(steps=np.int64(2)) == Corner(steps=2)
 
 
-def test_policies_are_the_published_six_in_order_and_balanced() -> None:
+def test_policies_are_the_published_six_in_order_and_ours() -> None:
     assert list(POLICIES) == [
         "deepseek",
         "adaptive_tail_and_2x2_fixup",
@@ -235,5 +235,6 @@ def test_policies_are_the_published_six_in_order_and_balanced() -> None:
         "adaptive_tail_and_packer_2x2",
         "hybrid_tail_waterfill",
         "balanced",
+        "steady",
     ]
     assert all(name == policy.name for name, policy in POLICIES.items())
