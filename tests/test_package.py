@@ -64,7 +64,7 @@ def test_nobody_imports_the_planner() -> None:
 
 @pytest.mark.parametrize("document", ["README.md", "docs/serving.md"])
 def test_every_block_of_a_document_runs_as_it_is_pasted(document: str) -> None:
-    """And prints what stands under it, where something does. A block that needs a GPU goes on from the one before it."""
+    """And prints what stands under it, where something does; a block that needs a GPU is compiled alone."""
     text = (ROOT / document).read_text()
     blocks = re.findall(r"```python\n(.*?)```\n+(?:```text\n(.*?)```)?", text, re.DOTALL)
     assert blocks
