@@ -283,18 +283,26 @@ def _side(
     load_at_ptr, label_at_ptr, pack, other, pack_load, slot, bans, marks_of_other, S: tl.constexpr, MARKED: tl.constexpr
 ):
     """What an item of `pack` leaves there, and what it brings to `other`: more than any load if that is not allowed."""
-    place = pack * S + slot
-    load = tl.load(load_at_ptr + place)
-    if MARKED:
-        held = tl.load(label_at_ptr + place) & marks_of_other
-    elif S <= MASK_BITS:
+    load = tl.load(load_at_ptr + pack * S + slot)
+    held = _held(label_at_ptr, pack, other, slot, bans, marks_of_other, S, MARKED, not MARKED)
+    return pack_load - load, load + tl.where(held == 0, 0, PENALTY)
+
+
+@triton.jit
+def _held(
+    label_at_ptr, pack, other, slot, bans, marks_of_other, S: tl.constexpr, MARKED: tl.constexpr, BANNED: tl.constexpr
+):
+    """Not 0 where `other` holds the label of the item in a slot of `pack`: from BANNED slots while they fit a word."""
+    if BANNED and S <= MASK_BITS:
         held = ((bans >> slot) & 1).to(tl.int32)
+    elif MARKED:
+        held = tl.load(label_at_ptr + pack * S + slot) & marks_of_other
     else:
-        label = tl.load(label_at_ptr + place)
-        held = tl.zeros_like(place)
+        label = tl.load(label_at_ptr + pack * S + slot)
+        held = tl.zeros_like(other)
         for k in tl.range(0, S):
             held = held | (tl.load(label_at_ptr + other * S + k) == label).to(tl.int32)
-    return pack_load - load, load + tl.where(held == 0, 0, PENALTY)
+    return held
 
 
 @triton.jit
@@ -322,36 +330,40 @@ def _best_double(
 ):
     """Per lane, value and slots i_1 * S + i_2 of the two items of `heavy` that are best exchanged for the lane's two of
     `light`. Ties: lowest i_1, then i_2."""
+    WORD: tl.constexpr = tl.int32 if S <= 32 else tl.int64  # a bit of it bans a slot of `heavy`
     load_j = tl.load(load_at_ptr + light * S + first) + tl.load(load_at_ptr + light * S + second)
     label_1 = tl.load(label_at_ptr + light * S + first)
     label_2 = tl.load(label_at_ptr + light * S + second)
-    ban_i = tl.zeros_like(light)
+    ban_i = tl.zeros_like(light).to(WORD)
+    marks_j = tl.zeros_like(light)
     free_j = there
     if MARKED:
-        marks_j = tl.zeros_like(light)
         for k in tl.range(0, S):
             marks_j = marks_j | tl.load(label_at_ptr + light * S + k)
         for i in tl.range(0, S):
             mark = tl.load(label_at_ptr + heavy * S + i)
             free_j = free_j & (((label_1 | label_2) & mark) == 0)
-            ban_i = ban_i | (((marks_j & mark) != 0).to(tl.int32) << i)
+            if S <= MASK_BITS:
+                ban_i = ban_i | (((marks_j & mark) != 0).to(WORD) << i)
     else:
         for i in tl.range(0, S):
             label = tl.load(label_at_ptr + heavy * S + i)
             free_j = free_j & (label_1 != label) & (label_2 != label)
-            for k in tl.range(0, S):
-                same = tl.load(label_at_ptr + light * S + k) == label
-                ban_i = ban_i | (same.to(tl.int32) << i)
+            if S <= MASK_BITS:
+                for k in tl.range(0, S):
+                    same = tl.load(label_at_ptr + light * S + k) == label
+                    ban_i = ban_i | (same.to(WORD) << i)
     stays = light_load - load_j
     comes = load_j + tl.where(free_j, 0, PENALTY)
     value = tl.zeros_like(light) + 2 * PENALTY
     pair = tl.zeros_like(light)
     for i_1 in tl.range(0, S - 1):
         load_1 = tl.load(load_at_ptr + heavy * S + i_1)
-        banned_1 = (ban_i >> i_1 & 1) * PENALTY
+        held_1 = _held(label_at_ptr, heavy, light, i_1, ban_i, marks_j, S, MARKED, True)
         for i_2 in tl.range(i_1 + 1, S):
             load_i = load_1 + tl.load(load_at_ptr + heavy * S + i_2)
-            banned = banned_1 + (ban_i >> i_2 & 1) * PENALTY
+            held_2 = _held(label_at_ptr, heavy, light, i_2, ban_i, marks_j, S, MARKED, True)
+            banned = tl.where((held_1 | held_2) == 0, 0, PENALTY)
             worse = tl.maximum((heavy_load - load_i) + comes, stays + load_i) + banned
             pair = tl.where(worse < value, i_1 * S + i_2, pair)
             value = tl.minimum(worse, value)

@@ -15,7 +15,7 @@ from eplb_triton import POLICIES, Policy, Topology
 from eplb_triton.kernels import specs
 from eplb_triton.kernels.launcher import Outputs, first_bad_load, launch
 from eplb_triton.kernels.specs import launch_plan
-from eplb_triton.policy import Fixup, Nearest
+from eplb_triton.policy import Exchange, Fixup, Nearest
 from tests.cases import FAMILIES, GoldenCase, Shape, golden_cases, loads
 
 HIERARCHICAL = {
@@ -59,7 +59,7 @@ def poisoned(
     return out
 
 
-def check(weight: Tensor, topology: Topology, policy: Policy) -> None:
+def check(weight: Tensor, topology: Topology, policy: Policy) -> Outputs:
     """Every output is what the reference gives."""
     got = poisoned(weight, topology, policy)
     phy2log, phyrank, logcnt = plan_layers(weight, topology, policy)
@@ -69,6 +69,7 @@ def check(weight: Tensor, topology: Topology, policy: Policy) -> None:
     assert got.log2phy is not None
     assert torch.equal(got.log2phy, log2phy(phy2log, phyrank, got.log2phy.shape))
     assert bool((got.bad == -1).all())
+    return got
 
 
 def log2phy(phy2log: Tensor, phyrank: Tensor, shape: torch.Size) -> Tensor:
@@ -143,6 +144,22 @@ def test_a_policy_of_the_users_own() -> None:
     )
     for family in ("continuous", "ties"):
         check(loads(family, 5, 2, 16), Topology(24, 8, 2, 6), policy)
+
+
+@pytest.mark.parametrize(
+    ("shape", "candidates"),
+    [
+        (Shape(50, Topology(80, 1, 1, 2)), 1 << 20),  # bits of 40 slots; few labels have several items
+        (Shape(40, Topology(80, 1, 1, 2)), 1 << 20),  # many have
+        (Shape(100, Topology(130, 1, 1, 2)), 1 << 24),  # 65 slots: no word has so many bits
+    ],
+    ids=str,
+)
+def test_more_slots_than_a_word_has_bits(shape: Shape, candidates: int) -> None:
+    policy = Policy("doubles", counts="capped", gpu_pack="blocks", gpu_refine=Exchange(0, 0, 3, 2, candidates))
+    got = check(loads("continuous", 11, 1, shape.experts), shape.topology, policy)
+    for gpu in got.phy2log.view(shape.topology.num_gpus, -1).tolist():  # counts are capped: no expert need be there twice
+        assert len(set(gpu)) == len(gpu)
 
 
 def test_bad_loads_count_as_zero_and_are_recorded() -> None:
