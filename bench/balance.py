@@ -30,7 +30,12 @@ from eplb_triton.policy import Policy, named_policies
 
 ROUNDING = 1e-7
 """A layer is worse than another from here on: a unit in the last place of a float32 share."""
-TINY = [(6, Topology(8, 1, 1, 4)), (8, Topology(12, 1, 1, 4)), (8, Topology(12, 4, 2, 4)), (12, Topology(16, 4, 2, 8))]
+TINY = [
+    (6, Topology(num_replicas=8, num_gpus=4)),
+    (8, Topology(num_replicas=12, num_gpus=4)),
+    (8, Topology(num_replicas=12, num_gpus=4, num_groups=4, num_nodes=2)),
+    (12, Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)),
+]
 
 
 class Case(NamedTuple):
@@ -43,11 +48,11 @@ class Case(NamedTuple):
 def drawn(layers: int, seed: int) -> Iterator[Case]:
     """Log-normal loads from a seed."""
     for name, experts, topology, sigma, promised in (
-        ("V3, 8 groups on 4 nodes", 256, Topology(288, 8, 4, 32), 0.8, 5e-4),
-        ("V3, global", 256, Topology(288, 1, 1, 32), 0.8, 5e-4),
-        ("V3, 144 GPUs of 2 slots", 256, Topology(288, 1, 1, 144), 0.8, 25e-4),
-        ("384 experts, 64 GPUs", 384, Topology(448, 1, 1, 64), 0.8, 5e-4),
-        ("512 -> 1024, 128 GPUs", 512, Topology(1024, 1, 1, 128), 1.2, 2e-4),
+        ("V3, 8 groups on 4 nodes", 256, Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4), 0.8, 5e-4),
+        ("V3, global", 256, Topology(num_replicas=288, num_gpus=32), 0.8, 5e-4),
+        ("V3, 144 GPUs of 2 slots", 256, Topology(num_replicas=288, num_gpus=144), 0.8, 25e-4),
+        ("384 experts, 64 GPUs", 384, Topology(num_replicas=448, num_gpus=64), 0.8, 5e-4),
+        ("512 -> 1024, 128 GPUs", 512, Topology(num_replicas=1024, num_gpus=128), 1.2, 2e-4),
     ):
         random = np.random.default_rng(seed)
         yield Case(name, torch.from_numpy(random.lognormal(0, sigma, (layers, experts))).float(), topology, promised)
@@ -58,8 +63,13 @@ def recorded(folder: Path) -> Iterator[Case]:
     for path in sorted(folder.glob("*.npz")):
         recording = read_loads(path, kind="topk_ids", num_experts=64)
         weight = recording.loads(0, recording.length).to(torch.float32)
-        yield Case(f"{path.stem}, global", weight, Topology(80, 1, 1, 16), 15e-4)
-        yield Case(f"{path.stem}, 8 groups on 2 nodes", weight, Topology(80, 8, 2, 16), 15e-4)
+        yield Case(f"{path.stem}, global", weight, Topology(num_replicas=80, num_gpus=16), 15e-4)
+        yield Case(
+            f"{path.stem}, 8 groups on 2 nodes",
+            weight,
+            Topology(num_replicas=80, num_gpus=16, num_groups=8, num_nodes=2),
+            15e-4,
+        )
 
 
 def gaps(case: Case, bound: Tensor, policy: Policy) -> tuple[Tensor, float]:

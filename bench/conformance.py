@@ -66,7 +66,8 @@ def golden_examples() -> Iterator[tuple[Example, str, str, Tensor, Tensor]]:
             arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
         for case in sorted({name.partition("/")[0] for name in arrays}):
             experts, replicas, groups, nodes, gpus = arrays[f"{case}/topology"].tolist()
-            topology, weight = Topology(replicas, groups, nodes, gpus), arrays[f"{case}/weight"]
+            topology = Topology(num_replicas=replicas, num_gpus=gpus, num_groups=groups, num_nodes=nodes)
+            weight = arrays[f"{case}/weight"]
             for policy in POLICIES:
                 if f"{case}/{policy}/phy2log" not in arrays:
                     continue

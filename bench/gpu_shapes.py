@@ -12,9 +12,9 @@ MODELS: dict[str, Case] = {
 }
 V3 = MODELS["v3-hierarchical"]
 SMALL = {
-    "hierarchical": (24, Topology(36, 6, 3, 12)),
-    "global": (37, Topology(52, 1, 1, 13)),
-    "in rounds": (40, Topology(96, 1, 1, 48)),
-    "one replica a GPU": (12, Topology(20, 4, 2, 20)),
+    "hierarchical": (24, Topology(num_replicas=36, num_gpus=12, num_groups=6, num_nodes=3)),
+    "global": (37, Topology(num_replicas=52, num_gpus=13)),
+    "in rounds": (40, Topology(num_replicas=96, num_gpus=48)),
+    "one replica a GPU": (12, Topology(num_replicas=20, num_gpus=20, num_groups=4, num_nodes=2)),
 }
 """(E, topology) of the random cases; planned with log2phy, the models but for V3 without."""

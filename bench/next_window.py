@@ -32,7 +32,7 @@ GPUS = 16
 def topology_for(num_experts: int) -> Topology:
     """A quarter more replicas than experts, on `GPUS` GPUs, global: 64 experts make 80 replicas, 5 a GPU."""
     slots = -(-int(num_experts * REDUNDANCY) // GPUS)
-    return Topology(slots * GPUS, 1, 1, GPUS)
+    return Topology(num_replicas=slots * GPUS, num_gpus=GPUS)
 
 
 def transitions(recordings: Sequence[Recording], tokens: int) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eplb_triton import POLICIES, Placement, Topology, plan, rebalance_experts
-from eplb_triton.planner import BACKENDS
+from eplb_triton.backends import BACKENDS
 
 Call = Callable[[], Any]
 SOURCE = "eplb_triton"
@@ -118,7 +118,7 @@ def probe(planners: Sequence[Planner]) -> tuple[list[Planner], list[Skip]]:
     working, skips = [], []
     for planner in planners:
         try:
-            planner.placement(loads, Topology(16, 1, 1, 8))
+            planner.placement(loads, Topology(num_replicas=16, num_gpus=8))
         except Exception as error:  # a peer may raise anything; every one becomes a line of the report
             skips.append(Skip(planner.name, one_line(error)))
         else:

@@ -33,7 +33,7 @@ def _cluster(random: np.random.Generator, *, hierarchical: bool) -> tuple[Topolo
     gpus = nodes * int(random.integers(1, 9))
     experts = groups * int(random.integers(1, max(2, 192 // groups)))
     slots = -(-experts // gpus) + int(random.integers(0, 3))
-    return Topology(slots * gpus, groups, nodes, gpus), experts
+    return Topology(num_replicas=slots * gpus, num_gpus=gpus, num_groups=groups, num_nodes=nodes), experts
 
 
 def _loads(random: np.random.Generator, kind: str, experts: int) -> NDArray[np.float32]:

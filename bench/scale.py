@@ -40,7 +40,14 @@ def sweeps() -> dict[Axis, list[tuple[float, Case]]]:
 
 
 def _case(layers: int, experts: int, replicas: int, gpus: int) -> Case:
-    return Case(f"{layers}x{experts}-{replicas}-{gpus}", layers, experts, Topology(replicas, 1, 1, gpus), "drift", 1)
+    return Case(
+        f"{layers}x{experts}-{replicas}-{gpus}",
+        layers,
+        experts,
+        Topology(num_replicas=replicas, num_gpus=gpus),
+        "drift",
+        1,
+    )
 
 
 def fit(values: Sequence[float], milliseconds: Sequence[float], usable: Sequence[bool]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Symbols, used everywhere:
 
 from eplb_triton.bound import lower_bound
 from eplb_triton.placement import BALANCEDNESS, Moved, Placement
-from eplb_triton.planner import plan, rebalance_experts
+from eplb_triton.planner import Planner, plan, rebalance_experts
 from eplb_triton.policy import EFFORTS, POLICIES, Policy
 from eplb_triton.topology import Topology
 
@@ -22,6 +22,7 @@ __all__ = [
     "POLICIES",
     "Moved",
     "Placement",
+    "Planner",
     "Policy",
     "Topology",
     "lower_bound",

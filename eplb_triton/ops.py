@@ -35,7 +35,7 @@ def rebalance(
     """
     from eplb_triton.kernels.launcher import launch  # noqa: PLC0415 - Triton is missing where there is no GPU to need it
 
-    topology = Topology(num_replicas, num_groups, num_nodes, num_gpus)
+    topology = Topology(num_replicas=num_replicas, num_gpus=num_gpus, num_groups=num_groups, num_nodes=num_nodes)
     maps = launch(weight, topology, resolve_policy(policy), want_log2phy=True)
     assert maps.log2phy is not None
     return maps.phy2log, maps.log2phy, maps.logcnt
@@ -58,7 +58,9 @@ def _shapes(
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, must be 2-D: [layers, experts]")
     num_layers, num_experts = weight.shape
-    Topology(num_replicas, num_groups, num_nodes, num_gpus).check_experts(num_experts)
+    Topology(num_replicas=num_replicas, num_gpus=num_gpus, num_groups=num_groups, num_nodes=num_nodes).check_experts(
+        num_experts
+    )
     return (
         weight.new_empty((num_layers, num_replicas), dtype=torch.int64),
         weight.new_empty((num_layers, num_experts, num_replicas - num_experts + 1), dtype=torch.int64),

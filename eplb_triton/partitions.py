@@ -6,7 +6,7 @@ from functools import cache
 from itertools import combinations
 from math import comb
 
-MOST_PARTITIONS = 1000  # tried one by one up to here: of 8 groups on 4 nodes there are 105; of 12 on 4: 15,400
+from eplb_triton.constants import MOST_PARTITIONS
 
 
 @cache

@@ -6,15 +6,15 @@ import operator
 from dataclasses import dataclass, fields
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Topology:
     """How many replicas a layer gets and which hardware holds them.
 
     Args:
         num_replicas: P, physical experts of one layer over all GPUs.
+        num_gpus: D, GPUs over all nodes.
         num_groups: G, expert groups of one layer.
         num_nodes: N, nodes.
-        num_gpus: D, GPUs over all nodes.
 
     Planning is hierarchical when `num_groups` is a multiple of `num_nodes` (each group then stays on one
     node), else global (groups and nodes are ignored).
@@ -26,9 +26,9 @@ class Topology:
     """
 
     num_replicas: int
-    num_groups: int
-    num_nodes: int
     num_gpus: int
+    num_groups: int = 1
+    num_nodes: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -57,7 +57,7 @@ class Topology:
             ValueError: E is 0; P < E; in hierarchical planning E is no multiple of `num_groups`.
         """
         if num_experts < 1:
-            raise ValueError(f"weight has num_experts={num_experts}, must be at least 1: it is [layers, experts]")
+            raise ValueError(f"num_experts={num_experts} must be at least 1: loads are [layers, experts]")
         if self.num_replicas < num_experts:
             enough = -(-num_experts // self.num_gpus) * self.num_gpus
             raise ValueError(
@@ -74,6 +74,40 @@ class Topology:
             raise ValueError(
                 f"num_groups={self.num_groups} must divide num_experts={num_experts} in hierarchical planning; {hint}"
             )
+
+    def map_shapes(
+        self, num_layers: int, num_experts: int, *, log2phy: bool | int = True
+    ) -> dict[str, tuple[int, ...]]:
+        """The shape of every map of a plan, by the map's name: where shapes are asked for, they come from here.
+
+        Args:
+            num_layers: L.
+            num_experts: E.
+            log2phy: whether to name `log2phy` too: False, True for its full width, or a width.
+
+        Returns:
+            `phy2log` [L, P], `phyrank` [L, P], `logcnt` [L, E], `bad` [L, N], `log2phy` [L, E, width].
+
+        Raises:
+            ValueError: E does not fit, there are less than 0 layers, or the width is below 1.
+        """
+        if num_layers < 0:
+            raise ValueError(f"num_layers={num_layers} must be at least 0")
+        self.check_experts(num_experts)
+        shapes: dict[str, tuple[int, ...]] = {
+            "phy2log": (num_layers, self.num_replicas),
+            "phyrank": (num_layers, self.num_replicas),
+            "logcnt": (num_layers, num_experts),
+            "bad": (num_layers, self.planned_nodes),
+        }
+        if log2phy is not False:
+            width = self.log2phy_width(num_experts) if log2phy is True else _count("log2phy", log2phy)
+            shapes["log2phy"] = (num_layers, num_experts, width)
+        return shapes
+
+    def log2phy_width(self, num_experts: int) -> int:
+        """P - E + 1, the most replicas that one of E experts can have."""
+        return self.num_replicas - num_experts + 1
 
     @property
     def hierarchical(self) -> bool:

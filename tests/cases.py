@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
-from bench.families import FAMILIES, loads
 from eplb_triton import POLICIES, Topology
+from eplb_triton.testing import FAMILIES, loads
+from eplb_triton.testing.strategies import Shape, shapes
 
 __all__ = [
     "FAMILIES",
@@ -34,29 +34,6 @@ MEAN_OVER_ROWS = {name for name, policy in POLICIES.items() if policy.counts in 
 """Policies in which a layer's plan depends on the other layers of the call."""
 PUBLISHED = [name for name in POLICIES if name != "balanced"]
 """Policies of other programs, whose plans are recorded in `golden`."""
-
-
-class Shape(NamedTuple):
-    """A number of experts and a topology that fits it."""
-
-    experts: int
-    topology: Topology
-
-
-@st.composite
-def shapes(draw: st.DrawFn, max_experts: int = 64) -> Shape:
-    """Hierarchical and global shapes: one GPU, one expert, capacity 1, no redundancy and odd sizes included."""
-    nodes = draw(st.integers(1, 4))
-    groups = nodes * draw(st.integers(1, 4))
-    experts = groups * draw(st.integers(1, max(1, max_experts // groups)))
-    gpus = nodes * draw(st.integers(1, 6))
-    slots = -(-experts // gpus) + draw(st.integers(0, 4))
-    if draw(st.booleans()):  # global planning: groups that no node count divides are ignored
-        return Shape(
-            draw(st.integers(1, experts)),
-            Topology(gpus * slots, nodes + 1, nodes, gpus) if nodes > 1 else Topology(gpus * slots, 1, 1, gpus),
-        )
-    return Shape(experts, Topology(gpus * slots, groups, nodes, gpus))
 
 
 class GoldenCase(NamedTuple):
@@ -81,7 +58,7 @@ def golden_cases(file: str) -> Iterator[GoldenCase]:
     arrays = golden_arrays(file)
     for name in dict.fromkeys(key.split("/")[0] for key in arrays):
         _, replicas, groups, nodes, gpus = arrays[f"{name}/topology"].tolist()
-        topology = Topology(replicas, groups, nodes, gpus)
+        topology = Topology(num_replicas=replicas, num_gpus=gpus, num_groups=groups, num_nodes=nodes)
         stacked = {
             key.removeprefix(f"{name}/"): value if name.startswith("stack") else value.unsqueeze(0)
             for key, value in arrays.items()

@@ -19,7 +19,7 @@ from eplb_triton.synthetic import lognormal_series
 
 SERIES = lognormal_series(4, 5, 16, tokens_per_step=2000, top_k=2, seed=3)  # [T, L, E]
 SIZE = ("--replicas", 24, "--gpus", 8)
-TOPOLOGY = Topology(num_replicas=24, num_groups=1, num_nodes=1, num_gpus=8)
+TOPOLOGY = Topology(num_replicas=24, num_gpus=8)
 
 _NUMBER = re.compile(r"(-?[\d,]+(\.\d+)?|-)$")
 

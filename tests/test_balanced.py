@@ -81,7 +81,7 @@ def test_more_effort_is_never_worse(backend: str, shape: Shape, family: str, see
 def test_groups_go_to_nodes_in_the_best_partition(backend: str, groups: int, nodes: int) -> None:
     """Against every order of the groups, on loads that fixed point holds exactly."""
     weight = torch.randint(0, 1000, (6, groups * 2), generator=torch.Generator().manual_seed(groups * nodes)).float()
-    topology = Topology(groups * 2, groups, nodes, nodes)
+    topology = Topology(num_replicas=groups * 2, num_gpus=nodes, num_groups=groups, num_nodes=nodes)
     placement = plan(weight, topology, policy="balanced", backend=backend)
     of_group = weight.view(6, groups, 2).sum(2)
     size = groups // nodes
@@ -104,7 +104,7 @@ def test_partitions_are_all_there_is(backend: str, items: int, packs: int) -> No
 
 def test_more_groups_than_can_be_tried(backend: str) -> None:
     weight = lognormal(3, 5, 128, 1.0)
-    topology = Topology(128, 32, 8, 8)
+    topology = Topology(num_replicas=128, num_gpus=8, num_groups=32, num_nodes=8)
     assert num_partitions(32, 8) > 1000
     placement = plan(weight, topology, policy="balanced", backend=backend)
     placement.validate()
@@ -112,11 +112,11 @@ def test_more_groups_than_can_be_tried(backend: str) -> None:
 
 
 CASES = {
-    "DeepSeek-V3, nodes": (Topology(288, 8, 4, 32), 256, 0.8, 5e-4),
-    "DeepSeek-V3": (Topology(288, 1, 1, 32), 256, 0.8, 5e-4),
-    "384 experts": (Topology(448, 1, 1, 64), 384, 0.8, 5e-4),
-    "512 experts": (Topology(1024, 1, 1, 128), 512, 1.2, 2e-4),
-    "two slots": (Topology(288, 1, 1, 144), 256, 0.8, 0.1),  # against the mean; the bound takes minutes
+    "DeepSeek-V3, nodes": (Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4), 256, 0.8, 5e-4),
+    "DeepSeek-V3": (Topology(num_replicas=288, num_gpus=32), 256, 0.8, 5e-4),
+    "384 experts": (Topology(num_replicas=448, num_gpus=64), 384, 0.8, 5e-4),
+    "512 experts": (Topology(num_replicas=1024, num_gpus=128), 512, 1.2, 2e-4),
+    "two slots": (Topology(num_replicas=288, num_gpus=144), 256, 0.8, 0.1),  # against the mean; the bound takes minutes
 }
 
 
@@ -135,7 +135,7 @@ def test_gap_to_the_bound(backend: str, case: str) -> None:
 
 def test_same_bits_whatever_the_strides_and_rows(backend: str) -> None:
     weight = lognormal(1, 7, 64, 1.0)
-    topology = Topology(80, 8, 2, 16)
+    topology = Topology(num_replicas=80, num_gpus=16, num_groups=8, num_nodes=2)
     expected = plan(weight, topology, policy="balanced", backend=backend).fingerprint()
     assert plan(weight.T.contiguous().T, topology, policy="balanced", backend=backend).fingerprint() == expected
     parts = [plan(weight[k : k + 3], topology, policy="balanced", backend=backend) for k in (0, 3, 6)]

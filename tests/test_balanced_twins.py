@@ -47,12 +47,12 @@ def test_random(policy: str, shape: Shape, family: str, seed: int) -> None:
 @pytest.mark.parametrize(
     ("experts", "topology"),
     [
-        (256, Topology(288, 8, 4, 32)),
-        (256, Topology(288, 1, 1, 32)),
-        (256, Topology(288, 1, 1, 144)),
-        (512, Topology(1024, 1, 1, 128)),
-        (128, Topology(160, 32, 8, 16)),  # more partitions than are tried
-        (7, Topology(64, 1, 1, 8)),  # the cap is lifted
+        (256, Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4)),
+        (256, Topology(num_replicas=288, num_gpus=32)),
+        (256, Topology(num_replicas=288, num_gpus=144)),
+        (512, Topology(num_replicas=1024, num_gpus=128)),
+        (128, Topology(num_replicas=160, num_gpus=16, num_groups=32, num_nodes=8)),  # more partitions than are tried
+        (7, Topology(num_replicas=64, num_gpus=8)),  # the cap is lifted
     ],
 )
 @pytest.mark.parametrize("family", ["continuous", "ties", "outlier"])

@@ -9,10 +9,11 @@ import torch
 
 from bench.cases import CASES, Case, select
 from bench.loads import WINDOWS, MissingTraceError, digest, series
-from bench.quality import canonical, quality, same_layers
+from bench.quality import quality, same_layers
 from bench.random_cases import random_cases
 from bench.ties import CAUSES, causes
 from eplb_triton import Placement, Topology, plan
+from eplb_triton.testing import canonical
 
 DRAWN = [case for case in CASES if case.family != "recorded" and case.layers * case.experts < 30_000]
 
@@ -44,9 +45,9 @@ def test_a_recorded_case_needs_its_recording(tmp_path: Path) -> None:
 
 def test_a_case_is_refused_if_it_cannot_be_planned() -> None:
     with pytest.raises(ValueError, match="num_replicas=8"):
-        Case("small", 1, 12, Topology(8, 1, 1, 8), "drift")
+        Case("small", 1, 12, Topology(num_replicas=8, num_gpus=8), "drift")
     with pytest.raises(ValueError, match="recording"):
-        Case("no trace", 1, 8, Topology(8, 1, 1, 8), "recorded")
+        Case("no trace", 1, 8, Topology(num_replicas=8, num_gpus=8), "recorded")
 
 
 def test_select_takes_globs_in_the_order_of_the_table() -> None:
@@ -59,7 +60,7 @@ def test_select_takes_globs_in_the_order_of_the_table() -> None:
 
 
 def test_canonical_forgets_gpu_numbers_and_slots_but_not_nodes() -> None:
-    topology = Topology(8, 2, 2, 4)
+    topology = Topology(num_replicas=8, num_gpus=4, num_groups=2, num_nodes=2)
     one = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]])
     same = torch.tensor([[3, 2, 1, 0, 4, 5, 7, 6]])  # GPUs of node 0 change places, slots turn round
     other_node = torch.tensor([[4, 5, 6, 7, 0, 1, 2, 3]])
@@ -68,7 +69,7 @@ def test_canonical_forgets_gpu_numbers_and_slots_but_not_nodes() -> None:
 
 
 def test_same_layers_tells_counts_from_maps() -> None:
-    topology = Topology(4, 1, 1, 2)
+    topology = Topology(num_replicas=4, num_gpus=2)
     left = Placement.from_phy2log(torch.tensor([[0, 1, 2, 0], [0, 1, 2, 0], [0, 1, 2, 0]]), 3, topology)
     right = Placement.from_phy2log(torch.tensor([[2, 0, 1, 0], [0, 0, 1, 2], [0, 1, 2, 1]]), 3, topology)
     counts, maps = same_layers(left, right)
@@ -77,7 +78,7 @@ def test_same_layers_tells_counts_from_maps() -> None:
 
 
 def test_quality_of_a_plan_that_does_not_change() -> None:
-    topology = Topology(4, 1, 1, 2)
+    topology = Topology(num_replicas=4, num_gpus=2)
     loads = torch.tensor([[[4.0, 1.0, 1.0]], [[1.0, 4.0, 1.0]], [[1.0, 1.0, 4.0]]])
     placement = Placement.from_phy2log(torch.tensor([[0, 1, 0, 2]]), 3, topology)
     found = quality([placement, placement], loads)
@@ -90,8 +91,8 @@ def test_quality_of_a_plan_that_does_not_change() -> None:
 def test_every_cause_of_a_difference_is_found() -> None:
     loads = torch.tensor([[1.0, 1.0, 5.0, 9.0], [2.0, 1.0, 5.0, 9.0], [2.0, 4.0, 5.0, 1.0], [2.0, 4.0, 5.0, 9.0]])
     counts = torch.tensor([[1, 1, 1, 1], [2, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
-    assert causes(loads, counts, Topology(8, 2, 2, 4)) == list(CAUSES)
-    assert causes(loads[:0], counts[:0], Topology(8, 2, 2, 4)) == []
+    assert causes(loads, counts, Topology(num_replicas=8, num_gpus=4, num_groups=2, num_nodes=2)) == list(CAUSES)
+    assert causes(loads[:0], counts[:0], Topology(num_replicas=8, num_gpus=4, num_groups=2, num_nodes=2)) == []
 
 
 def test_random_cases_can_be_planned_and_are_seeded() -> None:

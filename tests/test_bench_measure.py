@@ -24,7 +24,7 @@ from bench.scale import fit
 from bench.style import spread
 from eplb_triton import POLICIES, Topology
 
-SMALL = Case("small", 2, 12, Topology(16, 1, 1, 8), "drift", 5)
+SMALL = Case("small", 2, 12, Topology(num_replicas=16, num_gpus=8), "drift", 5)
 
 
 def _planner(name: str, error: Exception | None = None, phy2log: Tensor | None = None) -> Planner:

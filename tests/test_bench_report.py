@@ -110,7 +110,7 @@ def test_the_balance_study_writes_a_report(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_broken_promise_fails_the_balance_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = torch.arange(1, 25, dtype=torch.float32).reshape(2, 12)
-    case = balance.Case("small", loads, Topology(16, 1, 1, 4), promised=-1.0)
+    case = balance.Case("small", loads, Topology(num_replicas=16, num_gpus=4), promised=-1.0)
     monkeypatch.setattr(balance, "drawn", lambda layers, seed: [case])
     monkeypatch.delenv("EPLB_TRACES", raising=False)
     done = CliRunner().invoke(balance.main, ["--tiny", "0", "--out", str(tmp_path)])

@@ -69,7 +69,7 @@ def test_plan_with_every_policy_hierarchically(loads: Path, tmp_path: Path, poli
     document = json.loads(output.read_text())
     assert document["policy"] == policy
     assert "log2phy" not in document
-    expected = plan(SERIES.sum(0), Topology(24, 4, 2, 8), policy=policy)
+    expected = plan(SERIES.sum(0), Topology(num_replicas=24, num_gpus=8, num_groups=4, num_nodes=2), policy=policy)
     assert document["phy2log"] == expected.phy2log.tolist()
 
 

@@ -158,7 +158,7 @@ def test_two_slots_a_gpu_with_pairing(two_slots: tuple[object, ...]) -> None:
 def test_pairing_without_scipy(
     two_slots: tuple[object, ...], loads: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delitem(sys.modules, "eplb_triton.pairing", raising=False)
+    monkeypatch.delitem(sys.modules, "eplb_triton.bound.pairing", raising=False)
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     needs = "--pairing-bound needs SciPy: pip install 'eplb-triton[bound]'"
     refused(run("plan", *two_slots, "--pairing-bound"), needs)

@@ -80,9 +80,9 @@ def test_rows_round_once_an_operation(policy: Policy) -> None:
     assert_exact(pipeline.compiled_rows(fields_of(policy)), *(f"fdiv {type_}" for type_ in both), "fadd double")
 
 
-@pytest.mark.parametrize("tail", [COUNTS_DISPERSION, COUNTS_SIMULATED])
-def test_tails_round_once_an_operation(tail: int) -> None:
-    assert_exact(pipeline.compiled_tail(tail), "fdiv double", "fadd double")
+@pytest.mark.parametrize("counts", [COUNTS_DISPERSION, COUNTS_SIMULATED])
+def test_mean_lengths_round_once_an_operation(counts: int) -> None:
+    assert_exact(pipeline.compiled_mean_length(counts), "fdiv double", "fadd double")
 
 
 def test_the_patterns_find_what_they_look_for() -> None:
@@ -101,7 +101,7 @@ def test_the_patterns_find_what_they_look_for() -> None:
 
 def test_one_signature_an_entry_point() -> None:
     """Loads come as float32 whatever they were, so nothing is compiled once a type."""
-    entry = pipeline.compiled_tail(COUNTS_DISPERSION)
+    entry = pipeline.compiled_mean_length(COUNTS_DISPERSION)
     assert entry(np.ones((2, 3), np.float32), 10) == 1
     with pytest.raises(TypeError, match="No matching definition"):
         entry(np.ones((2, 3)), 10)

@@ -30,7 +30,7 @@ def random_shape(rng: np.random.Generator) -> tuple[int, Topology]:
     gpus = nodes_planned * int(rng.integers(1, 9))
     fewest = -(-experts // gpus)
     slots = int(rng.integers(fewest, max(fewest + 1, 4 * experts // gpus + 1)))
-    return experts, Topology(gpus * slots, groups, nodes, gpus)
+    return experts, Topology(num_replicas=gpus * slots, num_gpus=gpus, num_groups=groups, num_nodes=nodes)
 
 
 def random_loads(rng: np.random.Generator, experts: int) -> torch.Tensor:
@@ -78,11 +78,11 @@ def test_many_random_plans(policy: str) -> None:
 @pytest.mark.parametrize(
     ("experts", "topology"),
     [
-        (256, Topology(288, 8, 4, 32)),
-        (256, Topology(288, 1, 1, 32)),
-        (300, Topology(700, 1, 1, 100)),
-        (257, Topology(514, 1, 1, 257)),
-        (64, Topology(256, 4, 2, 2)),
+        (256, Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4)),
+        (256, Topology(num_replicas=288, num_gpus=32)),
+        (300, Topology(num_replicas=700, num_gpus=100)),
+        (257, Topology(num_replicas=514, num_gpus=257)),
+        (64, Topology(num_replicas=256, num_gpus=2, num_groups=4, num_nodes=2)),
     ],
     ids=str,
 )

@@ -21,7 +21,10 @@ pytest.importorskip("eplb_triton.cpu", reason="needs the extra: pip install 'epl
 from eplb_triton import cpu
 from eplb_triton.cpu import launcher, pipeline
 
-SHAPES = [(256, Topology(288, 8, 4, 32)), (60, Topology(96, 1, 1, 24))]
+SHAPES = [
+    (256, Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4)),
+    (60, Topology(num_replicas=96, num_gpus=24)),
+]
 
 
 def many_layers(experts: int) -> torch.Tensor:
@@ -124,7 +127,8 @@ def test_a_forked_child_plans_too() -> None:
 import os, torch
 from eplb_triton import POLICIES, Topology
 from eplb_triton.cpu import plan_layers
-call = lambda: plan_layers(torch.ones(200, 64), Topology(96, 1, 1, 8), POLICIES["deepseek"], num_threads=4)
+topology = Topology(num_replicas=96, num_gpus=8)
+call = lambda: plan_layers(torch.ones(200, 64), topology, POLICIES["deepseek"], num_threads=4)
 want = call()
 child = os.fork()
 if child == 0:
@@ -144,32 +148,36 @@ print(os.waitpid(child, 0)[1])
 )
 def test_refuses_what_the_planner_never_passes(weight: torch.Tensor) -> None:
     with pytest.raises(TypeError, match=r"must be \[L, E\] torch.float32 on cpu"):
-        cpu.plan_layers(weight, Topology(16, 1, 1, 4), POLICIES["deepseek"])
+        cpu.plan_layers(weight, Topology(num_replicas=16, num_gpus=4), POLICIES["deepseek"])
 
 
 def test_refuses_no_threads() -> None:
     with pytest.raises(ValueError, match="num_threads=0 must be at least 1"):
-        cpu.plan_layers(torch.ones(2, 8), Topology(16, 1, 1, 4), POLICIES["deepseek"], num_threads=0)
+        cpu.plan_layers(torch.ones(2, 8), Topology(num_replicas=16, num_gpus=4), POLICIES["deepseek"], num_threads=0)
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=lambda policy: policy.name)
 def test_no_layers(policy: Policy) -> None:
-    phy2log, phyrank, logcnt = cpu.plan_layers(torch.ones(0, 8), Topology(16, 4, 2, 4), policy)
+    phy2log, phyrank, logcnt = cpu.plan_layers(
+        torch.ones(0, 8), Topology(num_replicas=16, num_gpus=4, num_groups=4, num_nodes=2), policy
+    )
     assert (phy2log.shape, phyrank.shape, logcnt.shape) == ((0, 16), (0, 16), (0, 8))
     assert phy2log.dtype == phyrank.dtype == logcnt.dtype == torch.int64
 
 
 def test_loads_of_any_strides() -> None:
     wide = loads("continuous", 21, 6, 32)
-    got = cpu.plan_layers(wide[:, ::2], Topology(24, 1, 1, 4), POLICIES["deepseek"])
-    assert same(got, cpu.plan_layers(wide[:, ::2].contiguous(), Topology(24, 1, 1, 4), POLICIES["deepseek"]))
+    got = cpu.plan_layers(wide[:, ::2], Topology(num_replicas=24, num_gpus=4), POLICIES["deepseek"])
+    assert same(
+        got, cpu.plan_layers(wide[:, ::2].contiguous(), Topology(num_replicas=24, num_gpus=4), POLICIES["deepseek"])
+    )
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_warm_up_leaves_nothing_to_compile(policy: str) -> None:
     experts, topology = SHAPES[0]
     cpu.warm_up(topology, policy)
-    caches = pipeline.compiled_rows, pipeline.compiled_tail
+    caches = pipeline.compiled_rows, pipeline.compiled_mean_length
     before = [cache.cache_info().misses for cache in caches]
     cpu.plan_layers(torch.ones(2, experts), topology, POLICIES[policy])
     assert [cache.cache_info().misses for cache in caches] == before

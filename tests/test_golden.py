@@ -54,7 +54,9 @@ def test_deepseeks_documented_example(backend: str) -> None:
     assert logcnt.tolist() == [[1, 2, 1, 1, 2, 2, 1, 1, 1, 1, 2, 1], [1, 2, 1, 1, 1, 2, 2, 1, 2, 1, 1, 1]]
     assert log2phy.shape == (2, 12, 5)
     assert log2phy[0, 5].tolist() == [0, 2, -1, -1, -1]
-    assert plan(weight, Topology(16, 4, 2, 8), policy="deepseek", backend=backend).phy2log.equal(phy2log)
+    assert plan(
+        weight, Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2), policy="deepseek", backend=backend
+    ).phy2log.equal(phy2log)
 
 
 @pytest.mark.parametrize("group", stage_groups("fixup"))

@@ -24,7 +24,7 @@ def test_imports_without_triton_or_a_gpu() -> None:
         "sys.modules['triton'] = None\n"
         "import torch, eplb_triton as e\n"
         "print(sorted(m for m in sys.modules if m in ('numba', 'matplotlib', 'click', 'rich', 'scipy')))\n"
-        "p = e.plan(torch.rand(2, 12), e.Topology(16, 4, 2, 8))\n"
+        "p = e.plan(torch.rand(2, 12), e.Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2))\n"
         "p.validate()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

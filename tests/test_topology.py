@@ -10,28 +10,55 @@ import pytest
 
 from eplb_triton import Topology
 
+NAMES = ("num_replicas", "num_groups", "num_nodes", "num_gpus")
+
 
 def test_derived_sizes_hierarchical() -> None:
-    topology = Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=32)
+    topology = Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4)
     assert topology.hierarchical
     assert (topology.planned_groups, topology.planned_nodes) == (8, 4)
     assert (topology.slots_per_gpu, topology.replicas_per_node, topology.gpus_per_node) == (9, 72, 8)
 
 
 def test_groups_that_no_node_count_divides_are_planned_globally() -> None:
-    topology = Topology(num_replicas=288, num_groups=8, num_nodes=3, num_gpus=32)  # 32 % 3 does not matter then
+    topology = Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=3)  # 32 % 3 does not matter then
     assert not topology.hierarchical
     assert (topology.planned_groups, topology.planned_nodes) == (1, 1)
     assert (topology.slots_per_gpu, topology.replicas_per_node, topology.gpus_per_node) == (9, 288, 32)
     topology.check_experts(257)
 
 
+def test_one_node_without_groups_is_the_default() -> None:
+    assert Topology(num_replicas=8, num_gpus=4) == Topology(num_replicas=8, num_gpus=4, num_groups=1, num_nodes=1)
+
+
+def test_counts_go_by_name() -> None:
+    """Four positional integers in another order than DeepSeek's would be taken without a word."""
+    with pytest.raises(TypeError, match="positional"):
+        Topology(8, 4)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(("log2phy", "width"), [(True, 33), (False, None), (7, 7)])
+def test_map_shapes(log2phy: bool | int, width: int | None) -> None:
+    shapes = Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4).map_shapes(58, 256, log2phy=log2phy)
+    maps = {"phy2log": (58, 288), "phyrank": (58, 288), "logcnt": (58, 256), "bad": (58, 4)}
+    assert shapes == (maps | {"log2phy": (58, 256, width)} if width else maps)
+
+
+def test_map_shapes_that_are_none() -> None:
+    topology = Topology(num_replicas=16, num_gpus=8)
+    with pytest.raises(ValueError, match="log2phy=0 must be at least 1"):
+        topology.map_shapes(1, 12, log2phy=0)
+    with pytest.raises(ValueError, match="num_layers=-1 must be at least 0"):
+        topology.map_shapes(-1, 12)
+
+
 def test_is_frozen_and_comparable() -> None:
-    topology = Topology(16, 4, 2, 8)
+    topology = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)
     with pytest.raises(dataclasses.FrozenInstanceError):
         topology.num_gpus = 4  # type: ignore[misc]
-    assert topology == Topology(np.int64(16), 4, 2, 8)
-    assert type(Topology(np.int64(16), 4, 2, 8).num_replicas) is int
+    assert topology == Topology(num_replicas=np.int64(16), num_gpus=8, num_groups=4, num_nodes=2)
+    assert type(Topology(num_replicas=np.int64(16), num_gpus=8, num_groups=4, num_nodes=2).num_replicas) is int
 
 
 @pytest.mark.parametrize(
@@ -57,12 +84,12 @@ def test_is_frozen_and_comparable() -> None:
 )
 def test_refusals(counts: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole message is compared
-        Topology(*counts)
+        Topology(**dict(zip(NAMES, counts, strict=True)))
     assert str(refused.value) == message
 
 
 @pytest.mark.parametrize("value", [True, 8.0, "8", None, [8]])
-@pytest.mark.parametrize("name", ["num_replicas", "num_groups", "num_nodes", "num_gpus"])
+@pytest.mark.parametrize("name", NAMES)
 def test_counts_must_be_integers(name: str, value: Any) -> None:
     counts: dict[str, Any] = {"num_replicas": 8, "num_groups": 1, "num_nodes": 1, "num_gpus": 8, name: value}
     with pytest.raises(TypeError, match=f"{name}=.* must be an integer of at least 1, not {type(value).__name__}"):
@@ -72,7 +99,7 @@ def test_counts_must_be_integers(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("experts", "message"),
     [
-        (0, "weight has num_experts=0, must be at least 1: it is [layers, experts]"),
+        (0, "num_experts=0 must be at least 1: loads are [layers, experts]"),
         (
             300,
             "num_replicas=288 must be at least num_experts=300, one replica each; the nearest that num_gpus=32 "
@@ -92,12 +119,13 @@ def test_counts_must_be_integers(name: str, value: Any) -> None:
 )
 def test_experts_that_do_not_fit(experts: int, message: str) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole message is compared
-        Topology(288, 8, 4, 32).check_experts(experts)
+        Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4).check_experts(experts)
     assert str(refused.value) == message
 
 
 def test_every_suggested_value_would_do() -> None:
     """Whatever nearest multiple an error names, the topology with it stands."""
-    Topology(288, 8, 4, 32), Topology(320, 8, 4, 32), Topology(288, 8, 4, 16)
-    Topology(320, 8, 4, 32).check_experts(296)
-    Topology(288, 4, 4, 32).check_experts(252)
+    for replicas, gpus in ((288, 32), (320, 32), (288, 16)):
+        Topology(num_replicas=replicas, num_gpus=gpus, num_groups=8, num_nodes=4)
+    Topology(num_replicas=320, num_gpus=32, num_groups=8, num_nodes=4).check_experts(296)
+    Topology(num_replicas=288, num_gpus=32, num_groups=4, num_nodes=4).check_experts(252)

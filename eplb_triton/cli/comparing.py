@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from eplb_triton import POLICIES, Topology
+from eplb_triton.backends import resolve_backend
 from eplb_triton.cli import report, words
 from eplb_triton.cli.gaps import lower_bounds
 from eplb_triton.cli.options import (
@@ -34,13 +35,12 @@ from eplb_triton.cli.options import (
 from eplb_triton.cli.study import Outcome, Windows, compare_policies
 from eplb_triton.cli.terminal import console, progress, say
 from eplb_triton.formats import LoadSeries, shown, write_whole
-from eplb_triton.planner import resolve_backend
 from eplb_triton.policy import DEFAULT_POLICY
 from eplb_triton.synthetic import lognormal_series
 
 DEMO_STEPS = 5
 TEXT_WIDTH = 100
-DEMO_TOPOLOGY = Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=32)
+DEMO_TOPOLOGY = Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4)
 
 
 @click.command("compare", short_help="Every policy on the same recorded loads.")

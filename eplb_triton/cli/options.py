@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from eplb_triton import Topology
+from eplb_triton.backends import BACKENDS
 from eplb_triton.cli import INSTALL, INSTALL_BOUND
 from eplb_triton.formats import Recording, check_writable, read_loads, shown
 from eplb_triton.formats.loads import Kind
-from eplb_triton.planner import BACKENDS
 from eplb_triton.policy import DEFAULT_POLICY, named_policies
 
 Command = Callable[..., Any]
@@ -101,7 +101,7 @@ def topology_options(command: Command) -> Command:
             if count > MAX_COUNT:
                 raise Refused(f"--{option} {count} must be at most {MAX_COUNT}")
         with refusing():
-            topology = Topology(replicas, groups, nodes, gpus)
+            topology = Topology(num_replicas=replicas, num_gpus=gpus, num_groups=groups, num_nodes=nodes)
         return command(topology=topology, **others)
 
     return wrapped
@@ -141,7 +141,7 @@ def check_pairing(pairing: bool, topology: Topology) -> None:
     if not pairing or topology.slots_per_gpu != 2:
         return
     try:
-        import eplb_triton.pairing  # noqa: F401, PLC0415 - SciPy is an optional extra
+        import eplb_triton.bound.pairing  # noqa: F401, PLC0415 - SciPy is an optional extra
     except ImportError as error:
         raise Refused(f"--pairing-bound needs SciPy: {INSTALL_BOUND}") from error
 

@@ -11,6 +11,6 @@ except ImportError as error:
         f"backend='cpu' needs Numba, which cannot be imported ({error}): pip install 'eplb-triton[cpu]'"
     ) from error
 
-from eplb_triton.cpu.launcher import plan_layers, warm_up
+from eplb_triton.cpu.launcher import CpuPlan, plan_layers, warm_up
 
-__all__ = ["plan_layers", "warm_up"]
+__all__ = ["CpuPlan", "plan_layers", "warm_up"]

@@ -20,7 +20,7 @@ from eplb_triton.cpu.fields import (
     COUNTS_PEAK_AWARE,
     COUNTS_WATERFILL,
     GROUP_PARTITION,
-    MEAN_TAILS,
+    MEAN_COUNTS,
     PACK_BLOCKS,
     PACK_SPREAD,
     REFINE_CORNER,
@@ -52,6 +52,8 @@ from eplb_triton.cpu.replicate_capped import capped_counts
 from eplb_triton.cpu.replicate_waterfill import list_by_expert, waterfill_counts
 from eplb_triton.cpu.tournament import new_trees
 
+TOO_MANY = -2  # in `bad`: an expert of the row has more replicas than log2phy is wide
+
 
 @stage
 def _room(num_items: int) -> tuple[Floats, Ints, Ints]:
@@ -60,18 +62,46 @@ def _room(num_items: int) -> tuple[Floats, Ints, Ints]:
 
 
 @cache
-def compiled_tail(tail: int) -> Callable[..., int]:
+def compiled_mean_length(counts: int) -> Callable[..., int]:
     """The entry point that gives the length of a tail with a mean over all rows."""
 
     def tail_length(
         weights: Floats,  # [rows, e]
         num_redundant: int,
     ) -> int:
-        if tail == COUNTS_DISPERSION:
+        if counts == COUNTS_DISPERSION:
             return dispersion_tail(weights, num_redundant)
         return simulated_tail(weights, num_redundant)
 
-    return entry_point(tail_length, "int64(float32[:, ::1], int64)", str(tail))
+    return entry_point(tail_length, "int64(float32[:, ::1], int64)", str(counts))
+
+
+@cache
+def compiled_log2phy(dtype: str) -> Callable[..., None]:
+    """The entry point that lists the slots of each expert, in maps of "int64" or "int32"."""
+
+    def fill_log2phy(
+        phy2log: Ints,  # [L, P]
+        phyrank: Ints,  # [L, P]
+        log2phy: Ints,  # [L, E, width], filled; what does not fit is left out, the rest is -1
+        bad: Ints,  # [L, N] int32, TOO_MANY where something was left out
+        first: int,  # layers first .. last-1
+        last: int,
+    ) -> None:
+        num_experts, width = log2phy.shape[1:]
+        slots_per_node = phy2log.shape[1] // bad.shape[1]
+        for layer in range(first, last):
+            for expert in range(num_experts):
+                for rank in range(width):
+                    log2phy[layer, expert, rank] = -1
+            for slot in range(phy2log.shape[1]):
+                if phyrank[layer, slot] < width:
+                    log2phy[layer, phy2log[layer, slot], phyrank[layer, slot]] = slot
+                else:
+                    bad[layer, slot // slots_per_node] = TOO_MANY
+
+    signature = f"void(int64[:, ::1], int64[:, ::1], {dtype}[:, :, :], int32[:, :], int64, int64)"
+    return entry_point(fill_log2phy, signature, dtype)
 
 
 @stage
@@ -93,7 +123,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
     pack_rule, refine, steps, lights, group_pack, paired_moves, paired_donors, *exchange = others
     pair_rounds, match_rounds, proposers, double_steps, candidates = exchange
     spread = bool(pack_rule == PACK_SPREAD)
-    mean_length, fixed_length = fields.counts in MEAN_TAILS, fields.counts in (COUNTS_PEAK_AWARE, COUNTS_GATED)
+    mean_length, fixed_length = fields.counts in MEAN_COUNTS, fields.counts in (COUNTS_PEAK_AWARE, COUNTS_GATED)
 
     def plan_rows(  # noqa: PLR0912, PLR0915 - one line a stage; a policy's code has three of these branches
         weight: Floats,  # [L, E]
@@ -104,7 +134,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
         table: Ints,  # [partitions, G], or empty: see pack_partition
         place: bool,  # whether to fill `experts`, or to read it
         plan: bool,  # whether to fill the maps
-        mean_tail_length: int,  # of compiled_tail, 0 for the other rules
+        mean_tail_length: int,  # of compiled_mean_length, 0 for the other rules
         kept: Ints,  # [L, E], the experts of each layer node by node; [0, E]: not kept from one call to the next
         phy2log: Ints,  # [L, P], filled
         phyrank: Ints,  # [L, P], filled

@@ -72,7 +72,7 @@ class PlanFile:
     def _check_log2phy(self, placement: Placement) -> None:
         if self.log2phy is None:
             return
-        built = placement.log2phy
+        built = placement.slots_of_experts()
         if self.log2phy.shape != built.shape:
             raise ValueError(f"log2phy is of shape {list(self.log2phy.shape)}, must be {list(built.shape)}")
         wrong = (self.log2phy != built).nonzero()
@@ -124,7 +124,7 @@ def write_plan(path: Path, placement: Placement, *, log2phy: bool = True) -> Non
         "logcnt": placement.logcnt.cpu(),
     }
     if log2phy:
-        content["log2phy"] = placement.log2phy.cpu()
+        content["log2phy"] = placement.slots_of_experts().cpu()
     file = io.BytesIO()
     {".npz": _write_npz, ".pt": _write_pt, ".json": _write_json}[path.suffix.lower()](file, content)
     write_whole(path, file.getvalue())

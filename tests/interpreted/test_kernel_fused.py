@@ -17,25 +17,32 @@ from eplb_triton.kernels.launcher import Outputs, first_bad_load, launch
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.policy import Exchange, Fixup, Nearest
 from tests.cases import FAMILIES, GoldenCase, Shape, golden_cases, loads
+from tests.sizes import chosen, full_unless
 
 HIERARCHICAL = {
-    "plain": Shape(12, Topology(16, 4, 2, 8)),
-    "odd": Shape(21, Topology(30, 6 + 1, 1, 5)),
-    "capacity 1": Shape(8, Topology(12, 4, 2, 12)),
-    "groups on nodes": Shape(12, Topology(18, 3, 3, 6)),
-    "no redundancy": Shape(24, Topology(24, 6, 2, 4)),
-    "largest": Shape(32, Topology(48, 8, 2, 8)),
+    "plain": Shape(12, Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)),
+    "odd": Shape(21, Topology(num_replicas=30, num_gpus=5, num_groups=6 + 1)),
+    "capacity 1": Shape(8, Topology(num_replicas=12, num_gpus=12, num_groups=4, num_nodes=2)),
+    "groups on nodes": Shape(12, Topology(num_replicas=18, num_gpus=6, num_groups=3, num_nodes=3)),
+    "no redundancy": Shape(24, Topology(num_replicas=24, num_gpus=4, num_groups=6, num_nodes=2)),
+    "largest": Shape(32, Topology(num_replicas=48, num_gpus=8, num_groups=8, num_nodes=2)),
 }
 GLOBAL = {
-    "plain": Shape(16, Topology(24, 1, 1, 4)),
-    "odd": Shape(15, Topology(35, 3, 2, 7)),
-    "capacity 1": Shape(7, Topology(11, 1, 1, 11)),
-    "one GPU": Shape(9, Topology(13, 1, 1, 1)),
-    "one expert": Shape(1, Topology(6, 1, 1, 3)),
-    "four times": Shape(6, Topology(24, 1, 1, 6)),
-    "no redundancy": Shape(20, Topology(20, 1, 1, 5)),
-    "two experts": Shape(2, Topology(9, 1, 1, 3)),
+    "plain": Shape(16, Topology(num_replicas=24, num_gpus=4)),
+    "odd": Shape(15, Topology(num_replicas=35, num_gpus=7, num_groups=3, num_nodes=2)),
+    "capacity 1": Shape(7, Topology(num_replicas=11, num_gpus=11)),
+    "one GPU": Shape(9, Topology(num_replicas=13, num_gpus=1)),
+    "one expert": Shape(1, Topology(num_replicas=6, num_gpus=3)),
+    "four times": Shape(6, Topology(num_replicas=24, num_gpus=6)),
+    "no redundancy": Shape(20, Topology(num_replicas=20, num_gpus=5)),
+    "two experts": Shape(2, Topology(num_replicas=9, num_gpus=3)),
 }
+V3 = {
+    "hierarchical": Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4),
+    "global": Topology(num_replicas=288, num_gpus=32),
+}
+CHOSEN = ("continuous", "ties")
+"""Families of `make test`."""
 
 
 def poisoned(
@@ -82,11 +89,13 @@ def log2phy(phy2log: Tensor, phyrank: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _rotating(shapes: dict[str, Shape]) -> Iterator[Any]:
-    """Every policy with every family, the shapes in turn, so that every policy meets every shape."""
+    """Every policy with every family, the shapes in turn, so that every policy meets every shape; in `make test` every
+    shape meets a policy."""
     for number, policy in enumerate(POLICIES):
         for at, family in enumerate(FAMILIES):
             name = list(shapes)[(number + at) % len(shapes)]
-            yield pytest.param(policy, family, shapes[name], id=f"{policy}-{family}-{name}")
+            marks = full_unless(family in CHOSEN)
+            yield pytest.param(policy, family, shapes[name], id=f"{policy}-{family}-{name}", marks=marks)
 
 
 @pytest.mark.parametrize(("policy", "family", "shape"), list(_rotating(HIERARCHICAL)))
@@ -100,8 +109,8 @@ def test_global(policy: str, family: str, shape: Shape) -> None:
     check(loads(family, 2, 2, shape.experts), shape.topology, POLICIES[policy])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("shape", [HIERARCHICAL["largest"], Shape(16, Topology(48, 1, 1, 12))], ids=str)
+@pytest.mark.parametrize("family", chosen(FAMILIES, *CHOSEN))
+@pytest.mark.parametrize("shape", [HIERARCHICAL["largest"], Shape(16, Topology(num_replicas=48, num_gpus=12))], ids=str)
 def test_fast_paths_on_small_shapes(shape: Shape, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specs, "ROUNDS_FROM", 2)
     monkeypatch.setattr(specs, "AT_ONCE_FROM", 1)
@@ -111,9 +120,15 @@ def test_fast_paths_on_small_shapes(shape: Shape, family: str, monkeypatch: pyte
     launch_plan.cache_clear()
 
 
+def _v3() -> Iterator[Any]:
+    """Every policy in both topologies of DeepSeek-V3; in `make test` in one of them, in turn."""
+    for number, policy in enumerate(POLICIES):
+        for at, (name, topology) in enumerate(V3.items()):
+            yield pytest.param(policy, topology, id=f"{policy}-{name}", marks=full_unless(at == number % 2))
+
+
 @pytest.mark.other_triton
-@pytest.mark.parametrize("topology", [Topology(288, 8, 4, 32), Topology(288, 1, 1, 32)], ids=["hierarchical", "global"])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("policy", "topology"), list(_v3()))
 def test_one_layer_of_deepseek_v3(policy: str, topology: Topology) -> None:
     check(loads("continuous", 4, 1, 256), topology, POLICIES[policy])
 
@@ -123,7 +138,13 @@ def _small(case: GoldenCase) -> bool:
     return case.topology.num_replicas <= 48 and case.name.endswith(".0")
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in golden_cases("exact") if _small(case)])
+def _golden() -> Iterator[Any]:
+    """Small recorded calls; in `make test` every sixth of them."""
+    for number, case in enumerate(filter(_small, golden_cases("exact"))):
+        yield pytest.param(case, id=case.name, marks=full_unless(number % 6 == 0))
+
+
+@pytest.mark.parametrize("case", list(_golden()))
 def test_golden_plans(case: GoldenCase) -> None:
     for policy, (phy2log, logcnt) in case.plans.items():
         if case.weight.shape[0] > 3 and policy != "deepseek":
@@ -143,7 +164,7 @@ def test_a_policy_of_the_users_own() -> None:
         gpu_refine=Nearest(steps=3, lights=1),
     )
     for family in ("continuous", "ties"):
-        check(loads(family, 5, 2, 16), Topology(24, 8, 2, 6), policy)
+        check(loads(family, 5, 2, 16), Topology(num_replicas=24, num_gpus=6, num_groups=8, num_nodes=2), policy)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +184,7 @@ def test_more_slots_than_a_word_has_bits(shape: Shape, candidates: int) -> None:
 
 
 def test_bad_loads_count_as_zero_and_are_recorded() -> None:
-    topology = Topology(16, 4, 2, 8)
+    topology = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)
     weight = loads("continuous", 6, 3, 12)
     weight[1, 9], weight[1, 4], weight[2, 11], weight[2, 0] = torch.nan, -1.0, torch.inf, 2.0**101
     weight[0, 3] = -0.0
@@ -189,13 +210,15 @@ def test_loads_of_any_type_are_rounded_once(dtype: torch.dtype) -> None:
         weight = weight + 2**53 + torch.arange(24).view(2, 12) * (2**29 + 1)  # a second rounding would show
     if dtype == torch.float64:
         weight = weight * (1 + 2.0**-25)
-    got = poisoned(weight, Topology(16, 4, 2, 8), POLICIES["deepseek"])
-    want = plan_layers(weight.to(torch.float32), Topology(16, 4, 2, 8), POLICIES["deepseek"])
+    got = poisoned(weight, Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2), POLICIES["deepseek"])
+    want = plan_layers(
+        weight.to(torch.float32), Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2), POLICIES["deepseek"]
+    )
     assert torch.equal(got.phy2log, want[0])
 
 
 def test_strides_types_and_absent_maps() -> None:
-    topology, policy = Topology(16, 4, 2, 8), POLICIES["deepseek"]
+    topology, policy = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2), POLICIES["deepseek"]
     weight = loads("continuous", 8, 2, 12)
     want = poisoned(weight, topology, policy)
     spread = torch.full((12, 7), torch.nan)
@@ -211,7 +234,12 @@ def test_strides_types_and_absent_maps() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_no_layers(policy: str) -> None:
-    got = launch(torch.empty(0, 12), Topology(16, 4, 2, 8), POLICIES[policy], want_log2phy=True)
+    got = launch(
+        torch.empty(0, 12),
+        Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2),
+        POLICIES[policy],
+        want_log2phy=True,
+    )
     assert [tuple(tensor.shape) for tensor in got if tensor is not None] == [
         (0, 16),
         (0, 16),
@@ -238,13 +266,23 @@ def test_no_layers(policy: str) -> None:
 )
 def test_wrong_outputs_are_refused(field: str, tensor: Tensor, message: str) -> None:
     weight = loads("continuous", 9, 2, 12)
-    good = launch(weight, Topology(16, 4, 2, 8), POLICIES["deepseek"], want_log2phy=True)
+    good = launch(
+        weight,
+        Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2),
+        POLICIES["deepseek"],
+        want_log2phy=True,
+    )
     with pytest.raises(ValueError, match=message):
-        launch(weight, Topology(16, 4, 2, 8), POLICIES["deepseek"], out=good._replace(**{field: tensor}))
+        launch(
+            weight,
+            Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2),
+            POLICIES["deepseek"],
+            out=good._replace(**{field: tensor}),
+        )
 
 
 def test_wrong_workspace_is_refused() -> None:
-    topology, policy = Topology(16, 4, 2, 8), POLICIES["deepseek"]
+    topology, policy = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2), POLICIES["deepseek"]
     workspace = launch_plan(topology, 12, policy).workspace(3, "cpu")
     with pytest.raises(ValueError, match=r"workspace.statistics has shape \(3, 6\), must be \(3, 4\)"):
         launch(loads("continuous", 10, 2, 12), topology, policy, workspace=workspace)
@@ -253,10 +291,10 @@ def test_wrong_workspace_is_refused() -> None:
 @pytest.mark.parametrize(
     ("experts", "topology", "message"),
     [
-        (2049, Topology(4096, 1, 1, 1), "num_experts=2049 must be at most 2048"),
-        (2048, Topology(4097, 1, 1, 1), "num_replicas=4097 must be at most 4096"),
-        (2048, Topology(2049, 1, 1, 2049), "num_gpus=2049 must be at most 2048"),
-        (12, Topology(10, 1, 1, 1), "num_replicas=10 must be at least num_experts=12"),
+        (2049, Topology(num_replicas=4096, num_gpus=1), "num_experts=2049 must be at most 2048"),
+        (2048, Topology(num_replicas=4097, num_gpus=1), "num_replicas=4097 must be at most 4096"),
+        (2048, Topology(num_replicas=2049, num_gpus=2049), "num_gpus=2049 must be at most 2048"),
+        (12, Topology(num_replicas=10, num_gpus=1), "num_replicas=10 must be at least num_experts=12"),
     ],
 )
 def test_sizes_are_refused(experts: int, topology: Topology, message: str) -> None:
@@ -265,7 +303,7 @@ def test_sizes_are_refused(experts: int, topology: Topology, message: str) -> No
 
 
 def test_wrong_weights_are_refused() -> None:
-    topology, policy = Topology(16, 4, 2, 8), POLICIES["deepseek"]
+    topology, policy = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2), POLICIES["deepseek"]
     with pytest.raises(ValueError, match=r"weight has shape \(12,\), must be \[layers, experts\]"):
         launch(torch.ones(12), topology, policy)
     with pytest.raises(ValueError, match=r"weight has dtype torch.bool, must be real or integer"):

@@ -29,6 +29,7 @@ from eplb_triton.kernels.replicate import (
 from eplb_triton.kernels.replicate_waterfill import list_by_expert, waterfill_counts
 from eplb_triton.kernels.specs import launch_plan
 from tests.cases import FAMILIES, loads, stage_arrays, stage_groups
+from tests.sizes import chosen
 
 PICKS = {
     "dhondt": replicate.pick_dhondt,
@@ -36,6 +37,7 @@ PICKS = {
     "peak_aware": replicate.pick_peak_aware,
     "gated": replicate.pick_gated,
 }
+CHOSEN = chosen(FAMILIES, "continuous", "ties")
 
 
 @triton.jit
@@ -78,7 +80,7 @@ def _picked(rule: str, weight: Tensor, counts: Tensor, start: int, stop: int, at
     return got
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", PICKS)
 def test_picks(rule: str, family: str) -> None:
     for num, start, stop in ((1, 1, 4), (7, 9, 15), (20, 20, 26)):
@@ -93,7 +95,7 @@ def test_picks(rule: str, family: str) -> None:
             assert torch.equal(mine.to(torch.int64), theirs)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 def test_dhondt_at_once(family: str) -> None:
     for num, stop in ((1, 40), (5, 25), (32, 64), (32, 60)):
         weight = loads(family, num + stop, 3, num)
@@ -126,14 +128,14 @@ def test_fixed_tail(redundant: int) -> None:
     assert _tail("fixed", redundant, torch.zeros(1, 1)) == replicate.fixed_tail(redundant)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", ["dispersion", "simulated"])
 def test_tails_with_a_mean_over_rows(rule: str, family: str) -> None:
     policy = next(policy for policy in POLICIES.values() if policy.counts == rule)
     reference = replicate.dispersion_tail if rule == "dispersion" else replicate.simulated_tail
     for experts, replicas, layers in ((1, 6, 2), (12, 18, 3), (6, 32, 17), (24, 25, 2)):
         weight = loads(family, experts, layers, experts)
-        plan = launch_plan(Topology(replicas, 1, 1, 1), experts, policy)
+        plan = launch_plan(Topology(num_replicas=replicas, num_gpus=1), experts, policy)
         work = plan.workspace(layers, "cpu")
         kernel = plan.kernels[0]
         assert kernel.function is measure_rows
@@ -152,7 +154,7 @@ def _waterfill(weights_ptr, counts_ptr, expert_ptr, rank_ptr, ints_ptr, NUM_REPL
     list_by_expert(counts, expert_ptr + first, rank_ptr + first, ints_ptr, NUM_REPLICAS, NUM, 32, 64)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 def test_waterfill(family: str) -> None:
     for num, replicas in ((1, 5), (6, 6), (7, 28), (20, 36), (32, 50)):
         weight = loads(family, replicas, 2, num)
@@ -259,7 +261,7 @@ def _packed(rule: str, weight: Tensor, labels: Tensor, num_packs: int) -> Tensor
     return got.to(torch.int64)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", ["plain", "rounds", "spread"])
 def test_pack(rule: str, family: str) -> None:
     generator = torch.Generator().manual_seed(2)
@@ -336,7 +338,7 @@ def test_golden_refinements(group: str) -> None:
     assert torch.equal(got, _item_at(states["pack_after"], states["slot_after"], packs))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", ["nearest", "corner", "peak"])
 def test_refine(rule: str, family: str) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -393,7 +395,9 @@ def _maps(
 
 
 def test_maps() -> None:
-    topology = Topology(24, 2, 2, 6)  # two rows of 7 experts and 12 replicas, 4 to a GPU
+    topology = Topology(
+        num_replicas=24, num_gpus=6, num_groups=2, num_nodes=2
+    )  # two rows of 7 experts and 12 replicas, 4 to a GPU
     counts = torch.tensor([[1, 3, 1, 2, 1, 1, 3], [6, 1, 1, 1, 1, 1, 1]])
     expert, rank = replicate_waterfill.list_by_expert(counts)
     logical = torch.tensor([[7, 8, 9, 10, 11, 12, 13], [0, 1, 2, 3, 4, 5, 6]])
