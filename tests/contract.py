@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Iterable
 
 from bench.compiled import Compiled
-from bench.listing import Instruction, functions, parse_ptx, parse_sass
+from bench.listing import Instruction, Listing, functions, parse_functions, parse_sass
 
 REGISTERS = {1: 168, 4: 128, 8: 128, 16: 128}
 """Most registers a thread, by warps of the program. One warp: a few programs a multiprocessor, latency is all that
 counts; 16 warps of 128 are all of a multiprocessor's registers."""
 SGPR_SPILLS = 128
 """Most scalar registers kept in lanes of a vector register (AMD has 102): a move each, no memory."""
+CALL_FRAME = 16
+"""Most bytes of memory a thread on AMD: where a stage that calls a sort keeps the way back, one store and one load a
+call. Nothing is spilled there."""
 STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")
 """The serial steps: a plan is hundreds of them, one after the other."""
 MAY_WAIT = {
@@ -38,7 +41,17 @@ def broken_rules(kernel: Compiled) -> list[str]:
 
 
 def _in_ptx(kernel: Compiled) -> list[str]:
-    listing = parse_ptx(kernel.ptx)
+    listings = parse_functions(kernel.ptx)
+    broken = [rule for listing in listings for rule in _inexact_in_ptx(listing)]
+    if re.search(r"\.local\s+\.align", kernel.ptx):
+        broken.append("local memory declared")
+    if kernel.num_warps == 1:
+        loops = [[listing.instructions[i] for i in loop.body] for listing in listings for loop in listing.loops]
+        broken += _waiting_loops(loops) + _slow_steps(loops)
+    return broken
+
+
+def _inexact_in_ptx(listing: Listing) -> list[str]:
     broken = []
     for instruction in listing.instructions:
         opcode = instruction.opcode
@@ -54,17 +67,12 @@ def _in_ptx(kernel: Compiled) -> list[str]:
             broken.append(_rule("not said to round to nearest, so ptxas may contract it", instruction))
         if "local" in parts:
             broken.append(_rule("local memory", instruction))
-    if ".local" in kernel.ptx.partition("{")[2].partition("ld.param")[0]:
-        broken.append("local memory declared")
-    if kernel.num_warps == 1:
-        loops = [[listing.instructions[i] for i in loop.body] for loop in listing.loops]
-        broken += _waiting_loops(loops) + _slow_steps(loops)
     return broken
 
 
 def _waiting_loops(loops: Iterable[list[Instruction]]) -> list[str]:
-    """Barriers inside a loop of a one-warp kernel, but for those of MAY_WAIT."""
-    barriers = [instruction for loop in loops for instruction in loop if instruction.opcode.startswith("bar")]
+    """Barriers inside a loop of a one-warp kernel, but for those of MAY_WAIT; a call counts as one, it may hold any."""
+    barriers = [instruction for loop in loops for instruction in loop if instruction.opcode.startswith(("bar", "call"))]
     return [
         _rule("barrier inside a serial loop", barrier)
         for barrier in barriers
@@ -100,7 +108,7 @@ def _in_amdgcn(kernel: Compiled) -> list[str]:
     broken = []
     for name, most in (
         ("vgpr_spill_count", 0),
-        ("private_segment_fixed_size", 0),
+        ("private_segment_fixed_size", CALL_FRAME),
         ("sgpr_spill_count", SGPR_SPILLS),
     ):
         if (found := _number(text, rf"\.{name}:\s+(\d+)")) > most:
