@@ -118,8 +118,9 @@ def _alike(one: Counter[Chain], other: Counter[Chain], spread: Counter[Chain]) -
 
 
 def _unrolled(sass: Sequence[Instruction], ptx: Sequence[Instruction]) -> int:
-    """Copies of the PTX block in the SASS block, by warp reductions, stores and float64 additions at the same lines."""
-    for here, there in (("REDUX", "redux"), ("STG", "st.global"), ("DADD", "add.rn.f64")):
+    """Copies of the PTX block in the SASS block, by warp reductions, stores, float64 additions and, in a block of none
+    of these, loads at the same lines."""
+    for here, there in (("REDUX", "redux"), ("STG", "st.global"), ("DADD", "add.rn.f64"), ("LDG", "ld.global")):
         before: Counter[Chain] = Counter(i.chain for i in ptx if i.opcode.startswith(there))
         after: Counter[Chain] = Counter(i.chain for i in sass if i.opcode.startswith(here))
         both = [chain for chain in before if chain in after]
