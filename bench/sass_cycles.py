@@ -140,7 +140,7 @@ def _reachable(listing: Listing) -> set[int]:
 
 def _loop(sass: Listing, loop: Loop, runs: Sequence[float], sharing: int) -> LoopEstimate | None:
     """The loop's own instructions, without those of the loops in it: what runs in most rounds as a steady round, each
-    other block by itself as often as it runs."""
+    other block by itself as often as it runs. A round that passes over a branch of most rounds is without it."""
     inner = {at for other in sass.loops if other is not loop and set(other.body) < set(loop.body) for at in other.body}
     own = [at for at in loop.body if at not in inner]
     rounds = runs[loop.head] or max(runs[at] for at in own)
@@ -152,7 +152,11 @@ def _loop(sass: Listing, loop: Loop, runs: Sequence[float], sharing: int) -> Loo
     for at in own:
         if 0 < runs[at] < 0.5 * rounds:
             seldom[runs[at]].append(sass.instructions[at])
-    cycles = rounds * cycles_each + sum(often * straight(code) for often, code in seldom.items())
+    always = [sass.instructions[at] for at in own if runs[at] >= 0.99 * rounds]
+    often = [runs[at] for at in own if 0.5 * rounds <= runs[at] < 0.99 * rounds]
+    passed_over = rounds - sum(often) / len(often) if often and always and rounds > 1 else 0.0
+    saved = max(0.0, cycles_each - max(each_round(always), len(always) * sharing)) if passed_over else 0.0
+    cycles = rounds * cycles_each - passed_over * saved + sum(often * straight(code) for often, code in seldom.items())
     calls = Counter(tuple(reversed(functions(instruction.chain)))[1:4] for instruction in usual)
     mix = Counter(instruction.opcode.split(".")[0] for instruction in usual)
     return LoopEstimate(
