@@ -56,7 +56,7 @@ def test_equals_the_reference(policy: str, case: str) -> None:
     launch = launch_plan(shape.topology, shape.experts, POLICIES[policy], want_log2phy=True)
     for family in ("continuous", "mostly idle"):
         weight = loads(family, 3, 1, shape.experts)
-        want = plan(weight, shape.topology, policy=policy, backend="reference")
+        want = plan(weight, shape.topology, policy=policy, backend="reference", log2phy=True)
         got = run_plan(kernels, launch, shape.topology, weight).maps
         for name in ("phy2log", "phyrank", "logcnt", "log2phy"):
             assert_same(got[name], getattr(want, name), f"{name} of {family}")
