@@ -62,12 +62,24 @@ def test_nobody_imports_the_planner() -> None:
             assert front or "eplb_triton.planner" not in path.read_text(), path
 
 
-def test_readme_example_prints_what_it_says() -> None:
-    readme = (ROOT / "README.md").read_text()
-    program, output = re.search(r"```python\n(.*?)```\n+```text\n(.*?)```", readme, re.DOTALL).groups()  # type: ignore[union-attr]
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == output
+@pytest.mark.parametrize("document", ["README.md", "docs/serving.md"])
+def test_every_block_of_a_document_runs_as_it_is_pasted(document: str) -> None:
+    """And prints what stands under it, where something does; a block that needs a GPU is compiled alone."""
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"```python\n(.*?)```\n+(?:```text\n(.*?)```)?", text, re.DOTALL)
+    assert blocks
+    for program, output in blocks:
+        if "torch.cuda" in program:
+            compile(program, document, "exec")
+            continue
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert not output or done.stdout == output
+
+
+def test_readme_has_no_link_that_dies_on_a_package_index() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
+        assert target.startswith(("https://", "#")), target
 
 
 def test_readme_names_every_policy() -> None:

@@ -15,7 +15,7 @@ from bench.machine import ROOT
 from bench.tables import source
 from eplb_triton import POLICIES, Topology
 
-DOCUMENTS = [ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "policies.md", ROOT / "README.md"]
+DOCUMENTS = [ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "policies.md"]
 PLANNERS = "deepseek@reference,adaptive_tail_and_fixup@reference"
 
 

@@ -108,7 +108,7 @@ def _with(value: float, layer: int, expert: int, dtype: torch.dtype = torch.floa
     ("weight", "message"),
     [
         (torch.ones(12), r"weight has shape \(12,\), must be 2-D: \[layers, experts\]"),
-        (torch.ones(1, 2, 12), r"weight has shape \(1, 2, 12\), must be 2-D"),
+        (torch.ones(1, 1, 2, 12), r"weight has shape \(1, 1, 2, 12\), must be 2-D"),
         (torch.ones(2, 12, dtype=torch.bool), r"weight has dtype torch.bool, must be real or integer"),
         (torch.ones(2, 12, dtype=torch.complex64), r"weight has dtype torch.complex64, must be real or integer"),
         (torch.ones(2, 0), r"num_experts=0 must be at least 1"),
