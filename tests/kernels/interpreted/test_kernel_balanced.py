@@ -158,7 +158,7 @@ def _expected(load: Tensor, labels: Tensor, packs: int, steps: tuple[int, int, i
 
 
 @pytest.mark.parametrize("marked", [False, True])
-@pytest.mark.parametrize("family", chosen(["continuous", "ties", "zeros", "outlier", "denormal"], "ties", "outlier"))
+@pytest.mark.parametrize("family", chosen(["continuous", "ties", "zeros", "outlier", "denormal"], "ties"))
 @pytest.mark.parametrize(
     ("experts", "replicas", "packs", "steps"),
     [
