@@ -34,6 +34,7 @@ def move_replicas(
                     its_expert = tl.load(replicas.expert + replica, mask=there, other=-1)
                     its_rank = tl.load(replicas.rank + replica, mask=there, other=-1)
                     moved = (its_expert == donor) & (its_rank == last)
+                    tl.debug_barrier()  # where threads are more than replicas, several have loaded the same one
                     tl.store(replicas.expert + replica, tl.where(moved, receiver, its_expert), mask=there)
                     tl.store(replicas.rank + replica, tl.where(moved, following, its_rank), mask=there)
                     tl.debug_barrier()
