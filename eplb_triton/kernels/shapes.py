@@ -16,7 +16,8 @@ from eplb_triton.policy import Corner, Counts, Exchange, Fixup, GpuPack, GroupPa
 from eplb_triton.topology import Topology
 
 ROUNDS_FROM = 32  # GPUs a row from which packing in rounds beats one item a step (cycles from SASS)
-MOST_MEETINGS = 256  # 2 a thread in 4 warps: at 4 a row of 1,024 replicas spills 8 bytes, at 8 it spills 288
+WIDE_FROM = 128  # GPUs a row from which exchanges take 16 warps: 512 -> 1024 took 188 us with 4, 99 with 16 (estimated)
+MOST_MEETINGS, WIDE_MEETINGS = 256, 1024  # 2 a thread: at 4 a row of 1,024 replicas spills 8 bytes, at 8 it spills 288
 AT_ONCE_FROM = 32  # redundant replicas a row from which D'Hondt picks by threshold beat one pick a step
 
 Rule = Literal["none", "nearest", "corner", "peak", "exchange"]
@@ -205,7 +206,8 @@ def _meetings(proposers: int, packs: int, lanes: int) -> int:
     """Meetings of a match round valued at once: all, or as many as registers hold, at least those of one proposer."""
     partners = int(triton.next_power_of_2(packs))
     all_of_them = partners * int(triton.next_power_of_2(max(1, proposers)))
-    return max(lanes, partners, min(MOST_MEETINGS, all_of_them))
+    most = WIDE_MEETINGS if packs >= WIDE_FROM else MOST_MEETINGS
+    return max(lanes, partners, min(most, all_of_them))
 
 
 def _refining(choice: Nearest | Corner | Peak | Exchange | None) -> Refining:
