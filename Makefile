@@ -73,7 +73,7 @@ bench-report: $(INSTALLED)
 	$(BIN)/python -m bench.report $(RESULTS)
 
 bench-docs: $(INSTALLED)
-	$(BIN)/python -m bench.report $(RESULTS) --fill docs/benchmarks.md --fill docs/policies.md --fill README.md
+	$(BIN)/python -m bench.report $(RESULTS) --fill docs/benchmarks.md --fill docs/policies.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

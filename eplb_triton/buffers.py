@@ -68,6 +68,19 @@ def check_buffers(
     return layers, experts
 
 
+def overlap(one: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors may share memory: from the first to the last byte that each reaches."""
+    if other is None or one.device != other.device or not one.numel() or not other.numel():
+        return False
+    (first, last), (start, end) = _reach(one), _reach(other)
+    return first < end and start < last
+
+
+def _reach(tensor: Tensor) -> tuple[int, int]:
+    furthest = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (furthest + 1) * tensor.element_size()
+
+
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must be {shape}")

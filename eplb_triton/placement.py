@@ -19,6 +19,7 @@ from eplb_triton.placement_rules import (
     need_every_expert,
     refuse_bad,
 )
+from eplb_triton.replans import Changes, deployment_order
 from eplb_triton.slot_maps import doubled_replicas, fetched_experts, fingerprint_of, rank_replicas, slots_of_experts
 from eplb_triton.status import GOOD, NO_ROOM
 from eplb_triton.topology import Topology
@@ -48,6 +49,7 @@ class Placement:
         log2phy: [L, E, width], slots of each expert by replica rank, padded with -1; None where nobody asked for it.
         bad: [L, N] int32, status of each row: -1 (`GOOD`); the lowest expert whose load was bad and counted as 0;
             -2 (`NO_ROOM`), where an expert has more replicas than log2phy has room for. `raise_if_bad` reads it.
+        changes: what replanning wrote and expects of it, per layer; None where the policy does not replan.
         partial: whether `from_phy2log` found slots that hold no expert, or experts that no slot holds.
     """
 
@@ -58,6 +60,7 @@ class Placement:
     policy: str
     log2phy: Tensor | None = None
     bad: Tensor | None = None
+    changes: Changes | None = None
     partial: bool = False
 
     @classmethod
@@ -216,6 +219,8 @@ class Placement:
             mine.copy_(its, non_blocking=True)
         if self.bad is not None and other.bad is not None:
             self.bad.copy_(other.bad, non_blocking=True)
+        for mine, its in zip(self.changes or (), other.changes or (), strict=False):
+            mine.copy_(its, non_blocking=True)
         self.policy, self.partial = other.policy, other.partial
         return self
 
@@ -227,6 +232,18 @@ class Placement:
                 as 0), or that has more replicas than log2phy has room for.
         """
         refuse_bad(self)
+
+    def deployment_order(self) -> Tensor:
+        """[L] int64 on the device: the layers worth deploying, largest predicted gain first, then -1; see
+        `eplb_triton.replans.deployment_order`. Nothing waits.
+
+        Raises:
+            ValueError: the policy that planned does not replan, so that nothing is predicted.
+        """
+        if self.changes is None:
+            raise ValueError(f"a placement of policy={self.policy!r} has no predictions, one of 'steady' has")
+        written, fills, peak_before, peak_after, _ = self.changes
+        return deployment_order(peak_before, peak_after, written, fills)
 
     def gpu_loads(self, loads: Tensor) -> Tensor:
         """Load [L, D] float64 of each GPU under `loads` [L, E]; a replica carries its expert's load / count.

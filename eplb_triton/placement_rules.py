@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eplb_triton.checks import check_map
 from eplb_triton.loads import bad_load
+from eplb_triton.replan_status import FINE, STATUS_WORDS
 from eplb_triton.status import GOOD, NO_ROOM
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def need_every_expert(placement: Placement, what: str) -> None:
 
 def refuse_bad(placement: Placement, loads: Tensor | None = None) -> None:
     """Refuse a plan that did not come out as asked, naming a value of `loads`: see `Placement.raise_if_bad`."""
+    if placement.changes is not None:
+        refuse_previous(placement.changes.status.cpu())
     status = None if placement.bad is None else placement.bad.cpu()
     if status is None or bool((status == GOOD).all()):
         return
@@ -118,6 +121,16 @@ def refuse_bad(placement: Placement, loads: Tensor | None = None) -> None:
         f"log2phy has room for {width} replicas of an expert, must have for {int(count.amax())}: so many has expert "
         f"{int(count.argmax())} of layer {layer}; num_replicas - num_experts + 1 is always enough"
     )
+
+
+def refuse_previous(status: Tensor) -> None:
+    """Refuse a placement in force that cannot be planned on. Waits for a GPU.
+
+    Raises:
+        ValueError: names the first layer whose `status` [L] is none of FINE, and why.
+    """
+    if (bad := _first(status != FINE)) is not None:
+        raise ValueError(f"layer {bad[0]} of previous {STATUS_WORDS[int(status[bad])]}; nothing was planned")
 
 
 def _check_counts(placement: Placement) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from eplb_triton.backends import Job, bind, resolve_backend
+from eplb_triton.backends import Job, Relabel, bind, bind_relabel, bind_replan, resolve_backend
+from eplb_triton.buffers import overlap
 from eplb_triton.loads import as_loads, check_shape
 from eplb_triton.placement import Placement
 from eplb_triton.placement_rules import refuse_bad
-from eplb_triton.policy import DEFAULT_POLICY, Policy, resolve_policy
+from eplb_triton.policy import DEFAULT_POLICY, DEFAULT_REPLAN_POLICY, Policy, resolve_policy
+from eplb_triton.replans import DEFAULT_PRICE, Changes
 from eplb_triton.topology import Topology
 
 
@@ -36,6 +39,7 @@ class Planner:
         dtype: of the maps, torch.int64 or torch.int32.
         log2phy: whether new placements have a log2phy: True for width P - E + 1, which is enough for any plan, or a
             width.
+        steps: most steps of a history, on a GPU; on the CPU it may have any number.
 
     Raises:
         TypeError: a count is no integer.
@@ -56,6 +60,7 @@ class Planner:
         loads_dtype: torch.dtype = torch.float32,
         dtype: torch.dtype = torch.int64,
         log2phy: bool | int = False,
+        steps: int = 1,
     ) -> None:
         if not isinstance(topology, Topology):
             raise TypeError(f"topology is a {type(topology).__name__}, must be an eplb_triton.Topology")
@@ -66,9 +71,11 @@ class Planner:
         self.device = torch.empty(0, device=device).device  # cuda becomes cuda:0
         self.backend = resolve_backend(backend, self.device)
         self._shapes = topology.map_shapes(num_layers, num_experts, log2phy=log2phy)
-        self._job = Job(topology, num_layers, num_experts, self.policy, self.device, loads_dtype, dtype, log2phy)
+        self._job = Job(topology, num_layers, num_experts, self.policy, self.device, loads_dtype, dtype, log2phy, steps)
         self._loads_shape = torch.Size((num_layers, num_experts))
-        self._fill = bind(self.backend, self._job)
+        self._fill = None if self.policy.replan else bind(self.backend, self._job)
+        self._replan = bind_replan(self.backend, self._job) if self.policy.replan else None
+        self._relabel: Relabel | None = None if self.policy.replan else bind_relabel(self.backend, self._job)
         self._checked: WeakSet[Placement] = WeakSet()
 
     def empty(self) -> Placement:
@@ -77,6 +84,8 @@ class Planner:
         made = Placement.empty(
             job.topology, job.num_layers, job.num_experts, device=job.device, dtype=job.dtype, log2phy=job.log2phy
         )
+        if self.policy.replan:
+            made.changes = Changes.empty(job.num_layers, self.device)
         self._checked.add(made)
         return made
 
@@ -89,24 +98,43 @@ class Planner:
             TypeError, ValueError: as `Placement.over`; or the tensors do not fit this planner.
         """
         made = Placement.over(self.topology, phy2log=phy2log, logcnt=logcnt, phyrank=phyrank, log2phy=log2phy)
+        if self.policy.replan:
+            made.changes = Changes.empty(made.num_layers, self.device)
         self._check_out(made)
         return made
 
-    def __call__(self, loads: Tensor, *, out: Placement | None = None) -> Placement:
+    def __call__(
+        self,
+        loads: Tensor,
+        *,
+        out: Placement | None = None,
+        previous: Placement | None = None,
+        price: float | None = None,
+        moves: int | None = None,
+    ) -> Placement:
         """Plan every layer for `loads` into `out`.
 
         Args:
-            loads: [L, E], load of each logical expert, in tokens or any unit, any strides, on the device of this
-                planner and, there, of its `loads_dtype`. Each is rounded once to float32.
+            loads: [L, E], load of each logical expert, in tokens or any unit, or a history [n, L, E], oldest step
+                first; any strides, on the device of this planner and, there, of its `loads_dtype`. Each is rounded
+                once to float32. A policy that replans judges by the steps; any other plans for their sum.
             out: a placement to fill, from `empty` or `over`; None allocates a new one.
+            previous: the placement in force, of the same counts; slots of -1 are filled, in global planning. A policy
+                that replans moves away from it what pays. The plan of any other is renumbered, nodes, then GPUs, then
+                slots, so that experts stay where they can. None: nothing is in force.
+            price: for a policy that replans from `previous`: what one written slot must save, as a share of the mean
+                GPU load, `replan_price` computes it; None is 3e-4.
+            moves: for such a policy: slots that a layer may write at most; None: no limit.
 
         Returns:
             `out`, a valid placement, the same bits on every backend, device and machine. Ties anywhere go to the
-            lowest index. On a GPU a load that is NaN, negative or above 2**100 counts as 0 and `out.bad` says so.
+            lowest index. On a GPU a load that is NaN, negative or above 2**100 counts as 0 and `out.bad` says so, and
+            a layer whose `previous` cannot be planned on stays as it is and `out.changes.status` says so.
 
         Raises:
-            TypeError: `loads` is no tensor, or `out` no Placement.
-            ValueError: `loads` or `out` does not fit this planner; on the CPU, a load is NaN, negative or above 2**100
+            TypeError: `loads` is no tensor, or `out` or `previous` no Placement.
+            ValueError: an argument does not fit this planner; `previous` and `out` share memory; on the CPU, a load is
+                NaN, negative or above 2**100, or `previous` lacks experts that it has no room for or splits groups
                 (then `out` is as it was).
         """
         self._check(loads)
@@ -114,21 +142,63 @@ class Planner:
             out = self.empty()
         elif out not in self._checked:
             self._check_out(out)
-        self._fill(loads, out)
+        before = None if previous is None else self._slots_before(previous, out)
+        if self._replan is not None:
+            price = DEFAULT_PRICE if price is None else _price(price)
+            history = loads if loads.dim() == 3 else loads.unsqueeze(0)
+            self._replan(history, out, before, price, None if moves is None else _moves(moves))
+        else:
+            if price is not None or moves is not None:
+                raise ValueError(
+                    f"price={price}, moves={moves} must be None for policy={self.policy.name!r}, which does not "
+                    "replan; 'steady' does"
+                )
+            assert self._fill is not None
+            assert self._relabel is not None
+            self._fill(loads, out)
+            if before is not None:
+                self._relabel(before, out)
         out.policy, out.partial = self.policy.name, False
         return out
 
     def _check(self, loads: Tensor) -> None:
-        check_shape(loads, name="loads")
-        if loads.shape != self._loads_shape:
+        check_shape(loads, name="loads", history=isinstance(loads, Tensor) and loads.dim() == 3)
+        if loads.shape[-2:] != self._loads_shape:
             raise ValueError(
-                f"loads has shape {tuple(loads.shape)}, must be [layers, experts] = {tuple(self._loads_shape)}"
+                f"loads has shape {tuple(loads.shape)}, must be [layers, experts] = {tuple(self._loads_shape)}, or "
+                "steps of that"
             )
-        if self.backend == "triton" and (loads.dtype, loads.device) != (self._job.loads_dtype, self.device):
+        if self.backend != "triton":
+            return
+        if loads.dim() == 3 and len(loads) > self._job.steps:
+            raise ValueError(
+                f"loads has {len(loads)} steps, must have at most steps={self._job.steps}, as this planner was made"
+            )
+        if (loads.dtype, loads.device) != (self._job.loads_dtype, self.device):
             raise ValueError(
                 f"loads is {loads.dtype} on {loads.device}, must be {self._job.loads_dtype} on {self.device}, as this "
                 "planner was made"
             )
+
+    def _slots_before(self, previous: Placement, out: Placement) -> Tensor:
+        """The slot map in force, refused where it cannot belong to a plan into `out`."""
+        if not isinstance(previous, Placement):
+            raise TypeError(f"previous is a {type(previous).__name__}, must be a Placement")
+        if (previous.topology, previous.logcnt.shape) != (self.topology, out.logcnt.shape):
+            raise ValueError(
+                f"previous is of {previous.topology} and [layers, experts] = {list(previous.logcnt.shape)}, must be of "
+                f"{self.topology} and {list(out.logcnt.shape)}"
+            )
+        before = previous.phy2log
+        if (before.dtype, before.device) != (self._job.dtype, self.device):
+            raise ValueError(
+                f"previous is {before.dtype} on {before.device}, must be {self._job.dtype} on {self.device}"
+            )
+        if any(overlap(before, mine) for mine in (out.phy2log, out.phyrank, out.logcnt, out.log2phy)):
+            raise ValueError(
+                "previous shares memory with out, must not: what is in force is read until the plan is made"
+            )
+        return before
 
     def _check_out(self, out: Placement) -> None:
         """Refuse what this planner cannot fill; what passes once is not looked at again."""
@@ -154,11 +224,26 @@ class Planner:
         self._checked.add(out)
 
 
+def _price(price: float) -> float:
+    if not 0 <= price < math.inf:
+        raise ValueError(f"price={price!r} must be at least 0 and finite")
+    return float(price)
+
+
+def _moves(moves: int) -> int:
+    if isinstance(moves, bool) or not isinstance(moves, int) or moves < 0:
+        raise ValueError(f"moves={moves!r} must be an integer of at least 0, or None for no limit")
+    return moves
+
+
 def plan(
     loads: Tensor,
     topology: Topology,
     policy: str | Policy | None = None,
     *,
+    previous: Placement | None = None,
+    price: float | None = None,
+    moves: int | None = None,
     backend: str = "auto",
     dtype: torch.dtype = torch.int64,
     check: Literal["async", "sync"] = "async",
@@ -170,10 +255,14 @@ def plan(
     A loop makes a `Planner` once and calls that: it has nothing left to compile or to allocate.
 
     Args:
-        loads: [L, E], load of each logical expert, in tokens or any unit; any real or integer dtype, any strides.
-            Each element is rounded once to float32.
+        loads: [L, E], load of each logical expert, in tokens or any unit, or a history [n, L, E], oldest step first;
+            any real or integer dtype, any strides. Each element is rounded once to float32.
         topology: replicas, GPUs, groups and nodes.
-        policy: a name of `POLICIES`, `balanced_low` or `balanced_high` (`EFFORTS`), or a Policy; None is `balanced`.
+        policy: a name of `POLICIES`, `balanced_low` or `balanced_high` (`EFFORTS`), or a Policy; None is `steady` where
+            `previous` is given, else `balanced`.
+        previous: the placement in force; as price and moves, see `Planner.__call__`.
+        price: what one written slot must save.
+        moves: slots that a layer may write at most.
         backend: as in `Planner`.
         dtype: of the maps, torch.int64 or torch.int32; with `out`, that of its maps counts.
         check: what becomes of bad loads on `triton`: `async` counts each as 0 and records it in `Placement.bad`,
@@ -192,7 +281,7 @@ def plan(
             cannot take the shape, the device, or an argument.
         ImportError: the backend asked for needs a package that cannot be imported.
     """
-    check_shape(loads, name="loads")
+    check_shape(loads, name="loads", history=isinstance(loads, Tensor) and loads.dim() == 3)
     if check not in ("async", "sync"):
         raise ValueError(f"check={check!r} must be 'async' or 'sync'")
     if out is not None and isinstance(out, Placement):
@@ -201,16 +290,19 @@ def plan(
         raise TypeError(f"topology is a {type(topology).__name__}, must be an eplb_triton.Topology")
     if loads.dtype in _NOT_LOADED:
         loads = loads.to(torch.float32)
+    if policy is None:
+        policy = DEFAULT_POLICY if previous is None else DEFAULT_REPLAN_POLICY
     placement = Planner(
         topology,
-        *loads.shape,
-        policy=DEFAULT_POLICY if policy is None else policy,
+        *loads.shape[-2:],
+        policy=policy,
         device=loads.device,
         backend=backend,
         loads_dtype=loads.dtype,
         dtype=dtype,
         log2phy=log2phy,
-    )(loads, out=out)
+        steps=len(loads) if loads.dim() == 3 else 1,
+    )(loads, out=out, previous=previous, price=price, moves=moves)
     if check == "sync":
         refuse_bad(placement, loads)
     return placement

@@ -5,6 +5,9 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, fields
 
+HINT_STEPS = 4096  # exact for every size that is planned for; 2 ms
+"""How far from what was given an error looks for what would do."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
@@ -39,10 +42,10 @@ class Topology:
                 f"{_nearest_multiples(self.num_replicas, self.num_gpus)}"
             )
         if self.hierarchical and self.num_gpus % self.num_nodes:
-            fits = [d for d in _divisors(self.num_replicas) if d % self.num_nodes == 0]
+            fit = _near_divisor(self.num_replicas, self.num_nodes, self.num_gpus)
             hint = (
-                f"the nearest that also divides num_replicas={self.num_replicas} is {_closest(fits, self.num_gpus)}"
-                if fits
+                f"the nearest that also divides num_replicas={self.num_replicas} is {fit}"
+                if fit
                 else _nearest_multiples(self.num_gpus, self.num_nodes)
             )
             raise ValueError(
@@ -65,10 +68,10 @@ class Topology:
                 f"the nearest that num_gpus={self.num_gpus} divides is {enough}"
             )
         if self.hierarchical and num_experts % self.num_groups:
-            fits = [g for g in _divisors(num_experts) if g % self.num_nodes == 0]
+            fit = _near_divisor(num_experts, self.num_nodes, self.num_groups)
             hint = (
-                f"the nearest num_groups that would do is {_closest(fits, self.num_groups)}"
-                if fits
+                f"the nearest num_groups that would do is {fit}"
+                if fit
                 else f"no num_groups does with num_nodes={self.num_nodes}; num_groups=1, num_nodes=1 plans globally"
             )
             raise ValueError(
@@ -140,6 +143,18 @@ class Topology:
         return self.num_gpus // self.planned_nodes
 
 
+def check_topology(topology: object) -> None:
+    """Refuse what is no Topology.
+
+    Raises:
+        TypeError: names what came.
+    """
+    if not isinstance(topology, Topology):
+        raise TypeError(
+            f"topology is a {type(topology).__name__}, must be a Topology: Topology(num_replicas=..., num_gpus=...)"
+        )
+
+
 def _count(name: str, value: object) -> int:
     """`value` as a Python int of at least 1 (NumPy integers pass, bool and float do not)."""
     if isinstance(value, bool):
@@ -158,10 +173,15 @@ def _nearest_multiples(value: int, of: int) -> str:
     return f"the nearest are {below} and {above}" if below else f"the nearest is {above}"
 
 
-def _divisors(value: int) -> list[int]:
-    return [d for d in range(1, value + 1) if value % d == 0]
-
-
-def _closest(fits: list[int], value: int) -> int:
-    """The element nearest to `value`; ties: the lower."""
-    return min(fits, key=lambda fit: (abs(fit - value), fit))
+def _near_divisor(value: int, of: int, near: int) -> int | None:
+    """The multiple of `of` nearest to `near` that divides `value`, ties: the lower; None if there is none. Where
+    the `HINT_STEPS` nearest on each side have none, the lowest: counts from a file may be of any size."""
+    if value % of:
+        return None
+    lower, upper = near // of * of, -(-near // of) * of
+    for step in range(HINT_STEPS):
+        sides = sorted((lower - step * of, upper + step * of), key=lambda fit: (abs(fit - near), fit))
+        for fit in sides:
+            if 0 < fit <= value and value % fit == 0:
+                return fit
+    return of

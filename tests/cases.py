@@ -32,7 +32,7 @@ __all__ = [
 GOLDEN = Path(__file__).parent / "golden"
 MEAN_OVER_ROWS = {name for name, policy in POLICIES.items() if policy.counts in ("dispersion", "simulated")}
 """Policies in which a layer's plan depends on the other layers of the call."""
-PUBLISHED = [name for name in POLICIES if name != "balanced"]
+PUBLISHED = [name for name, policy in POLICIES.items() if policy.gpu_pack != "blocks"]
 """Policies of other programs, whose plans are recorded in `golden`."""
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-__all__ = ["assert_same", "assert_same_maps"]
+__all__ = ["assert_each_same", "assert_same", "assert_same_maps"]
 
 Values: TypeAlias = Tensor | ArrayLike
 
@@ -46,10 +46,15 @@ def assert_same(got: Values, want: Values, name: str) -> None:
     raise AssertionError(f"{name}[{_place(name, first)}] is {mine}, must be {right}; {count}")
 
 
+def assert_each_same(got: Iterable[Values], want: Iterable[Values], *names: str) -> None:
+    """`assert_same` of one tensor after the other, as many as there are names."""
+    for ours, theirs, name in zip(got, want, names, strict=True):
+        assert_same(ours, theirs, name)
+
+
 def assert_same_maps(got: Iterable[Values], want: Iterable[Values], case: str = "") -> None:
-    """`assert_same` of phy2log, phyrank and logcnt; `case` is said after the map's name."""
-    for name, ours, theirs in zip(MAPS, got, want, strict=True):
-        assert_same(ours, theirs, f"{name} of {case}" if case else name)
+    """`assert_each_same` of phy2log, phyrank and logcnt; `case` is said after the map's name."""
+    assert_each_same(got, want, *(f"{name} of {case}" if case else name for name in MAPS))
 
 
 def _tensor(values: Values) -> Tensor:

@@ -30,6 +30,7 @@ MAY_WAIT = {
 both needed and cheap. `pack_spread`: once an item, for the labels that a scan reads."""
 
 _DIVISION_FMAS = 5  # v_fma and v_fmac in AMD's expansion of an IEEE division, float32 and float64 alike
+_WHOLE_DIVISION = "0x4f7ffffe"  # 2^32 less a little, by which AMD's expansion of an integer division scales
 _SQUARE_ROOT_FMAS = 7  # and of a float64 square root
 
 
@@ -124,13 +125,15 @@ def _in_amdgcn(kernel: Compiled) -> list[str]:
     counts = Counter(re.findall(r"^\s+([sv]_\w+)", text, re.MULTILINE))
     if changes := [name for name in counts if name.startswith(("s_setreg", "s_denorm_mode", "s_round_mode"))]:
         broken.append(f"mode of arithmetic changed by {', '.join(changes)}")
+    whole = len(re.findall(rf"v_mul_f32\S* .*{_WHOLE_DIVISION}", text))
     for bits in ("f32", "f64"):
-        broken += _inexact_on_amd(counts, bits)
+        broken += _inexact_on_amd(counts, bits, whole if bits == "f32" else 0)
     return broken
 
 
-def _inexact_on_amd(counts: Counter[str], bits: str) -> list[str]:
-    """Fused operations and approximate reciprocals that do not belong to an IEEE division or square root."""
+def _inexact_on_amd(counts: Counter[str], bits: str, whole: int) -> list[str]:
+    """Fused operations and approximate reciprocals that do not belong to an IEEE division or square root, nor to one of
+    the `whole` divisions of integers, which begin with an estimate and correct it."""
 
     def found(*kinds: str) -> int:
         kind = re.compile(rf"v_({'|'.join(kinds)})_{bits}(_\w+)?")
@@ -141,7 +144,7 @@ def _inexact_on_amd(counts: Counter[str], bits: str) -> list[str]:
     broken = []
     if (fused := found("fma", "fmac", "mad", "mac", "pk_fma", "fmamk", "fmaak")) != expected:
         broken.append(f"{fused} fused {bits} multiply-adds, must be {expected}: {divisions} divisions, {roots} roots")
-    if (estimates := found("rcp")) != divisions:
+    if (estimates := found("rcp")) != divisions + whole:
         broken.append(
             f"approximate {bits} division: {estimates} reciprocals, must be one each of {divisions} divisions"
         )

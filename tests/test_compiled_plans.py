@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import triton
 from _pytest.mark.structures import ParameterSet
 
@@ -25,6 +24,7 @@ from bench.ptx.plans import run_plan
 from eplb_triton import POLICIES, plan
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.testing.families import loads
+from tests.comparing import assert_same
 from tests.planting import Planter
 from tests.sizes import full_unless
 
@@ -59,7 +59,7 @@ def test_equals_the_reference(policy: str, case: str) -> None:
         want = plan(weight, shape.topology, policy=policy, backend="reference", log2phy=True)
         got = run_plan(kernels, launch, shape.topology, weight).maps
         for name in ("phy2log", "phyrank", "logcnt", "log2phy"):
-            assert torch.equal(got[name], getattr(want, name)), (family, name)
+            assert_same(got[name], getattr(want, name), f"{name} of {family}")
         assert (got["bad"] == -1).all()
 
 
@@ -80,8 +80,8 @@ def test_bad_loads_count_as_zero() -> None:
     assert 3 in got["bad"]
     weight[0, list(bad)] = 0.0
     want = plan(weight, shape.topology, policy="deepseek", backend="reference")
-    assert torch.equal(got["phy2log"], want.phy2log)
-    assert torch.equal(got["log2phy"], want.slots_of_experts())
+    assert_same(got["phy2log"], want.phy2log, "phy2log")
+    assert_same(got["log2phy"], want.slots_of_experts(), "log2phy")
 
 
 def _run_planted(specs: Any) -> None:

@@ -125,6 +125,15 @@ def test_same_plans_as_the_reference(shape: Shape, family: str, seed: int, polic
         assert torch.equal(got, want)
 
 
+def test_nodes_as_level_as_the_limit_of_corner() -> None:
+    """Where node loads are spread by about 3 % after a swap: no recorded plan tells this limit from 2 or 3.5 %."""
+    policy = POLICIES["adaptive_tail_and_packer_2x2"]
+    weight = torch.empty(200, 64).log_normal_(0, 0.3, generator=torch.Generator().manual_seed(5))
+    topology = Topology(num_replicas=80, num_groups=16, num_nodes=4, num_gpus=16)
+    wanted = plan(weight, topology, policy=policy, backend="reference")
+    assert torch.equal(planned((weight, topology), policy)[0], wanted.phy2log)
+
+
 @pytest.mark.parametrize(
     ("experts", "topology"),
     [

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from eplb_triton import EFFORTS, POLICIES, Placement, Policy, Topology, plan, rebalance_experts
 from eplb_triton.backends import resolve_backend
-from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, resolve_policy
+from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, resolve_policy
 from tests.backends import CPU_BACKENDS
+from tests.comparing import assert_same
 
 TOPOLOGY = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)
 WEIGHT = torch.arange(24.0).reshape(2, 12)
@@ -36,7 +38,7 @@ def test_int32_maps(backend: str) -> None:
     narrow.validate()
     for name in ("phy2log", "phyrank", "logcnt", "log2phy"):
         assert getattr(narrow, name).dtype == torch.int32
-        assert getattr(narrow, name).equal(getattr(wide, name).to(torch.int32))
+        assert_same(getattr(narrow, name), getattr(wide, name).to(torch.int32), name)
     assert narrow.fingerprint() == wide.fingerprint()
     assert narrow.gpu_loads(WEIGHT).equal(wide.gpu_loads(WEIGHT))
     assert narrow.duplicates().equal(wide.duplicates())
@@ -79,9 +81,9 @@ def test_efforts_have_names() -> None:
 def test_rebalance_experts_is_deepseeks_function() -> None:
     phy2log, log2phy, logcnt = rebalance_experts(WEIGHT, 16, 4, 2, 8)
     placement = plan(WEIGHT, TOPOLOGY, policy="deepseek")
-    assert phy2log.equal(placement.phy2log)
-    assert log2phy.equal(placement.slots_of_experts())
-    assert logcnt.equal(placement.logcnt)
+    assert_same(phy2log, placement.phy2log, "phy2log")
+    assert_same(log2phy, placement.slots_of_experts(), "log2phy")
+    assert_same(logcnt, placement.logcnt, "logcnt")
     by_name = rebalance_experts(weight=WEIGHT, num_replicas=16, num_groups=4, num_nodes=2, num_gpus=8)
     assert all(a.equal(b) for a, b in zip(by_name, (phy2log, log2phy, logcnt), strict=True))
 
@@ -106,7 +108,7 @@ def _with(value: float, layer: int, expert: int, dtype: torch.dtype = torch.floa
     ("weight", "message"),
     [
         (torch.ones(12), r"weight has shape \(12,\), must be 2-D: \[layers, experts\]"),
-        (torch.ones(1, 2, 12), r"weight has shape \(1, 2, 12\), must be 2-D"),
+        (torch.ones(1, 1, 2, 12), r"weight has shape \(1, 1, 2, 12\), must be 2-D"),
         (torch.ones(2, 12, dtype=torch.bool), r"weight has dtype torch.bool, must be real or integer"),
         (torch.ones(2, 12, dtype=torch.complex64), r"weight has dtype torch.complex64, must be real or integer"),
         (torch.ones(2, 0), r"num_experts=0 must be at least 1"),
@@ -198,7 +200,33 @@ def test_refused_policies(make: Any, message: str) -> None:
         make()
 
 
-def test_policies_are_the_published_six_in_order_and_balanced() -> None:
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Policy("x", fixup=3), r"Policy.fixup=3 must be one of Fixup, Paired or None, not int"),  # type: ignore[arg-type]
+        (
+            lambda: Policy("x", group_refine=Peak()),  # type: ignore[arg-type]
+            r"Policy.group_refine=Peak\(\) must be one of Nearest, Corner or None",
+        ),
+        (lambda: Policy("x", gpu_refine="corner"), "Policy.gpu_refine='corner' must be one of Nearest, Corner, Peak"),  # type: ignore[arg-type]
+        (lambda: Policy(3), "Policy.name=3 must be a str, not int"),  # type: ignore[arg-type]
+        (lambda: Corner(steps=True), "Corner.steps=True must be an integer of at least 1, not bool"),
+        (lambda: Corner(steps=1.0), "Corner.steps=1.0 must be an integer of at least 1, not float"),  # type: ignore[arg-type]
+        (lambda: Exchange(2, "8"), "Exchange.match_rounds='8' must be an integer of at least 0, not str"),  # type: ignore[arg-type]
+        (lambda: plan(WEIGHT, TOPOLOGY, policy=["balanced"]), "policy is a list, must be a name or a Policy"),  # type: ignore[arg-type]
+    ],
+)
+def test_policies_of_wrong_types(make: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_counts_of_a_policy_are_python_integers() -> None:
+    assert type(Corner(steps=np.int64(2)).steps) is int
+    assert Corner(steps=np.int64(2)) == Corner(steps=2)
+
+
+def test_policies_are_the_published_six_in_order_and_ours() -> None:
     assert list(POLICIES) == [
         "deepseek",
         "adaptive_tail_and_2x2_fixup",
@@ -207,5 +235,6 @@ def test_policies_are_the_published_six_in_order_and_balanced() -> None:
         "adaptive_tail_and_packer_2x2",
         "hybrid_tail_waterfill",
         "balanced",
+        "steady",
     ]
     assert all(name == policy.name for name, policy in POLICIES.items())

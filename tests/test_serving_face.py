@@ -12,6 +12,7 @@ import torch
 from eplb_triton import POLICIES, Placement, Planner, Topology, plan
 from tests.backends import CPU_BACKENDS
 from tests.cases import loads
+from tests.comparing import assert_same
 
 TOPOLOGY = Topology(num_replicas=80, num_gpus=16, num_groups=8, num_nodes=2)
 LAYERS, EXPERTS = 5, 64
@@ -22,11 +23,12 @@ def new_planner(backend: str, policy: str = "balanced", **options: Any) -> Plann
     return Planner(TOPOLOGY, LAYERS, EXPERTS, policy=policy, backend=backend, **options)
 
 
-def assert_same_maps(got: Placement, want: Placement) -> None:
+def assert_same_placement(got: Placement, want: Placement) -> None:
     for name in MAPS:
         mine, its = getattr(got, name), getattr(want, name)
         assert (mine is None) == (its is None), name
-        assert mine is None or torch.equal(mine, its), name
+        if mine is not None:
+            assert_same(mine, its, name)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -38,7 +40,7 @@ def test_plans_again_and_again(backend: str, policy: str) -> None:
         weight = loads(family, seed, LAYERS, EXPERTS)
         assert planner(weight, out=out) is out
         assert out.policy == policy
-        assert_same_maps(out, plan(weight, TOPOLOGY, policy, backend=backend, log2phy=True))
+        assert_same_placement(out, plan(weight, TOPOLOGY, policy, backend=backend, log2phy=True))
         out.validate()
 
 
@@ -54,7 +56,7 @@ def test_allocates_nothing_after_it_was_made(monkeypatch: pytest.MonkeyPatch) ->
             patch.setattr(torch, factory, refuse)
         planner(weight, out=out)
         planner(weight, out=out)
-    assert_same_maps(out, plan(weight, TOPOLOGY, backend="reference", log2phy=True))
+    assert_same_placement(out, plan(weight, TOPOLOGY, backend="reference", log2phy=True))
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -68,17 +70,17 @@ def test_a_refilled_placement_tells_the_truth(backend: str) -> None:
     assert ahead.moved(live).slots.sum() == 0
     first = copy.deepcopy(live)
     planner(after, out=ahead)
-    assert_same_maps(live, first)
+    assert_same_placement(live, first)
     anew = plan(after, TOPOLOGY, backend=backend, log2phy=True)
-    assert_same_maps(ahead, anew)
+    assert_same_placement(ahead, anew)
     assert ahead.moved(live).slots.equal((anew.phy2log != first.phy2log).sum(1))
     assert ahead.moved(live).slots.sum() > 0
-    assert ahead.gpu_loads(after).equal(anew.gpu_loads(after))
+    assert_same(ahead.gpu_loads(after), anew.gpu_loads(after), "GPU loads")
     live.copy_(ahead)
-    assert_same_maps(live, ahead)
+    assert_same_placement(live, ahead)
     assert live.fingerprint() == anew.fingerprint()
     ahead.phy2log.fill_(0)
-    assert_same_maps(live, anew)
+    assert_same_placement(live, anew)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
@@ -91,10 +93,10 @@ def test_over_an_engines_tensors(backend: str, dtype: torch.dtype) -> None:
     out = planner.over(phy2log=phy2log, logcnt=logcnt, log2phy=room[..., :9])
     planner(weight, out=out)
     want = plan(weight, TOPOLOGY, "deepseek", backend="reference", dtype=dtype)
-    assert phy2log.equal(want.phy2log)
-    assert logcnt.equal(want.logcnt)
-    assert out.phyrank.equal(want.phyrank)
-    assert room[..., :9].equal(want.slots_of_experts(9))
+    assert_same(phy2log, want.phy2log, "phy2log")
+    assert_same(logcnt, want.logcnt, "logcnt")
+    assert_same(out.phyrank, want.phyrank, "phyrank")
+    assert_same(room[..., :9], want.slots_of_experts(9), "log2phy")
     assert set(room[..., 9:].flatten().tolist()) == {-7}
     out.raise_if_bad()
 
@@ -107,7 +109,7 @@ def test_a_count_beyond_the_width_is_a_status(backend: str) -> None:
     assert out.bad is not None
     assert out.bad.amin(1).tolist() == [-1, -1, -1, -2, -1]
     assert out.log2phy is not None
-    assert out.log2phy.equal(out.slots_of_experts(2))
+    assert_same(out.log2phy, out.slots_of_experts(2), "log2phy")
     with pytest.raises(ValueError, match="log2phy has room for 2 replicas of an expert, must have for 9"):
         out.raise_if_bad()
 
@@ -118,10 +120,10 @@ def test_refresh_follows_an_engines_slot_map() -> None:
     seen = Placement.over(TOPOLOGY, phy2log=phy2log, logcnt=logcnt, log2phy=torch.zeros(LAYERS, EXPERTS, 17).long())
     seen.refresh()
     seen.validate()
-    assert logcnt.equal(new.logcnt)
+    assert_same(logcnt, new.logcnt, "logcnt")
     phy2log.copy_(Placement.spread_in_order(LAYERS, EXPERTS, TOPOLOGY).phy2log)
     seen.refresh()
-    assert_same_maps(seen, Placement.from_phy2log(phy2log, EXPERTS, TOPOLOGY, log2phy=17))
+    assert_same_placement(seen, Placement.from_phy2log(phy2log, EXPERTS, TOPOLOGY, log2phy=17))
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -133,7 +135,7 @@ def test_a_refused_plan_changes_nothing(backend: str) -> None:
     bad[2, 3] = torch.nan
     with pytest.raises(ValueError, match=r"loads\[2, 3\]=nan must be a finite load of at least 0"):
         planner(bad, out=out)
-    assert_same_maps(out, kept)
+    assert_same_placement(out, kept)
 
 
 def test_any_number_of_threads_at_once() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eplb_triton import Topology
+from eplb_triton.topology import _near_divisor, check_topology
 
 NAMES = ("num_replicas", "num_groups", "num_nodes", "num_gpus")
 
@@ -121,6 +125,29 @@ def test_experts_that_do_not_fit(experts: int, message: str) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole message is compared
         Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4).check_experts(experts)
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("replicas", [10**9, 10**18 + 10, 9 * 10**18])
+def test_counts_of_any_size_are_refused_at_once(replicas: int) -> None:
+    start = time.process_time()
+    with pytest.raises(ValueError, match="num_gpus=10 must be a multiple of num_nodes=4 in hierarchical planning"):
+        Topology(num_replicas=replicas, num_gpus=10, num_groups=4, num_nodes=4)
+    experts = (10**18 + 9) * 4
+    topology = Topology(num_replicas=4 * experts, num_gpus=4, num_groups=3 * 2**40, num_nodes=2)
+    with pytest.raises(ValueError, match=r"the nearest num_groups that would do is 2$"):
+        topology.check_experts(experts)
+    assert time.process_time() - start < 1
+
+
+@given(value=st.integers(1, 400), of=st.integers(1, 12), near=st.integers(1, 400))
+def test_the_nearest_divisor_is_the_nearest(value: int, of: int, near: int) -> None:
+    fits = [fit for fit in range(1, value + 1) if value % fit == 0 and fit % of == 0]
+    assert _near_divisor(value, of, near) == min(fits, key=lambda fit: (abs(fit - near), fit), default=None)
+
+
+def test_what_is_no_topology() -> None:
+    with pytest.raises(TypeError, match=r"topology is a tuple, must be a Topology: Topology\(num_replicas="):
+        check_topology((16, 8))
 
 
 def test_every_suggested_value_would_do() -> None:

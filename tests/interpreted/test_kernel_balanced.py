@@ -32,6 +32,7 @@ from eplb_triton.kernels.replicate_capped import capped_counts
 from eplb_triton.kernels.shapes import Exchanging, Packing, Pairing, Partitioning, Replicating
 from eplb_triton.partitions import all_partitions, num_partitions
 from tests.cases import FAMILIES, loads
+from tests.comparing import assert_same
 from tests.sizes import chosen
 
 
@@ -52,7 +53,7 @@ def test_capped_counts(family: str, at_once: bool) -> None:
         got = torch.full(weight.shape, -7, dtype=torch.int32)
         scratch = torch.full((32,), -7, dtype=torch.int32), torch.full((64,), -7)
         _counts[(3,)](weight, got, *scratch, shape=Replicating(num, replicas, packs, 32, 64, 64, at_once))
-        assert torch.equal(got.to(torch.int64), replicate_capped.capped_counts(weight, replicas, packs))
+        assert_same(got.to(torch.int64), replicate_capped.capped_counts(weight, replicas, packs), "counts")
 
 
 @triton.jit
@@ -76,7 +77,7 @@ def test_move_paired(family: str) -> None:
         shape = Replicating(num, 2 * packs, packs, 32, 64, 64, False)
         _paired[(2,)](weight, got, *scratch, rule=Pairing(moves, donors), shape=shape)
         fixup_paired.move_paired(weight, counts, packs, moves, donors)
-        assert torch.equal(got.to(torch.int64), counts)
+        assert_same(got.to(torch.int64), counts, "counts")
 
 
 @triton.jit
@@ -110,10 +111,11 @@ def test_pack_partition(family: str, groups: int, nodes: int) -> None:
     )  # fmt: skip
     pack, slot = groups_partition.pack_partition(load, nodes)
     items = torch.arange(groups).expand_as(pack)
-    assert torch.equal(out.to(torch.int64), torch.empty_like(pack).scatter_(1, pack * (groups // nodes) + slot, items))
+    want = torch.empty_like(pack).scatter_(1, pack * (groups // nodes) + slot, items)
+    assert_same(out.to(torch.int64), want, "group at each place")
     whole, scale = fixed.fixed_point(load, groups // nodes)
     heaviest = torch.zeros(2, nodes, dtype=torch.int64).scatter_add_(1, pack, whole.to(torch.int64)).amax(1)
-    assert torch.equal(result, torch.stack((heaviest, scale[:, 0]), 1))
+    assert_same(result, torch.stack((heaviest, scale[:, 0]), 1), "heaviest load and scale")
 
 
 @triton.jit
@@ -189,5 +191,5 @@ def test_from_counts_to_places(
         experts=Replicating(experts, replicas, packs, 32, 64, 64, False), shape=Packing(replicas, packs, 64, 32, 32),
     )  # fmt: skip
     want, want_scale = _expected(load, labels, packs, steps)
-    assert torch.equal(scale, want_scale[:, 0])
-    assert torch.equal(out.to(torch.int64), want)
+    assert_same(scale, want_scale[:, 0], "scale")
+    assert_same(out.to(torch.int64), want, "item at each slot")

@@ -19,6 +19,7 @@ from eplb_triton.kernels.launcher import Launch, Outputs, first_bad_load, launch
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.policy import Exchange, Fixup, Nearest
 from tests.cases import FAMILIES, GoldenCase, Shape, golden_cases, loads
+from tests.comparing import assert_same
 from tests.sizes import chosen, full_unless
 
 HIERARCHICAL = {
@@ -70,11 +71,11 @@ def check(weight: Tensor, topology: Topology, policy: Policy) -> Outputs:
     """Every output is what the reference gives."""
     got = poisoned(weight, topology, policy)
     phy2log, phyrank, logcnt = plan_layers(weight, topology, policy)
-    assert torch.equal(got.logcnt, logcnt)
-    assert torch.equal(got.phy2log, phy2log)
-    assert torch.equal(got.phyrank, phyrank)
+    assert_same(got.logcnt, logcnt, "logcnt")
+    assert_same(got.phy2log, phy2log, "phy2log")
+    assert_same(got.phyrank, phyrank, "phyrank")
     assert got.log2phy is not None
-    assert torch.equal(got.log2phy, log2phy(phy2log, phyrank, got.log2phy.shape))
+    assert_same(got.log2phy, log2phy(phy2log, phyrank, got.log2phy.shape), "log2phy")
     assert bool((got.bad == -1).all())
     return got
 
@@ -150,8 +151,8 @@ def test_golden_plans(case: GoldenCase) -> None:
         if case.weight.shape[0] > 3 and policy != "deepseek":
             continue  # nine layers by six policies at 0.2 ms an operation: test_hierarchical and test_global do those
         got = poisoned(case.weight, case.topology, POLICIES[policy])
-        assert torch.equal(got.phy2log, phy2log), policy
-        assert torch.equal(got.logcnt, logcnt), policy
+        assert_same(got.phy2log, phy2log, f"phy2log of {policy}")
+        assert_same(got.logcnt, logcnt, f"logcnt of {policy}")
 
 
 def test_a_policy_of_the_users_own() -> None:
@@ -207,7 +208,7 @@ def test_bad_loads_count_as_zero_and_are_recorded() -> None:
     for name in ("deepseek", "adaptive_tail_and_2x2_fixup"):  # with and without the kernel that measures rows first
         policy = POLICIES[name]
         got = poisoned(weight, topology, policy)
-        assert torch.equal(got.phy2log, plan_layers(cleaned, topology, policy)[0])
+        assert_same(got.phy2log, plan_layers(cleaned, topology, policy)[0], f"phy2log of {name}")
         assert sorted(got.bad[0].tolist()) == [-1, -1]
         assert first_bad_load(got.bad) == (1, 4)
     assert first_bad_load(poisoned(cleaned, topology, POLICIES["deepseek"]).bad) is None
@@ -229,7 +230,7 @@ def test_loads_of_any_type_are_rounded_once(dtype: torch.dtype) -> None:
     want = plan_layers(
         weight.to(torch.float32), Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2), POLICIES["deepseek"]
     )
-    assert torch.equal(got.phy2log, want[0])
+    assert_same(got.phy2log, want[0], "phy2log")
 
 
 def test_strides_types_and_absent_maps() -> None:
@@ -243,7 +244,7 @@ def test_strides_types_and_absent_maps() -> None:
         assert mine is not None
         assert theirs is not None
         assert mine.dtype == torch.int32
-        assert torch.equal(mine.to(torch.int64), theirs.to(torch.int64))
+        assert_same(mine.to(torch.int64), theirs.to(torch.int64), "a map")
     assert launch(weight, topology, policy).log2phy is None
 
 

@@ -31,6 +31,7 @@ from eplb_triton.kernels.replicate_waterfill import list_by_expert, waterfill_co
 from eplb_triton.kernels.shapes import Moving, Packing, Refining, Replicating
 from eplb_triton.kernels.specs import launch_plan
 from tests.cases import FAMILIES, loads, stage_arrays, stage_groups
+from tests.comparing import assert_each_same, assert_same, assert_same_maps
 from tests.sizes import chosen
 
 PICKS = {
@@ -101,8 +102,7 @@ def test_picks(rule: str, family: str) -> None:
         expert, rank = torch.full((2, 3, stop), -7)
         got = _picked(rule, weight, counts, start, stop, at_once=False)
         PICKS[rule](weight, counts, expert, rank, start, stop)
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
 @pytest.mark.parametrize("family", CHOSEN)
@@ -113,8 +113,7 @@ def test_dhondt_at_once(family: str) -> None:
         expert, rank = torch.full((2, 3, stop), -7)
         got = _picked("dhondt", weight, counts, num, stop, at_once=True)
         replicate.pick_dhondt(weight, counts, expert, rank, num, stop)
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
 @triton.jit
@@ -177,8 +176,8 @@ def test_waterfill(family: str) -> None:
         got = torch.full((2, num), -7, dtype=torch.int32), *torch.full((2, 2, replicas), -7, dtype=torch.int32)
         _waterfill[(2,)](_replicas(weight, *got), shape=_replicating(num, replicas))
         counts = replicate_waterfill.waterfill_counts(weight, replicas)
-        for mine, theirs in zip(got, (counts, *replicate_waterfill.list_by_expert(counts)), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        want = counts, *replicate_waterfill.list_by_expert(counts)
+        assert_each_same(map(Tensor.long, got), want, "counts", "expert", "rank")
 
 
 @triton.jit
@@ -203,7 +202,7 @@ def test_golden_fixups(group: str) -> None:
     rows, num = counts.shape
     rule = Moving(int(moves), donors, peak, tie)
     _move[(rows,)](_replicas(states["weight"], counts, None, None), rule=rule, shape=_replicating(num, 0))
-    assert torch.equal(counts.to(torch.int64), states["after"])
+    assert_same(counts.to(torch.int64), states["after"], "counts")
 
 
 @pytest.mark.parametrize("tie", ["first", "second_peak", "lexicographic"])
@@ -219,8 +218,7 @@ def test_fixups_of_the_list(peak: str, donors: str, tie: str) -> None:
         got = counts.to(torch.int32), expert.to(torch.int32), rank.to(torch.int32)
         _move[(12,)](_replicas(weight, *got), rule=Moving(3, donors, peak, tie), shape=_replicating(num, 30))
         fixup.move_replicas(weight, counts, expert, rank, 3, donors, peak, tie)  # type: ignore[arg-type]
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
 @triton.jit
@@ -269,7 +267,7 @@ def test_pack(rule: str, family: str) -> None:
         weight = loads(family, num, 2, num)
         labels = torch.randint(0, 4, weight.shape, generator=generator)
         twin = pack.pack_spread(weight, labels, num_packs) if rule == "spread" else pack.pack_plain(weight, num_packs)
-        assert torch.equal(_packed(rule, weight, labels, num_packs), _item_at(*twin, num_packs))
+        assert_same(_packed(rule, weight, labels, num_packs), _item_at(*twin, num_packs), "item at each slot")
 
 
 @pytest.mark.parametrize("group", stage_groups("spread"))
@@ -277,7 +275,7 @@ def test_golden_spreads(group: str) -> None:
     num_packs = int(group.removeprefix("spread/"))
     states = stage_arrays(group)
     got = _packed("spread", states["weight"], states["labels"], num_packs)
-    assert torch.equal(got, _item_at(states["pack"], states["slot"], num_packs))
+    assert_same(got, _item_at(states["pack"], states["slot"], num_packs), "item at each slot")
 
 
 @triton.jit
@@ -311,9 +309,9 @@ def test_golden_refinements(group: str) -> None:
     states = stage_arrays(group)
     packs = int(num_packs)
     before = _item_at(states["pack"], states["slot"], packs)
-    chosen = Refining(rule, int(steps), int(lights))  # type: ignore[arg-type]
-    got = _refined(chosen, states["weight"], states["labels"], before, packs, gpu_stage=False)
-    assert torch.equal(got, _item_at(states["pack_after"], states["slot_after"], packs))
+    refining = Refining(rule, int(steps), int(lights))  # type: ignore[arg-type]
+    got = _refined(refining, states["weight"], states["labels"], before, packs, gpu_stage=False)
+    assert_same(got, _item_at(states["pack_after"], states["slot_after"], packs), "item at each slot")
 
 
 @pytest.mark.parametrize("family", CHOSEN)
@@ -331,9 +329,9 @@ def test_refine(rule: str, family: str) -> None:
             twin = refine.refine_corner(weight, *state, packs, refine.corner_gpu_steps(weight, *state, packs, 2))
         else:
             twin = refine.refine_peak(weight, labels, *state, packs)
-        chosen = Refining(rule, 2 if rule == "corner" else 3, 2)  # type: ignore[arg-type]
-        got = _refined(chosen, weight, labels, _item_at(*state, packs), packs, gpu_stage=True)
-        assert torch.equal(got, _item_at(*twin, packs))
+        refining = Refining(rule, 2 if rule == "corner" else 3, 2)  # type: ignore[arg-type]
+        got = _refined(refining, weight, labels, _item_at(*state, packs), packs, gpu_stage=True)
+        assert_same(got, _item_at(*twin, packs), "item at each slot")
 
 
 @triton.jit
@@ -365,8 +363,7 @@ def test_maps() -> None:
         phy2log, phyrank, logcnt, log2phy = (torch.full(shape, -7) for shape in ((24,), (24,), (14,), (14, 16)))
         got = Maps(phy2log, phyrank, logcnt, log2phy, _bad())
         _maps[(2,)](given[0], replicas, got, WIDTH=width, shape=_replicating(7, 12))
-        for mine, theirs in zip(got[:3], twin, strict=False):
-            assert torch.equal(mine, theirs[0])
+        assert_same_maps(got[:3], [layers[0] for layers in twin])
         for logical_expert, slots in enumerate(got.log2phy.tolist()):
             held = [(int(got.phyrank[slot]), slot) for slot in range(24) if got.phy2log[slot] == logical_expert]
             kept = [slot for _, slot in sorted(held)][:width]

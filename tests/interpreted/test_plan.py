@@ -7,6 +7,7 @@ import torch
 
 from eplb_triton import Placement, Planner, Topology, plan
 from tests.cases import loads
+from tests.comparing import assert_same
 
 pytestmark = pytest.mark.other_triton
 
@@ -28,7 +29,7 @@ def test_plan_is_the_reference_plan() -> None:
     got, want = (plan(weight, TOPOLOGY, backend=backend, log2phy=True) for backend in ("triton", "reference"))
     assert got.fingerprint() == want.fingerprint()
     for name in (*MAPS, "bad"):
-        assert getattr(got, name).equal(getattr(want, name)), name
+        assert_same(getattr(got, name), getattr(want, name), name)
 
 
 def test_bad_loads_count_as_zero_or_raise() -> None:
@@ -61,7 +62,7 @@ def test_a_planner_fills_what_it_is_given_and_allocates_nothing(
             assert planner(weight, out=out) is out
         want = plan(weight, TOPOLOGY, backend="reference", dtype=dtype, log2phy=True)
         for name in (*MAPS, "bad"):
-            assert getattr(out, name).equal(getattr(want, name)), name
+            assert_same(getattr(out, name), getattr(want, name), name)
 
 
 def _refuse(*_: object, **__: object) -> None:
@@ -79,8 +80,8 @@ def test_over_an_engines_tensors() -> None:
         maps = {"phy2log": torch.zeros(LAYERS, 16, dtype=torch.int64), "logcnt": torch.zeros_like(room[..., 0])}
         out = planner.over(**maps, log2phy=room[..., :width])
         planner(weight, out=out)
-        assert maps["phy2log"].equal(want.phy2log)
-        assert room[..., :width].equal(want.slots_of_experts(width))
+        assert_same(maps["phy2log"], want.phy2log, "phy2log")
+        assert_same(room[..., :width], want.slots_of_experts(width), "log2phy")
         assert set(room[..., width:].flatten().tolist()) == {-7}
         assert out.bad is not None
         assert (out.bad == -1).all() == (width >= int(want.logcnt.amax()))
