@@ -38,7 +38,6 @@ class Room(NamedTuple):
     products: Doubles  # [s, n], inner products
     gains: Doubles  # [s, n]
     light: Doubles  # [n], of one slot of the heaviest GPU
-    powers: Doubles  # [n]
     columns: Doubles  # [7, n], see _fill_columns; the sixth: the largest gain of each position
     gpus: Doubles  # [2, d]
     replicas: ReplicaRoom
@@ -51,7 +50,6 @@ def new_room(num_experts: int, num_slots: int, num_gpus: int, width: int) -> Roo
     return Room(
         np.empty((num_slots, n), np.float64),
         np.empty((num_slots, n), np.float64),
-        np.empty(n, np.float64),
         np.empty(n, np.float64),
         np.empty((7, n), np.float64),
         np.empty((2, num_gpus), np.float64),
@@ -164,11 +162,9 @@ def _best_swap(state: State, rule: Rule, potential: Potential, floor: int, room:
                 room.light[q] = room.products[i, q] - light_given[o]
                 gains[q] = before[q] - held[o]
         twice = steps * (square - 2 * heavy_taken[at - first]) - spread
-        subtract_powers(
-            heavy_mean, heavy_twice, room.products[i], -mean, twice, rule, potential.top, room.powers, gains
-        )
+        subtract_powers(heavy_mean, heavy_twice, room.products[i], -mean, twice, rule, potential.top, gains)
         twice = steps * square + spread
-        subtract_powers(light_mean, light_twice, room.light, mean, twice, rule, potential.top, room.powers, gains)
+        subtract_powers(light_mean, light_twice, room.light, mean, twice, rule, potential.top, gains)
         for q in range(gains.size):
             best[q] = gains[q] if gains[q] > best[q] else best[q]
     return _exact_best(state, rule, potential, floor, room)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles, Ints
+from eplb_triton.cpu.arith import Doubles, Flags, Ints
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.replanning_potential import (
     LANES,
@@ -64,7 +64,11 @@ class ReplicaRoom(NamedTuple):
     fall: Ints  # [n], of the power of its GPU while it has not given up its replica
     shared: Ints  # [s, n // 2]: beyond the two falls alone, where GPUs hold both a wanted expert and a donor
     gains: Doubles  # [s, n]
-    vectors: Doubles  # [2, n]
+    products: Doubles  # [n]
+    offset: Ints  # [n], of the gain: what the donor falls, and the power of the receiver before
+    donor: Ints  # [n], which donor
+    most: Doubles  # [s], bound of the gain of each wanted expert
+    looked_at: Flags  # [s]
     row: Doubles  # [T]
 
 
@@ -100,7 +104,11 @@ def new_replica_room(num_experts: int, num_slots: int, num_gpus: int, width: int
         np.empty(n, np.int64),
         np.empty((s, n // 2), np.int64),
         np.empty((s, n), np.float64),
-        np.empty((2, n), np.float64),
+        np.empty(n, np.float64),
+        np.empty(n, np.int64),
+        np.empty(n, np.int64),
+        np.empty(s, np.float64),
+        np.empty(s, np.bool_),
         np.empty(width, np.float64),
     )
 
@@ -117,19 +125,26 @@ def best_replica_move(
     Ties: the expert in the lowest slot, then the lowest donor, then the lowest receiver; its lowest slot of the donor.
     """
     num_wanted = _fill_wanted(state, rule, potential, floor, room)
+    room.looked_at[:] = False
     n = _fill_receivers(state, rule, potential, room) if num_wanted > 0 else 0
     if n == 0:
         return Move(0, NO_SLOT, NO_SLOT)
-    most = -BANNED
+    margin = (2.0 * rule.norm + 4.0) * UNIT  # of a gain: a power is off by less than 2 * norm units
+    enough = np.float64(least) * UNIT - margin
     for w in range(num_wanted):
         _fill_shared(state, rule, potential, w, room)
+        room.most[w] = _fill_bounds(state, rule, potential, w, n, room)
+    for _ in range(num_wanted):  # the most promising first: most of the others then need no look
+        w = np.argmax(room.most[:num_wanted])
+        if room.most[w] < enough:
+            break
         _fill_gains(state, rule, potential, w, n, room)
-        most = max(most, largest(room.gains[w, :n]))
-    margin = (2.0 * rule.norm + 4.0) * UNIT
-    enough = max(most - 2 * margin, np.float64(least) * UNIT - margin)
+        enough = max(enough, largest(room.gains[w, :n]) - 2 * margin)
+        room.most[w] = -BANNED
+        room.looked_at[w] = True
     best, receiver, which = least, NO_SLOT, NO_SLOT
-    if most >= enough:
-        for w in range(num_wanted):
+    for w in range(num_wanted):
+        if room.looked_at[w]:
             for r in range(n):
                 if room.gains[w, r] >= enough:
                     gain = _exact_gain(state, rule, potential, w, r, room)
@@ -193,34 +208,37 @@ def _power(loads: Doubles, spread: float, rule: Rule, top: float) -> int:
 def _fill_receivers(state: State, rule: Rule, potential: Potential, room: ReplicaRoom) -> int:
     """Fill donors and receivers on the node of the heaviest GPU; how many receivers there are."""
     node, donors, row = potential.heaviest // rule.num_gpus * rule.num_gpus, room.donors, room.row
-    k, r = 0, 0
+    k, n = 0, 0
     for expert in range(state.counts.size):
         room.donor_of[expert] = NO_SLOT
         if state.counts[expert] < 2 or not node <= state.slots[expert] // rule.num_slots < node + rule.num_gpus:
             continue
         _fill_change(state, rule, expert, -1, donors, k)
-        room.donor_of[expert], room.first[k], donors.fall[k] = k, r, 0
+        room.donor_of[expert], room.first[k], donors.fall[k] = k, n, 0
         slot = state.slots[expert]
         while slot != NO_SLOT:
             gpu, times = slot // rule.num_slots, 0
-            room.slot[r], room.gpu[r] = slot, gpu - node
+            room.slot[n], room.gpu[n] = slot, gpu - node
             while slot != NO_SLOT and slot // rule.num_slots == gpu:
                 times += 1
                 slot = state.following[slot]
             for t in range(row.size):
                 row[t] = state.gpu_loads[gpu, t] + times * donors.difference[k, t]
             spread = state.gpu_spread[gpu] + times * donors.spread_difference[k]
-            room.fall[r] = state.power[gpu] - _power(row, spread, rule, potential.top)
-            donors.fall[k] += room.fall[r]
+            room.fall[n] = state.power[gpu] - _power(row, spread, rule, potential.top)
+            donors.fall[k] += room.fall[n]
             for t in range(row.size):
                 row[t] -= donors.loads[k, t]
-                room.rest[t, r] = row[t]
-            room.sums[0, r], room.sums[2, r] = sum_of(row), spread - donors.spread[k]
-            room.sums[1, r] = rule.num_samples * sum_product(row, row) + room.sums[2, r]
-            r += 1
+                room.rest[t, n] = row[t]
+            room.sums[0, n], room.sums[2, n] = sum_of(row), spread - donors.spread[k]
+            room.sums[1, n] = rule.num_samples * sum_product(row, row) + room.sums[2, n]
+            n += 1
+        for r in range(room.first[k], n):
+            room.donor[r] = k
+            room.offset[r] = donors.fall[k] - room.fall[r] + state.power[node + room.gpu[r]]
         k += 1
-    room.first[k] = r
-    return r
+    room.first[k] = n
+    return n
 
 
 @stage
@@ -251,42 +269,47 @@ def _fill_shared(state: State, rule: Rule, potential: Potential, w: int, room: R
 
 
 @stage
-def _fill_gains(state: State, rule: Rule, potential: Potential, w: int, n: int, room: ReplicaRoom) -> None:
-    """Fill the gains of all receivers of the w-th wanted expert in float64; BANNED off where the GPU holds it."""
-    wanted, donors, gains = room.wanted, room.donors, room.gains[w, :n]
+def _fill_bounds(state: State, rule: Rule, potential: Potential, w: int, n: int, room: ReplicaRoom) -> float:
+    """Fill the gains of all receivers of the w-th wanted expert were they without load then; the largest.
+
+    In float64, BANNED off where the GPU holds it.
+    """
+    wanted, gains = room.wanted, room.gains[w, :n]
     node = potential.heaviest // rule.num_gpus * rule.num_gpus
-    products, after = room.vectors[0, :n], room.vectors[1, :n]
+    for r in range(n):
+        gains[r] = np.float64(room.offset[r] + room.shared[w, room.donor[r]] + wanted.fall[w]) * UNIT
+    own = room.donor_of[wanted.expert[w]]
+    if own != NO_SLOT:
+        gains[room.first[own] : room.first[own + 1]] -= BANNED
+    slot = state.slots[wanted.expert[w]]
+    while slot != NO_SLOT:
+        gpu = slot // rule.num_slots - node
+        for r in range(n):
+            gains[r] -= BANNED if room.gpu[r] == gpu else 0.0
+        slot = state.following[slot]
+    return largest(gains)
+
+
+@stage
+def _fill_gains(state: State, rule: Rule, potential: Potential, w: int, n: int, room: ReplicaRoom) -> None:
+    """Make the bounds of the w-th wanted expert the gains, in float64."""
+    wanted, gains = room.wanted, room.gains[w, :n]
+    products = room.products[:n]
     products[:] = 0
     for t in range(0, room.rest.shape[0], LANES):
         x, y, z, v = wanted.loads[w, t], wanted.loads[w, t + 1], wanted.loads[w, t + 2], wanted.loads[w, t + 3]
         rest = room.rest[t : t + LANES, :n]
         add_multiples(-x, -y, -z, -v, rest[0], rest[1], rest[2], rest[3], products)
-    own = room.donor_of[wanted.expert[w]]
-    for k in range(donors.expert.size):
-        if room.first[k] == n:
-            break
-        of_both = np.float64(wanted.fall[w] + donors.fall[k] + room.shared[w, k]) * UNIT - (BANNED if k == own else 0.0)
-        for r in range(room.first[k], room.first[k + 1]):
-            gains[r] = of_both + np.float64(state.power[node + room.gpu[r]] - room.fall[r]) * UNIT
-    slot = state.slots[wanted.expert[w]]
-    while slot != NO_SLOT:
-        for r in range(n):
-            gains[r] -= BANNED if room.gpu[r] == slot // rule.num_slots - node else 0.0
-        slot = state.following[slot]
     twice = rule.num_samples * wanted.square[w] + wanted.spread[w]
-    subtract_powers(
-        room.sums[0, :n], room.sums[1, :n], products, wanted.mean[w], twice, rule, potential.top, after, gains
-    )
+    subtract_powers(room.sums[0, :n], room.sums[1, :n], products, wanted.mean[w], twice, rule, potential.top, gains)
 
 
 @stage
 def _exact_gain(state: State, rule: Rule, potential: Potential, w: int, r: int, room: ReplicaRoom) -> int:
     """The gain of giving the w-th wanted expert the slot of receiver r."""
     wanted, row = room.wanted, room.row
-    k = room.donor_of[state.phy2log[room.slot[r]]]
     for t in range(row.size):
         row[t] = room.rest[t, r] + wanted.loads[w, t]
     power = _power(row, room.sums[2, r] + wanted.spread[w], rule, potential.top)
-    before = state.power[potential.heaviest // rule.num_gpus * rule.num_gpus + room.gpu[r]]
-    gain: int = wanted.fall[w] + room.donors.fall[k] + room.shared[w, k] - room.fall[r] + before - power
+    gain: int = wanted.fall[w] + room.shared[w, room.donor[r]] + room.offset[r] - power
     return gain

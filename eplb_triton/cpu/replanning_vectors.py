@@ -30,7 +30,6 @@ def subtract_powers(
     twice_change: float,
     rule: Rule,
     top: float,
-    room: Doubles,
     gains: Doubles,
 ) -> None:
     """Take off the powers of GPUs after a move, in units of 2^30 and less than 2 * norm units of 2^-30 off the exact.
@@ -39,19 +38,19 @@ def subtract_powers(
     2 * T * products. Scores are exact.
     """
     factor, z, inverse = 2.0 * rule.num_samples, rule.z, 1.0 / max(top, 1.0)
-    for q in range(room.size):
+    from_4, from_8, from_16, from_32 = rule.norm >= 4, rule.norm >= 8, rule.norm >= 16, rule.norm >= 32
+    for q in range(gains.size):
         m = mean[q] + mean_change
         variance = twice[q] + twice_change - factor * products[q] - m * m
         variance = variance if variance > 0.0 else 0.0
         ratio = (m + np.floor(z * np.sqrt(np.floor(variance * 0.5)))) * inverse
-        room[q] = ratio if ratio < 1.0 + 1e-12 else 2.0  # a score above the top one: a power that no gain makes up for
-    norm = rule.norm
-    while norm > 1:
-        for q in range(room.size):
-            room[q] *= room[q]
-        norm >>= 1
-    for q in range(room.size):
-        gains[q] -= room[q]
+        power = ratio if ratio < 1.0 + 1e-12 else 2.0  # a score above the top one: no gain makes up for its power
+        power *= power
+        power = power * power if from_4 else power
+        power = power * power if from_8 else power
+        power = power * power if from_16 else power
+        power = power * power if from_32 else power
+        gains[q] -= power
 
 
 @stage
