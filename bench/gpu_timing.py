@@ -25,11 +25,11 @@ import torch
 import triton
 
 from bench.cases import Case
-from bench.families import loads
 from bench.gpu_shapes import MODELS, SMALL, V3
 from eplb_triton import POLICIES, Topology
 from eplb_triton.kernels.launcher import launch
 from eplb_triton.kernels.specs import launch_plan
+from eplb_triton.testing.families import loads
 
 FAMILIES = ("continuous", "zipf", "zeros")
 _PLANS_A_GRAPH = 20

@@ -33,13 +33,13 @@ import triton
 
 from bench.cases import CASES
 from bench.compiled import Compiled, compile_plan
-from bench.families import loads
 from bench.listing import Chain, Instruction, Listing, Loop, functions, parse_sass
 from bench.ptx.machine import Machine
 from bench.ptx.plans import run_plan
 from bench.sass_issue import LATENCY, each_round, straight
 from eplb_triton import POLICIES
 from eplb_triton.kernels.specs import launch_plan
+from eplb_triton.testing.families import loads
 
 GIGAHERTZ = 1.7
 TARGETS_US = {"v3-hierarchical": 15.0, "v3-global": 30.0, "512-to-1024": 100.0, "1024-to-2048": 300.0}

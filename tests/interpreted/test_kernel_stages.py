@@ -29,6 +29,8 @@ from eplb_triton.kernels.replicate import (
 from eplb_triton.kernels.replicate_waterfill import list_by_expert, waterfill_counts
 from eplb_triton.kernels.specs import launch_plan
 from tests.cases import FAMILIES, loads, stage_arrays, stage_groups
+from tests.comparing import assert_each_same, assert_same, assert_same_maps
+from tests.sizes import chosen
 
 PICKS = {
     "dhondt": replicate.pick_dhondt,
@@ -36,6 +38,7 @@ PICKS = {
     "peak_aware": replicate.pick_peak_aware,
     "gated": replicate.pick_gated,
 }
+CHOSEN = chosen(FAMILIES, "continuous", "ties")
 
 
 @triton.jit
@@ -78,7 +81,7 @@ def _picked(rule: str, weight: Tensor, counts: Tensor, start: int, stop: int, at
     return got
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", PICKS)
 def test_picks(rule: str, family: str) -> None:
     for num, start, stop in ((1, 1, 4), (7, 9, 15), (20, 20, 26)):
@@ -89,11 +92,10 @@ def test_picks(rule: str, family: str) -> None:
         expert, rank = torch.full((2, 3, stop), -7)
         got = _picked(rule, weight, counts, start, stop, at_once=False)
         PICKS[rule](weight, counts, expert, rank, start, stop)
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 def test_dhondt_at_once(family: str) -> None:
     for num, stop in ((1, 40), (5, 25), (32, 64), (32, 60)):
         weight = loads(family, num + stop, 3, num)
@@ -101,8 +103,7 @@ def test_dhondt_at_once(family: str) -> None:
         expert, rank = torch.full((2, 3, stop), -7)
         got = _picked("dhondt", weight, counts, num, stop, at_once=True)
         replicate.pick_dhondt(weight, counts, expert, rank, num, stop)
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
 @triton.jit
@@ -126,7 +127,7 @@ def test_fixed_tail(redundant: int) -> None:
     assert _tail("fixed", redundant, torch.zeros(1, 1)) == replicate.fixed_tail(redundant)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", ["dispersion", "simulated"])
 def test_tails_with_a_mean_over_rows(rule: str, family: str) -> None:
     policy = next(policy for policy in POLICIES.values() if policy.counts == rule)
@@ -152,7 +153,7 @@ def _waterfill(weights_ptr, counts_ptr, expert_ptr, rank_ptr, ints_ptr, NUM_REPL
     list_by_expert(counts, expert_ptr + first, rank_ptr + first, ints_ptr, NUM_REPLICAS, NUM, 32, 64)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 def test_waterfill(family: str) -> None:
     for num, replicas in ((1, 5), (6, 6), (7, 28), (20, 36), (32, 50)):
         weight = loads(family, replicas, 2, num)
@@ -160,8 +161,8 @@ def test_waterfill(family: str) -> None:
         scratch = torch.full((64,), -7, dtype=torch.int32)
         _waterfill[(2,)](weight, *got, scratch, NUM_REPLICAS=replicas, NUM=num)
         counts = replicate_waterfill.waterfill_counts(weight, replicas)
-        for mine, theirs in zip(got, (counts, *replicate_waterfill.list_by_expert(counts)), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        want = counts, *replicate_waterfill.list_by_expert(counts)
+        assert_each_same(map(Tensor.long, got), want, "counts", "expert", "rank")
 
 
 @triton.jit
@@ -206,7 +207,7 @@ def test_golden_fixups(group: str) -> None:
         NUM=num,
         NUM_REPLICAS=0,
     )
-    assert torch.equal(counts.to(torch.int64), states["after"])
+    assert_same(counts.to(torch.int64), states["after"], "counts")
 
 
 @pytest.mark.parametrize("tie", ["first", "second_peak", "lexicographic"])
@@ -222,8 +223,7 @@ def test_fixups_of_the_list(peak: str, donors: str, tie: str) -> None:
         got = counts.to(torch.int32), expert.to(torch.int32), rank.to(torch.int32)
         _move[(12,)](weight, *got, MOVES=3, DONORS=donors, PEAK=peak, TIE=tie, NUM=num, NUM_REPLICAS=30)
         fixup.move_replicas(weight, counts, expert, rank, 3, donors, peak, tie)  # type: ignore[arg-type]
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
 @triton.jit
@@ -259,7 +259,7 @@ def _packed(rule: str, weight: Tensor, labels: Tensor, num_packs: int) -> Tensor
     return got.to(torch.int64)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", ["plain", "rounds", "spread"])
 def test_pack(rule: str, family: str) -> None:
     generator = torch.Generator().manual_seed(2)
@@ -267,7 +267,7 @@ def test_pack(rule: str, family: str) -> None:
         weight = loads(family, num, 2, num)
         labels = torch.randint(0, 4, weight.shape, generator=generator)
         twin = pack.pack_spread(weight, labels, num_packs) if rule == "spread" else pack.pack_plain(weight, num_packs)
-        assert torch.equal(_packed(rule, weight, labels, num_packs), _item_at(*twin, num_packs))
+        assert_same(_packed(rule, weight, labels, num_packs), _item_at(*twin, num_packs), "item at each slot")
 
 
 @pytest.mark.parametrize("group", stage_groups("spread"))
@@ -275,7 +275,7 @@ def test_golden_spreads(group: str) -> None:
     num_packs = int(group.removeprefix("spread/"))
     states = stage_arrays(group)
     got = _packed("spread", states["weight"], states["labels"], num_packs)
-    assert torch.equal(got, _item_at(states["pack"], states["slot"], num_packs))
+    assert_same(got, _item_at(states["pack"], states["slot"], num_packs), "item at each slot")
 
 
 @triton.jit
@@ -333,10 +333,10 @@ def test_golden_refinements(group: str) -> None:
     packs = int(num_packs)
     before = _item_at(states["pack"], states["slot"], packs)
     got = _refined(rule, int(steps), int(lights), states["weight"], states["labels"], before, packs, False)
-    assert torch.equal(got, _item_at(states["pack_after"], states["slot_after"], packs))
+    assert_same(got, _item_at(states["pack_after"], states["slot_after"], packs), "item at each slot")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", ["nearest", "corner", "peak"])
 def test_refine(rule: str, family: str) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -352,7 +352,7 @@ def test_refine(rule: str, family: str) -> None:
         else:
             twin = refine.refine_peak(weight, labels, *state, packs)
         got = _refined(rule, 2 if rule == "corner" else 3, 2, weight, labels, _item_at(*state, packs), packs, True)
-        assert torch.equal(got, _item_at(*twin, packs))
+        assert_same(got, _item_at(*twin, packs), "item at each slot")
 
 
 @triton.jit
@@ -405,8 +405,7 @@ def test_maps() -> None:
     got = [torch.full(shape, -7) for shape in ((24,), (24,), (14,), (14, 11))]
     given = [tensor.to(torch.int32) for tensor in (_item_at(place // 4, place % 4, 3), expert, rank, counts, logical)]
     _maps[(2,)](*given, *got, NUM=7, NUM_REPLICAS=12, MOST=11)
-    for mine, theirs in zip(got, twin, strict=False):
-        assert torch.equal(mine, theirs[0])
+    assert_same_maps(got[:3], [layers[0] for layers in twin])
     for logical_expert, slots in enumerate(got[3].tolist()):
         held = [(int(got[1][slot]), slot) for slot in range(24) if got[0][slot] == logical_expert]
         assert slots == [slot for _, slot in sorted(held)] + [-1] * (11 - len(held))
