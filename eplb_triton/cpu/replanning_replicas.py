@@ -135,7 +135,7 @@ def best_replica_move(
         _fill_shared(state, rule, potential, w, room)
         room.most[w] = _fill_bounds(state, rule, potential, w, n, room)
     for _ in range(num_wanted):  # the most promising first: most of the others then need no look
-        w = np.argmax(room.most[:num_wanted])
+        w = int(np.argmax(room.most[:num_wanted]))
         if room.most[w] < enough:
             break
         _fill_gains(state, rule, potential, w, n, room)
