@@ -74,25 +74,19 @@ def bind(backend: str, job: Job) -> Fill:
 
 
 def _on_gpu(job: Job) -> Fill:
-    from eplb_triton.kernels.launcher import Outputs, launch  # noqa: PLC0415 - Triton is not everywhere
-    from eplb_triton.kernels.specs import launch_plan  # noqa: PLC0415
+    from eplb_triton.kernels.launcher import Launch  # noqa: PLC0415 - Triton is not everywhere
 
-    shape = launch_plan(
+    width = job.topology.num_replicas - job.num_experts + 1 if job.log2phy is True else job.log2phy
+    return Launch(
         job.topology,
+        job.num_layers,
         job.num_experts,
         job.policy,
-        weight_dtype=job.loads_dtype,
+        loads_dtype=job.loads_dtype,
         dtype=job.dtype,
-        want_log2phy=job.log2phy is not False,
+        log2phy_width=None if width is False else width,
+        device=job.device,
     )
-    workspace = shape.workspace(job.num_layers, job.device)
-
-    def fill(loads: Tensor, out: Placement) -> None:
-        assert out.bad is not None
-        maps = Outputs(out.phy2log, out.phyrank, out.logcnt, out.log2phy, out.bad)
-        launch(loads.detach(), job.topology, job.policy, out=maps, workspace=workspace)
-
-    return fill
 
 
 def _on_host(job: Job, fill: Fill) -> Fill:

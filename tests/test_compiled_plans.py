@@ -16,7 +16,7 @@ import pytest
 import triton
 from _pytest.mark.structures import ParameterSet
 
-from bench.cases import CASES
+from bench.cases import CASES, Case
 from bench.compiled import compile_kernel, compile_plan
 from bench.ptx.machine import FaultError
 from bench.ptx.memory import Memory, OutOfBoundsError, RaceError
@@ -52,21 +52,25 @@ def _plans() -> Iterator[ParameterSet]:
 @pytest.mark.parametrize(("policy", "case"), list(_plans()))
 def test_equals_the_reference(policy: str, case: str) -> None:
     shape = BY_NAME[case]
-    kernels = list(compile_plan(shape, POLICIES[policy], "sm_90"))
-    launch = launch_plan(shape.topology, shape.experts, POLICIES[policy], want_log2phy=True)
+    kernels = list(compile_plan(shape, POLICIES[policy], "sm_90", inlined=True))
+    launch = launch_plan(shape.topology, shape.experts, POLICIES[policy], log2phy_width=_width(shape))
     for family in ("continuous", "mostly idle"):
         weight = loads(family, 3, 1, shape.experts)
-        want = plan(weight, shape.topology, policy=policy, backend="reference")
+        want = plan(weight, shape.topology, policy=policy, backend="reference", log2phy=True)
         got = run_plan(kernels, launch, shape.topology, weight).maps
         for name in ("phy2log", "phyrank", "logcnt", "log2phy"):
             assert_same(got[name], getattr(want, name), f"{name} of {family}")
         assert (got["bad"] == -1).all()
 
 
+def _width(shape: Case) -> int:
+    return shape.topology.num_replicas - shape.experts + 1
+
+
 def test_bad_loads_count_as_zero() -> None:
     shape = BY_NAME["v3-hierarchical"]
-    kernels = list(compile_plan(shape, POLICIES["deepseek"], "sm_90"))
-    launch = launch_plan(shape.topology, shape.experts, POLICIES["deepseek"], want_log2phy=True)
+    kernels = list(compile_plan(shape, POLICIES["deepseek"], "sm_90", inlined=True))
+    launch = launch_plan(shape.topology, shape.experts, POLICIES["deepseek"], log2phy_width=_width(shape))
     weight = loads("continuous", 0, 1, shape.experts)
     bad = {3: float("nan"), 70: float("inf"), 200: -1.0, 255: 2.0**101}
     for expert, load in bad.items():
@@ -82,8 +86,8 @@ def test_bad_loads_count_as_zero() -> None:
 
 def _run_planted(specs: Any) -> None:
     shape = BY_NAME["v3-hierarchical"]
-    launch = specs.launch_plan(shape.topology, shape.experts, POLICIES["deepseek"], want_log2phy=True)
-    kernels = [compile_kernel(spec, "sm_90") for spec in launch.kernels]
+    launch = specs.launch_plan(shape.topology, shape.experts, POLICIES["deepseek"], log2phy_width=_width(shape))
+    kernels = [compile_kernel(spec, "sm_90", inlined=True) for spec in launch.kernels]
     run_plan(kernels, launch, shape.topology, loads("continuous", 3, 1, shape.experts))
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from bench.gpu_shapes import MODELS, SMALL, V3
 from eplb_triton import POLICIES, Topology, plan
-from eplb_triton.kernels.launcher import Outputs, first_bad_load, launch
-from eplb_triton.kernels.specs import launch_plan
+from eplb_triton.kernels.launcher import Launch, Outputs, first_bad_load, launch
 from eplb_triton.ops import rebalance
 from eplb_triton.testing.families import FAMILIES, loads
 from tests.comparing import assert_same
@@ -112,14 +111,18 @@ def _empty_outputs(layers: int) -> Outputs:
     return Outputs(maps[0], maps[1], maps[2], maps[3], maps[4].int())
 
 
+def _planned(policy: str) -> Launch:
+    width = V3.topology.num_replicas - V3.experts + 1
+    return Launch(V3.topology, V3.layers, V3.experts, POLICIES[policy], log2phy_width=width, device="cuda")
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_out_allocates_nothing(policy: str) -> None:
     weight = _v3().cuda()
     out = _empty_outputs(V3.layers)
-    workspace = launch_plan(V3.topology, V3.experts, POLICIES[policy], want_log2phy=True).workspace(V3.layers, "cuda")
-    launch(weight, V3.topology, POLICIES[policy], out=out, workspace=workspace)
+    planned = _planned(policy)
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
-    launch(weight, V3.topology, POLICIES[policy], out=out, workspace=workspace)
+    planned(weight, out)
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
     _assert_plan(out, weight.cpu(), V3.topology, policy)
 
@@ -148,15 +151,11 @@ def test_never_waits(policy: str) -> None:
 def test_graph_replays_on_changed_loads(policy: str) -> None:
     weight = _v3().cuda()
     out = _empty_outputs(V3.layers)
-    workspace = launch_plan(V3.topology, V3.experts, POLICIES[policy], want_log2phy=True).workspace(V3.layers, "cuda")
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        launch(weight, V3.topology, POLICIES[policy], out=out, workspace=workspace)
-    torch.cuda.current_stream().wait_stream(aside)
+    planned = _planned(policy)  # whose first launch is the captured one
+    plan(weight, V3.topology, policy=policy, backend="triton")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        launch(weight, V3.topology, POLICIES[policy], out=out, workspace=workspace)
+        planned(weight, out)
         through_plan = plan(weight, V3.topology, policy=policy, backend="triton")
     for seed, family in enumerate(FAMILIES):
         fresh = _v3(seed, family)

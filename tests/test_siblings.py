@@ -32,19 +32,27 @@ OWN = {
         "compiled": "what Numba may do, and its cache",
         "fields": "a policy as the integers that compiled code takes",
         "positions": "packs in position order while items are exchanged; the reference has meetings.py",
+        "serve": "splitting and routing: layers to threads",
         "swaps": "packs with their loads while items are swapped; the reference computes them anew",
         "tournament": "trees of winners; the reference takes the maximum anew",
     },
     "kernels": {
         "fused": "the kernel: calls the stages in order",
-        "launcher": "checks and launches",
-        "specs": "which constants and how much scratch a shape needs",
+        "rows": "the loads of a row, for both kernels",
+        "buffers": "memory of a row, and the tuples of pointers that the stages take",
+        "shapes": "sizes and policy as the one constant that a kernel is compiled for",
+        "sorting": "a sort as a function of its own",
+        "launcher": "checks, compiles, allocates, then launches",
+        "specs": "which kernels and how much scratch a shape needs",
         "measure": "a launch of its own for the means over all rows",
         "positions": "packs in position order while items are exchanged; the reference has meetings.py",
+        "counting": "counts by atomics; PyTorch has bincount",
+        "serve": "the kernels of a serving step: call the stages in order",
+        "serve_launch": "their constants and launches",
     },
 }
 """The reason why the other trees need no such file."""
-TOOLS = ("arith", "fixed")
+TOOLS = ("arith", "fixed", "places")
 """In every tree, and no stage: each has the functions that its language lacks."""
 PARTS = ("replanning_*", "relabelling")
 """In every tree, but each has steps of its own in them: only what two of them share is compared."""
