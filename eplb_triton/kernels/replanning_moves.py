@@ -1,0 +1,214 @@
+"""Replanning, one step: the swap or the new replica that lowers the potential most for each slot it writes.
+
+Candidates are valued by inner products over the samples: of a GPU that gives a and takes b, T * Q + U is what it was,
+plus terms of a, of b and of the pair. Sums of T products are made once a step, a candidate takes a few additions.
+"""
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+
+import triton
+import triton.language as tl
+
+from eplb_triton.kernels.arith import HIGHEST, LOWEST
+from eplb_triton.kernels.replanning_potential import inverse_of_top, power_of, score
+
+NO_GAIN = tl.constexpr(-(1 << 62))
+
+
+@triton.jit
+def best_candidate(gain, key):
+    """Largest int64 gain of all lanes and its int32 key; ties: lowest key.
+
+    Three int32 reductions, as in `largest_double`."""
+    upper = (gain >> 32).to(tl.int32)
+    lower = (gain & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True) ^ LOWEST
+    best_upper = tl.max(upper, 0)
+    best_lower = tl.max(tl.where(upper == best_upper, lower, LOWEST), 0)
+    found = (upper == best_upper) & (lower == best_lower)
+    low_word = (best_lower ^ LOWEST).to(tl.int64) & 0xFFFFFFFF
+    return (best_upper.to(tl.int64) << 32) | low_word, tl.min(tl.where(found, key, HIGHEST), 0)
+
+
+@triton.jit(noinline=True)
+def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
+    """What the swaps of the heaviest GPU h are valued by.
+
+    memory.product [S, p]: 2 T times the product of each slot of h with each slot of its node. By slot of the node:
+    memory.into_own, what b adds to h, and memory.from_partner, what o is without it. By slot i of h and GPU o,
+    memory.into_partner: what a adds to o; NO_GAIN where o holds it. memory.out_of_own: what h is without a."""
+    E: tl.constexpr = shape.experts
+    S: tl.constexpr = shape.slots
+    D: tl.constexpr = shape.gpus // shape.nodes
+    P: tl.constexpr = D * S
+    first_gpu = heaviest // D * D
+    own_slot, first_slot = heaviest * S, first_gpu * S
+    twice = 2 * samples.to(tl.int64)
+    start = 0
+    while start < S * P:
+        at = start + tl.arange(0, shape.lanes)
+        inside = at < S * P
+        a = tl.load(memory.ints + shape.at.slot + own_slot + at // P, mask=inside, other=0)
+        b = tl.load(memory.ints + shape.at.slot + first_slot + at % P, mask=inside, other=0)
+        product = tl.zeros((shape.lanes,), tl.int64)
+        for t in tl.range(0, shape.samples, loop_unroll_factor=8):
+            one = tl.load(memory.ints + shape.at.level + t * E + a, mask=inside, other=0)
+            product += one.to(tl.int64) * tl.load(memory.ints + shape.at.level + t * E + b, mask=inside, other=0)
+        tl.store(memory.longs + shape.at.product + at, twice * product, mask=inside)
+        start += shape.lanes
+    tl.debug_barrier()
+    start = 0
+    while start < P:
+        at = start + tl.arange(0, shape.lanes)
+        inside = at < P
+        b = tl.load(memory.ints + shape.at.slot + first_slot + at, mask=inside, other=0)
+        own = tl.zeros((shape.lanes,), tl.int64)
+        held = at < 0
+        for i in tl.range(0, S):
+            own += tl.load(memory.longs + shape.at.product + i * P + at, mask=inside, other=0)
+            held = held | (tl.load(memory.ints + shape.at.slot + own_slot + i) == b)
+        square = samples * tl.load(memory.longs + shape.at.square + b, mask=inside, other=0)
+        spread = tl.load(memory.longs + shape.at.spread + b, mask=inside, other=0)
+        bend = tl.load(memory.longs + shape.at.gpu_bend + first_gpu + at // S, mask=inside, other=0)
+        partner = twice * tl.load(memory.longs + shape.at.own_product + first_slot + at, mask=inside, other=0)
+        tl.store(memory.longs + shape.at.into_own + at, tl.where(held, NO_GAIN, own + square + spread), mask=inside)
+        tl.store(memory.longs + shape.at.from_partner + at, bend - partner + square - spread, mask=inside)
+        start += shape.lanes
+    start = 0
+    while start < S * D:
+        at = start + tl.arange(0, shape.lanes)
+        inside = at < S * D
+        i, gpu = at // D, at % D
+        a = tl.load(memory.ints + shape.at.slot + own_slot + i, mask=inside, other=0)
+        theirs = tl.zeros((shape.lanes,), tl.int64)
+        held = at < 0
+        for j in tl.range(0, S):
+            slot = gpu * S + j
+            theirs += tl.load(memory.longs + shape.at.product + i * P + slot, mask=inside, other=0)
+            held = held | (tl.load(memory.ints + shape.at.slot + first_slot + slot, mask=inside, other=0) == a)
+        square = samples * tl.load(memory.longs + shape.at.square + a, mask=inside, other=0)
+        spread = tl.load(memory.longs + shape.at.spread + a, mask=inside, other=0)
+        tl.store(memory.longs + shape.at.into_partner + at, tl.where(held, NO_GAIN, theirs + square + spread), mask=inside)
+        bend = tl.load(memory.longs + shape.at.gpu_bend + heaviest)
+        own = twice * tl.load(memory.longs + shape.at.own_product + own_slot + i, mask=inside, other=0)
+        # one of the lanes of a slot of h is enough; all would store the same
+        tl.store(memory.longs + shape.at.out_of_own + i, bend - own + square - spread, mask=inside & (gpu == 0))
+        start += shape.lanes
+    tl.debug_barrier()
+
+
+@triton.jit(noinline=True)
+def find_swap(memory, heaviest, top, shape: tl.constexpr):
+    """The best swap of a slot of the heaviest GPU with one of another GPU of its node: gain a slot, and its key
+    (partner, own slot, partner's slot). Ties: the lowest key."""
+    S: tl.constexpr = shape.slots
+    D: tl.constexpr = shape.gpus // shape.nodes
+    P: tl.constexpr = D * S
+    first_gpu = heaviest // D * D
+    own_slot, first_slot = heaviest * S, first_gpu * S
+    inverse = inverse_of_top(top)
+    own_sum = tl.load(memory.ints + shape.at.gpu_sum + heaviest)
+    own_power = tl.load(memory.longs + shape.at.gpu_power + heaviest)
+    best = tl.full((shape.candidates,), NO_GAIN, tl.int64)
+    best_key = tl.full((shape.candidates,), HIGHEST, tl.int32)
+    start = 0
+    while start < P * S:
+        key = start + tl.arange(0, shape.candidates)
+        inside = key < P * S
+        partner, i = key // (S * S), key // S % S
+        slot = partner * S + key % S
+        a = tl.load(memory.ints + shape.at.slot + own_slot + i, mask=inside, other=0)
+        b = tl.load(memory.ints + shape.at.slot + first_slot + slot, mask=inside, other=0)
+        both = tl.load(memory.longs + shape.at.product + i * P + slot, mask=inside, other=0)
+        into_own = tl.load(memory.longs + shape.at.into_own + slot, mask=inside, other=NO_GAIN)
+        into_partner = tl.load(memory.longs + shape.at.into_partner + i * D + partner, mask=inside, other=NO_GAIN)
+        own_bend = tl.load(memory.longs + shape.at.out_of_own + i, mask=inside, other=0) + into_own - both
+        its_bend = tl.load(memory.longs + shape.at.from_partner + slot, mask=inside, other=0) + into_partner - both
+        more = tl.load(memory.ints + shape.at.sum + b, mask=inside, other=0) - tl.load(memory.ints + shape.at.sum + a, mask=inside, other=0)
+        its_sum = tl.load(memory.ints + shape.at.gpu_sum + first_gpu + partner, mask=inside, other=0)
+        power = own_power + tl.load(memory.longs + shape.at.gpu_power + first_gpu + partner, mask=inside, other=0)
+        power -= power_of(score(own_sum + more, own_bend, shape), top, inverse, shape)
+        power -= power_of(score(its_sum - more, its_bend, shape), top, inverse, shape)
+        allowed = (into_own != NO_GAIN) & (into_partner != NO_GAIN)  # h's own slots: h holds them
+        gain = tl.where(allowed, power >> 1, NO_GAIN)
+        better = gain > best
+        best = tl.where(better, gain, best)
+        best_key = tl.where(better, key, best_key)
+        start += shape.candidates
+    return best_candidate(best, best_key)
+
+
+@triton.jit(noinline=True)
+def swap(memory, heaviest, key, shape: tl.constexpr):
+    """Exchange the two slots of a key of `find_swap`. Returns the partner."""
+    E: tl.constexpr = shape.experts
+    S: tl.constexpr = shape.slots
+    D: tl.constexpr = shape.gpus // shape.nodes
+    partner = heaviest // D * D + key // (S * S)
+    own = heaviest * S + key // S % S
+    other = partner * S + key % S
+    a, b = tl.load(memory.ints + shape.at.slot + own), tl.load(memory.ints + shape.at.slot + other)
+    links = memory.ints + shape.at.link
+    to_own, to_other = _link_to(links, a, own, E), _link_to(links, b, other, E)
+    after_own, after_other = tl.load(links + E + own), tl.load(links + E + other)
+    tl.debug_barrier()
+    tl.store(memory.ints + shape.at.slot + own, b)
+    tl.store(memory.ints + shape.at.slot + other, a)
+    tl.store(links + E + own, after_other)
+    tl.store(links + E + other, after_own)
+    tl.store(links + to_own, other)
+    tl.store(links + to_other, own)
+    tl.debug_barrier()
+    return partner
+
+
+@triton.jit
+def _link_to(links, expert, slot, E: tl.constexpr):
+    """Where, in memory.link, the list of an expert's slots names this one."""
+    link = expert
+    while tl.load(links + link) != slot:
+        link = E + tl.load(links + link)
+    return link
+
+
+@triton.jit(noinline=True)
+def list_slots(memory, shape: tl.constexpr):
+    """Replicas of every expert, and lists of their slots: memory.link [E + P] names the first slot of each expert, then
+    the next slot of the same expert after each slot; -1 ends a list."""
+    E: tl.constexpr = shape.experts
+    start = 0
+    while start < E:
+        expert = start + tl.arange(0, shape.lanes)
+        inside = expert < E
+        count = tl.zeros((shape.lanes,), tl.int32)
+        link = expert
+        for slot in tl.range(0, shape.replicas, loop_unroll_factor=4):
+            here = inside & (tl.load(memory.ints + shape.at.slot + slot) == expert)
+            tl.store(memory.ints + shape.at.link + link, slot, mask=here)
+            link = tl.where(here, E + slot, link)
+            count += here.to(tl.int32)
+        tl.store(memory.ints + shape.at.link + link, -1, mask=inside)
+        tl.store(memory.ints + shape.at.count + expert, count, mask=inside)
+        start += shape.lanes
+    tl.debug_barrier()
+
+
+@triton.jit(noinline=True)
+def mark_slots(memory, first, second, apart, num, shape: tl.constexpr):
+    """memory.times: how often its GPU holds the expert of a slot; 0 where an earlier slot of the GPU holds it as well.
+
+    Of `num` slots: `apart` from `first` on, then from `second` on."""
+    S: tl.constexpr = shape.slots
+    start = 0
+    while start < num:
+        at = start + tl.arange(0, shape.lanes)
+        inside = at < num
+        slot = tl.where(at < apart, first + at, second + at - apart)
+        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=-1)
+        times = tl.zeros((shape.lanes,), tl.int32)
+        earlier = at < 0
+        for j in tl.range(0, S):
+            equal = tl.load(memory.ints + shape.at.slot + slot // S * S + j, mask=inside, other=-1) == expert
+            times += equal.to(tl.int32)
+            earlier = earlier | (equal & (slot % S > j))
+        tl.store(memory.ints + shape.at.times + slot, tl.where(earlier, 0, times), mask=inside)
+        start += shape.lanes
+    tl.debug_barrier()
