@@ -102,7 +102,7 @@ def _runs(sass: Listing, machine: Machine) -> list[float]:
     runs = [0.0] * len(sass.instructions)
     for number, block in enumerate(sass.blocks):
         code = [sass.instructions[at] for at in block]
-        slow_path = any(instruction.opcode.startswith("CALL") for instruction in code)
+        slow_path = any(i.opcode.startswith("CALL") and "__internal" in i.text for i in code)
         if number not in reachable or slow_path:
             continue
         own = Counter(instruction.chain for instruction in code)
@@ -118,8 +118,9 @@ def _alike(one: Counter[Chain], other: Counter[Chain], spread: Counter[Chain]) -
 
 
 def _unrolled(sass: Sequence[Instruction], ptx: Sequence[Instruction]) -> int:
-    """Copies of the PTX block in the SASS block, by warp reductions, stores and float64 additions at the same lines."""
-    for here, there in (("REDUX", "redux"), ("STG", "st.global"), ("DADD", "add.rn.f64")):
+    """Copies of the PTX block in the SASS block, by warp reductions, stores, float64 additions and loads at the same
+    lines."""
+    for here, there in (("REDUX", "redux"), ("STG", "st.global"), ("DADD", "add.rn.f64"), ("LDG", "ld.global")):
         before: Counter[Chain] = Counter(i.chain for i in ptx if i.opcode.startswith(there))
         after: Counter[Chain] = Counter(i.chain for i in sass if i.opcode.startswith(here))
         both = [chain for chain in before if chain in after]
@@ -129,7 +130,9 @@ def _unrolled(sass: Sequence[Instruction], ptx: Sequence[Instruction]) -> int:
 
 
 def _reachable(listing: Listing) -> set[int]:
-    seen, stack = {0}, [0]
+    at = {block.start: number for number, block in enumerate(listing.blocks)}
+    stack = [at[entry] for entry in listing.entries]
+    seen = set(stack)
     while stack:
         fresh = set(listing.successors[stack.pop()]) - seen
         seen |= fresh

@@ -76,6 +76,8 @@ def compute(parts: list[str]) -> Computed:
     Raises:
         KeyError: it is not modelled.
     """
+    if parts[-1] in ("s16x2", "u16x2"):
+        return _both_halves(parts)
     name, kind = parts[0], DTYPES[parts[-1]]
     if name in _ONE:
         return kind, [kind], _ONE[name]
@@ -96,6 +98,15 @@ def compute(parts: list[str]) -> Computed:
         "prmt": lambda: (kind, [kind, kind, kind], _permute_bytes),
     }
     return others[name]()
+
+
+def _both_halves(parts: list[str]) -> Computed:
+    half, function = DTYPES[parts[-1].removesuffix("x2")], _TWO[parts[0]]
+    return _U32, [_U32, _U32], lambda a, b: function(_halves(a, half), _halves(b, half)).view(_U32)
+
+
+def _halves(a: Array, half: np.dtype[Any]) -> Array:
+    return np.ascontiguousarray(a).view(half)
 
 
 def shuffle(mode: str, values: Array, lane: Array) -> Array:
@@ -168,6 +179,8 @@ def _multiply(parts: list[str]) -> Computed:
     if "hi" in parts and kind.itemsize < 8:
         wide = np.dtype(f"{kind.kind}{2 * kind.itemsize}")
         return kind, [kind, kind], lambda a, b: (a.astype(wide) * b.astype(wide)) >> (8 * kind.itemsize)
+    if "hi" in parts:
+        return kind, [kind, kind], np.vectorize(lambda a, b: int(a) * int(b) >> 64, otypes=[kind])
     if "lo" in parts and parts[0] == "mul":
         return kind, [kind, kind], np.multiply
     if "lo" in parts:

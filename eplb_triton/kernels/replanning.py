@@ -105,8 +105,9 @@ def replan_layers(
         if fresh:
             fresh_plan(memory, samples, shape)
         list_slots(memory, shape)
-        mark_slots(memory, 0, 0, shape.replicas, shape.replicas, shape)
-        divide_loads(memory, samples, 0, 1, shape.experts, shape)
+        none = tl.full((), 0, tl.int32)  # numbers in their stead would make functions of their own
+        mark_slots(memory, none, none, none + shape.replicas, none + shape.replicas, shape)
+        divide_loads(memory, samples, none, none + 1, none + shape.experts, shape)
         most_steps = tl.where(fresh, shape.fresh_moves, shape.moves)
         limit = tl.where(fresh, NO_LIMIT, moves)
         its_price = tl.where(fresh, float64(0.0), slot_price)
@@ -141,12 +142,14 @@ def replan_layers(
             if moving:
                 if is_swap:
                     partner = swap(memory, heaviest, key, shape)
-                    mark_slots(memory, heaviest * shape.slots, partner * shape.slots, shape.slots, 2 * shape.slots, shape)
+                    of_gpu = none + shape.slots
+                    mark_slots(memory, heaviest * of_gpu, partner * of_gpu, of_gpu, 2 * of_gpu, shape)
                     written += 2
                 else:
                     a, b, gpu = add_replica(memory, heaviest, key, shape)
-                    mark_slots(memory, gpu * shape.slots, 0, shape.slots, shape.slots, shape)
-                    divide_loads(memory, samples, a, b - a, 2, shape)
+                    of_gpu = none + shape.slots
+                    mark_slots(memory, gpu * of_gpu, none, of_gpu, of_gpu, shape)
+                    divide_loads(memory, samples, a, b - a, none + 2, shape)
                     written += 1
                 step += 1
         more = (fresh == 0) & (step == most_steps)

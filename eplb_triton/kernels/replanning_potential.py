@@ -123,11 +123,12 @@ def inverse_of_top(top):
 @triton.jit
 def power_of(scores, top, inverse, shape: tl.constexpr):
     """(score / top)^norm with 30 bits after the point, int64; POWER_LIMIT of a score above `top`."""
+    SQUARINGS: tl.constexpr = shape.squarings
     low = tl.minimum(scores, top)
     ratio = (low.to(tl.float64) * inverse).to(tl.int32)  # at most 1 too low, as in `quotient`
     rest = (low.to(tl.int64) << POWER_BITS) - ratio.to(tl.int64) * top
     ratio += (rest >= top).to(tl.int32)
-    for _ in tl.static_range(shape.squarings):
+    for _ in tl.static_range(SQUARINGS):
         ratio = ((ratio.to(tl.int64) * ratio) >> POWER_BITS).to(tl.int32)
     return tl.where(scores > top, POWER_LIMIT, ratio.to(tl.int64))
 
@@ -135,8 +136,9 @@ def power_of(scores, top, inverse, shape: tl.constexpr):
 @triton.jit
 def predicted_peak(top, potential, shape: tl.constexpr):
     """J = top * (F / (D * 2^30))^(1 / norm), float64, by square roots."""
+    SQUARINGS: tl.constexpr = shape.squarings
     root = potential.to(tl.float64) / float64(shape.gpus * 2.0**30)
-    for _ in tl.static_range(shape.squarings):
+    for _ in tl.static_range(SQUARINGS):
         root = tl.sqrt(root)
     return top.to(tl.float64) * root
 
