@@ -10,7 +10,7 @@ from eplb_triton.kernels.arith import float64
 from eplb_triton.kernels.relabelling import relabel_gpus
 from eplb_triton.kernels.replanning_fresh import fresh_plan, partition_experts
 from eplb_triton.kernels.replanning_history import UNITS, sample_history
-from eplb_triton.kernels.replanning_moves import find_swap, list_slots, mark_slots, multiply_own, swap
+from eplb_triton.kernels.replanning_moves import find_swap, list_slots, multiply_own, swap
 from eplb_triton.kernels.replanning_potential import (
     add_up_gpus,
     divide_loads,
@@ -24,7 +24,6 @@ from eplb_triton.kernels.replanning_replicas import (
     add_replica,
     find_replica,
     list_donors,
-    list_receivers,
     try_receivers,
     value_pairs,
 )
@@ -105,9 +104,9 @@ def replan_layers(
         if fresh:
             fresh_plan(memory, samples, shape)
         list_slots(memory, shape)
-        none = tl.full((), 0, tl.int32)  # numbers in their stead would make functions of their own
-        mark_slots(memory, none, none, none + shape.replicas, none + shape.replicas, shape)
+        none = tl.full((), 0, tl.int32)  # a number in its stead would make a function of its own
         divide_loads(memory, samples, none, none + 1, none + shape.experts, shape)
+        changed = none + shape.gpus
         most_steps = tl.where(fresh, shape.fresh_moves, shape.moves)
         limit = tl.where(fresh, NO_LIMIT, moves)
         its_price = tl.where(fresh, float64(0.0), slot_price)
@@ -115,7 +114,7 @@ def replan_layers(
         step = tl.full((), 0, tl.int32)
         moving = tl.full((), 1, tl.int1)
         while moving:
-            add_up_gpus(memory, samples, shape)
+            add_up_gpus(memory, samples, changed, shape)
             heaviest, top, potential = rate_gpus(memory, shape)
             peak = predicted_peak(top, potential, shape)
             if (step == 0) & (fresh == 0):
@@ -123,14 +122,15 @@ def replan_layers(
             floor = least_gain(its_price, peak, potential, shape)
             gain, key = floor, tl.full((), 0, tl.int32)
             is_swap = tl.full((), 1, tl.int1)
-            if (step < most_steps) & (written <= limit - 2):
-                multiply_own(memory, samples, heaviest, shape)
-                gain_of_swap, key_of_swap = find_swap(memory, heaviest, top, shape)
-                if gain_of_swap > gain:
-                    gain, key = gain_of_swap, key_of_swap
-            if (step < most_steps) & (written <= limit - 1) & (fresh == 0):
-                holders = list_receivers(memory, heaviest, shape)
-                receivers = try_receivers(memory, samples, heaviest, top, holders, floor, shape)
+            if (step < most_steps) & (written < limit):
+                holders = multiply_own(memory, samples, heaviest, shape)
+                if written <= limit - 2:
+                    gain_of_swap, key_of_swap = find_swap(memory, heaviest, top, shape)
+                    if gain_of_swap > gain:
+                        gain, key = gain_of_swap, key_of_swap
+                receivers = none
+                if fresh == 0:
+                    receivers = try_receivers(memory, samples, heaviest, top, holders, floor, shape)
                 if receivers > 0:
                     donors, most = list_donors(memory, samples, heaviest, top, shape)
                     value_pairs(memory, samples, heaviest, top, donors, receivers, shape)
@@ -141,14 +141,10 @@ def replan_layers(
             moving = gain > floor
             if moving:
                 if is_swap:
-                    partner = swap(memory, heaviest, key, shape)
-                    of_gpu = none + shape.slots
-                    mark_slots(memory, heaviest * of_gpu, partner * of_gpu, of_gpu, 2 * of_gpu, shape)
+                    changed = swap(memory, heaviest, key, shape)
                     written += 2
                 else:
-                    a, b, gpu = add_replica(memory, heaviest, key, shape)
-                    of_gpu = none + shape.slots
-                    mark_slots(memory, gpu * of_gpu, none, of_gpu, of_gpu, shape)
+                    a, b, changed = add_replica(memory, heaviest, key, shape)
                     divide_loads(memory, samples, a, b - a, none + 2, shape)
                     written += 1
                 step += 1

@@ -8,6 +8,7 @@ from eplb_triton.kernels.arith import divide, float64
 from eplb_triton.kernels.fixed import fixed_point
 from eplb_triton.kernels.groups_partition import pack_partition
 from eplb_triton.kernels.pack_blocks import fill_blocks
+from eplb_triton.kernels.replanning_potential import total_loads
 from eplb_triton.kernels.replicate_capped import capped_counts
 from eplb_triton.kernels.replicate_waterfill import list_by_expert
 
@@ -22,9 +23,9 @@ def partition_experts(partitions_ptr, memory, shape: tl.constexpr):
     group = tl.arange(0, shape.group_lanes)
     inside = group < G
     total = tl.zeros((shape.group_lanes,), tl.int64)
-    for at in tl.range(0, shape.samples * SIZE, loop_unroll_factor=8):
-        sample_ptr = memory.ints + shape.at.sample + at // SIZE * E + at % SIZE
-        total += tl.load(sample_ptr + group * SIZE, mask=inside, other=0)
+    for at in tl.range(0, SIZE):
+        load, squares = total_loads(memory, tl.minimum(group, G - 1) * SIZE + at, shape)
+        total += load
     tl.store(memory.floats + shape.at.weights + group, total.to(tl.float32), mask=inside)
     tl.debug_barrier()
     pack_partition(
@@ -46,12 +47,7 @@ def fresh_plan(memory, samples, shape: tl.constexpr):
     E: tl.constexpr = shape.experts
     expert = tl.arange(0, shape.expert_lanes)
     inside = expert < E
-    total = tl.zeros((shape.expert_lanes,), tl.int32)
-    square = tl.zeros((shape.expert_lanes,), tl.int64)
-    for t in tl.range(0, shape.samples, loop_unroll_factor=8):
-        load = tl.load(memory.ints + shape.at.sample + t * E + expert, mask=inside, other=0)
-        total += load
-        square += load.to(tl.int64) * load
+    total, square = total_loads(memory, tl.minimum(expert, E - 1), shape)
     variance = tl.maximum(samples * square - total.to(tl.int64) * total, 0)
     # z / sqrt(S): S replicas of independent loads deviate by sqrt(S) of them together
     weight = total.to(tl.float64) + float64(shape.z_of_slot) * tl.sqrt(variance.to(tl.float64))

@@ -22,7 +22,7 @@ def sample_history(
     memory,
     shape: tl.constexpr,
 ):
-    """Fill memory.sample with the loads of up to `shape.samples` steps, in UNITS a step, rows beyond with 0.
+    """Fill memory.sample [E, T] with the loads of up to `shape.samples` steps, in UNITS a step, the rest with 0.
 
     Returns how many there are, and the lowest expert with a bad load, else -1.
     """
@@ -172,13 +172,13 @@ def _steps_since_change(layer_ptr, step_stride, expert_stride, kept, scale, idle
 
 @triton.jit
 def _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idle, memory, shape: tl.constexpr):
-    """Evenly spaced steps back from the newest one, moved so that their mean is each expert's share of all steps used."""
+    """Evenly spaced steps back from the newest, moved so that their mean is each expert's share of all steps used."""
     expert = tl.arange(0, shape.expert_lanes)
     inside = expert < shape.experts
     taken = tl.minimum(steps, shape.samples)
     every = steps // taken
     added = tl.zeros((shape.expert_lanes,), tl.int32)
-    for i in tl.range(0, shape.samples):
+    for i in tl.range(0, shape.row):
         loads = tl.zeros((shape.expert_lanes,), tl.int32)
         if i < taken:
             at = kept - 1 - i * every
@@ -186,12 +186,12 @@ def _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idl
             total = tl.load(memory.longs + shape.at.total + at)
             whole = _scaled(step_ptr, expert_stride, scale, idle, shape)
             loads = quotient(whole * UNITS, total, inverse_of(total)).to(tl.int32)
-        tl.store(memory.ints + shape.at.sample + i * shape.experts + expert, loads, mask=inside)
+        tl.store(memory.ints + shape.at.sample + expert * shape.row + i, loads, mask=inside)
         added += loads
     share = tl.load(memory.ints + shape.at.share + expert, mask=inside, other=0)
     shift = share - added // taken
     for i in tl.range(0, taken):  # every lane reads what it has stored itself
-        sample_ptr = memory.ints + shape.at.sample + i * shape.experts + expert
+        sample_ptr = memory.ints + shape.at.sample + expert * shape.row + i
         loads = tl.load(sample_ptr, mask=inside, other=0)
         tl.store(sample_ptr, tl.maximum(loads + shift, 0), mask=inside)
     tl.debug_barrier()

@@ -22,6 +22,8 @@ from eplb_triton.topology import Topology
 
 AT_ONCE_FROM = 128
 """Redundant replicas a row from which D'Hondt picks by threshold; below, a step each is faster to compile."""
+TOGETHER = 4
+"""Samples that a lane loads at once: 16 bytes. With more, lanes share a row, and every sum takes shuffles."""
 NO_LIMIT = 0x7FFFFFFF
 _INTERPRETED = not isinstance(replan_layers, triton.runtime.JITFunction)
 
@@ -31,8 +33,8 @@ class Places:
     """Where each array of a layer begins, in elements of its tensor of `Memory`."""
 
     # int32
-    sample: int  # [T, E] loads
-    level: int  # [3, T, E] loads of a replica: as many replicas as there are, one fewer, one more
+    sample: int  # [E, T] loads
+    level: int  # [3, E, T] loads of a replica: as many replicas as there are, one fewer, one more
     sum: int  # [3, E] of them over the samples
     count: int  # [E] replicas
     share: int  # [E] of all steps used
@@ -42,11 +44,13 @@ class Places:
     before: int  # [P]
     moved: int  # [P]
     times: int  # [P] how often its GPU holds the expert of a slot; 0: an earlier slot says it
-    gpu_load: int  # [T, D]
+    gpu_load: int  # [D, T]
     gpu_sum: int  # [D]
     step: int  # [steps] steps with loads
     holder: int  # [p]
     held_at: int  # [S, d]
+    own_at: int  # [p]
+    changed: int  # [2 * P + D] GPUs, some of them twice
     donor: int  # [p]
     receiver: int  # [S]
     shared: int  # [D, d] replicas that GPUs share
@@ -101,6 +105,8 @@ class ReplanShape:
     groups: int
     slots: int
     samples: int
+    row: int  # T, of samples in memory: at least `samples`, the rest 0
+    together: int  # samples that a lane loads at once
     newest_steps: int
     moves: int
     fresh_moves: int
@@ -170,9 +176,10 @@ def replan_plan(
     steps = min(steps, NEWEST_STEPS)
     groups, nodes = topology.planned_groups, topology.planned_nodes
     width = max(num_experts, topology.num_replicas)
-    num_warps = 1 if width <= 64 else 4 if width <= 1024 else 8
+    num_warps = 1 if width <= 64 else 8
     threads = warp * num_warps
     flat = triton.next_power_of_2(max(topology.replicas_per_node * topology.slots_per_gpu, 32 * topology.num_gpus))
+    row = _row(rule)
     sizes = _sizes(topology, num_experts, rule, warp)
     at, totals = _places(sizes, topology, num_experts, rule, steps)
     ways = len(partitions_to_try(groups, nodes)) if nodes > 1 else 0
@@ -180,10 +187,10 @@ def replan_plan(
     z = score_z(topology.num_gpus, rule.z)
     shape = ReplanShape(
         num_experts, topology.num_replicas, topology.num_gpus, nodes, groups, topology.slots_per_gpu,
-        rule.samples, NEWEST_STEPS, rule.moves, rule.fresh_moves, rule.norm.bit_length() - 1,
+        rule.samples, row, row if wide else min(row, TOGETHER), NEWEST_STEPS, rule.moves, rule.fresh_moves, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=max(threads, min(flat, 4096)) if wide else threads,
-        candidates=max(threads, min(flat, 4096)) if wide else 2 * threads,
+        candidates=max(threads, min(flat, 4096)) if wide else threads,
         **sizes,
         at_once=(topology.num_replicas - num_experts) // nodes >= AT_ONCE_FROM,
         ways=ways, way_lanes=max(warp, triton.next_power_of_2(ways)),
@@ -192,6 +199,10 @@ def replan_plan(
     )  # fmt: skip
     registers = {1: 168, 4: 128, 8: 128}[num_warps] if warp == 32 else None
     return ReplanPlan(shape, num_warps, registers, _partitions(topology, ways))
+
+
+def _row(rule: Replan) -> int:
+    return max(4, triton.next_power_of_2(rule.samples))
 
 
 def _sizes(topology: Topology, num_experts: int, rule: Replan, warp: int) -> dict[str, int]:
@@ -212,13 +223,13 @@ def _places(
     sizes: dict[str, int], topology: Topology, num_experts: int, rule: Replan, steps: int
 ) -> tuple[Places, tuple[int, int, int]]:
     """Where arrays begin, multiples of 4 elements; and how long the three tensors of a layer are."""
-    E, P, D, T = num_experts, topology.num_replicas, topology.num_gpus, rule.samples  # noqa: N806
+    E, P, D, T = num_experts, topology.num_replicas, topology.num_gpus, _row(rule)  # noqa: N806
     S, p, d = topology.slots_per_gpu, topology.replicas_per_node, topology.gpus_per_node  # noqa: N806
     row = max(sizes["row_replicas"], sizes["row_experts"], sizes["group_lanes"]) + 64
     ints = {
         "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "link": E + P,
         "slot": P, "before": P, "moved": P, "times": P, "gpu_load": T * D, "gpu_sum": D, "step": steps,
-        "holder": p, "held_at": S * d, "donor": p, "receiver": S, "shared": D * d, "taken": D, "order": D,
+        "holder": p, "held_at": S * d, "own_at": p, "changed": 2 * P + D, "donor": p, "receiver": S, "shared": D * d, "taken": D, "order": D,
         "partner": D, "kept": 2 * P, "placed": P, "logical": row, "expert": row, "rank": row, "fixed": row,
         "item_at": row, "spare": row, "state": 5 * sizes["group_lanes"],
     }  # fmt: skip

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, LOWEST
-from eplb_triton.kernels.replanning_potential import inverse_of_top, power_of, score
+from eplb_triton.kernels.replanning_potential import inverse_of_top, power_of, rows, score
 
 NO_GAIN = tl.constexpr(-(1 << 62))
 
@@ -30,12 +30,13 @@ def best_candidate(gain, key):
 
 @triton.jit(noinline=True)
 def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
-    """What the swaps of the heaviest GPU h are valued by.
+    """What the steps of the heaviest GPU h are valued by. Returns how many slots are in memory.holder.
 
     memory.product [S, p]: 2 T times the product of each slot of h with each slot of its node. By slot of the node:
-    memory.into_own, what b adds to h, and memory.from_partner, what o is without it. By slot i of h and GPU o,
-    memory.into_partner: what a adds to o; NO_GAIN where o holds it. memory.out_of_own: what h is without a."""
-    E: tl.constexpr = shape.experts
+    memory.into_own, what b adds to h, NO_GAIN where h holds it, and memory.from_partner, what o is without it. By slot i
+    of h, memory.out_of_own: what h is without a; by i and GPU o, memory.into_partner: what a adds to o, NO_GAIN where o
+    holds it. memory.held_at [S, d]: the lowest slot of o that holds a, for the lowest i of each expert, else -1.
+    memory.holder: these slots, of experts that may get a replica more."""
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     P: tl.constexpr = D * S
@@ -44,55 +45,76 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
     twice = 2 * samples.to(tl.int64)
     start = 0
     while start < S * P:
-        at = start + tl.arange(0, shape.lanes)
-        inside = at < S * P
-        a = tl.load(memory.ints + shape.at.slot + own_slot + at // P, mask=inside, other=0)
-        b = tl.load(memory.ints + shape.at.slot + first_slot + at % P, mask=inside, other=0)
+        at = tl.minimum(start + tl.arange(0, shape.lanes), S * P - 1)
+        tl.store(memory.ints + shape.at.held_at + at, tl.full((shape.lanes,), -1, tl.int32), mask=at < S * D)
+        a = tl.load(memory.ints + shape.at.slot + own_slot + at // P)
+        b = tl.load(memory.ints + shape.at.slot + first_slot + at % P)
+        own_ptr = rows(memory.ints + shape.at.level, a, shape)
+        other_ptr = rows(memory.ints + shape.at.level, b, shape)
         product = tl.zeros((shape.lanes,), tl.int64)
-        for t in tl.range(0, shape.samples, loop_unroll_factor=8):
-            one = tl.load(memory.ints + shape.at.level + t * E + a, mask=inside, other=0)
-            product += one.to(tl.int64) * tl.load(memory.ints + shape.at.level + t * E + b, mask=inside, other=0)
-        tl.store(memory.longs + shape.at.product + at, twice * product, mask=inside)
+        for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
+            product += tl.sum(tl.load(own_ptr + t).to(tl.int64) * tl.load(other_ptr + t), 1)
+        tl.store(memory.longs + shape.at.product + at, twice * product)
         start += shape.lanes
     tl.debug_barrier()
-    start = 0
-    while start < P:
-        at = start + tl.arange(0, shape.lanes)
-        inside = at < P
-        b = tl.load(memory.ints + shape.at.slot + first_slot + at, mask=inside, other=0)
-        own = tl.zeros((shape.lanes,), tl.int64)
-        held = at < 0
-        for i in tl.range(0, S):
-            own += tl.load(memory.longs + shape.at.product + i * P + at, mask=inside, other=0)
-            held = held | (tl.load(memory.ints + shape.at.slot + own_slot + i) == b)
-        square = samples * tl.load(memory.longs + shape.at.square + b, mask=inside, other=0)
-        spread = tl.load(memory.longs + shape.at.spread + b, mask=inside, other=0)
-        bend = tl.load(memory.longs + shape.at.gpu_bend + first_gpu + at // S, mask=inside, other=0)
-        partner = twice * tl.load(memory.longs + shape.at.own_product + first_slot + at, mask=inside, other=0)
-        tl.store(memory.longs + shape.at.into_own + at, tl.where(held, NO_GAIN, own + square + spread), mask=inside)
-        tl.store(memory.longs + shape.at.from_partner + at, bend - partner + square - spread, mask=inside)
-        start += shape.lanes
+    num = _meet_own(memory, samples, heaviest, shape)
     start = 0
     while start < S * D:
-        at = start + tl.arange(0, shape.lanes)
-        inside = at < S * D
+        at = tl.minimum(start + tl.arange(0, shape.lanes), S * D - 1)
         i, gpu = at // D, at % D
-        a = tl.load(memory.ints + shape.at.slot + own_slot + i, mask=inside, other=0)
+        a = tl.load(memory.ints + shape.at.slot + own_slot + i)
         theirs = tl.zeros((shape.lanes,), tl.int64)
-        held = at < 0
-        for j in tl.range(0, S):
-            slot = gpu * S + j
-            theirs += tl.load(memory.longs + shape.at.product + i * P + slot, mask=inside, other=0)
-            held = held | (tl.load(memory.ints + shape.at.slot + first_slot + slot, mask=inside, other=0) == a)
-        square = samples * tl.load(memory.longs + shape.at.square + a, mask=inside, other=0)
-        spread = tl.load(memory.longs + shape.at.spread + a, mask=inside, other=0)
-        tl.store(memory.longs + shape.at.into_partner + at, tl.where(held, NO_GAIN, theirs + square + spread), mask=inside)
+        for j in tl.range(0, S, loop_unroll_factor=4):
+            theirs += tl.load(memory.longs + shape.at.product + i * P + gpu * S + j)
+        lowest = tl.load(memory.ints + shape.at.own_at + heaviest * S - first_slot + i)
+        held = tl.load(memory.ints + shape.at.held_at + lowest * D + gpu) >= 0
+        square = samples * tl.load(memory.longs + shape.at.square + a)
+        spread = tl.load(memory.longs + shape.at.spread + a)
+        tl.store(memory.longs + shape.at.into_partner + at, tl.where(held, NO_GAIN, theirs + square + spread))
         bend = tl.load(memory.longs + shape.at.gpu_bend + heaviest)
-        own = twice * tl.load(memory.longs + shape.at.own_product + own_slot + i, mask=inside, other=0)
+        own = twice * tl.load(memory.longs + shape.at.own_product + own_slot + i)
         # one of the lanes of a slot of h is enough; all would store the same
-        tl.store(memory.longs + shape.at.out_of_own + i, bend - own + square - spread, mask=inside & (gpu == 0))
+        tl.store(memory.longs + shape.at.out_of_own + i, bend - own + square - spread, mask=gpu == 0)
         start += shape.lanes
     tl.debug_barrier()
+    return num
+
+
+@triton.jit
+def _meet_own(memory, samples, heaviest, shape: tl.constexpr):
+    """The part of `multiply_own` by slots of the node; memory.own_at: the lowest i of h with the expert of each, or -1."""
+    S: tl.constexpr = shape.slots
+    D: tl.constexpr = shape.gpus // shape.nodes
+    P: tl.constexpr = D * S
+    first_gpu = heaviest // D * D
+    num = tl.full((), 0, tl.int32)
+    start = 0
+    while start < P:
+        place = start + tl.arange(0, shape.lanes)
+        at = tl.minimum(place, P - 1)
+        gpu, slot = first_gpu + at // S, first_gpu * S + at
+        b = tl.load(memory.ints + shape.at.slot + slot)
+        own = tl.zeros((shape.lanes,), tl.int64)
+        lowest = tl.full((shape.lanes,), -1, tl.int32)
+        for i in tl.range(0, S, loop_unroll_factor=4):
+            own += tl.load(memory.longs + shape.at.product + i * P + at)
+            a = tl.load(memory.ints + shape.at.slot + heaviest * S + i)
+            lowest = tl.where((lowest < 0) & (a == b), i, lowest)
+        square = samples * tl.load(memory.longs + shape.at.square + b)
+        spread = tl.load(memory.longs + shape.at.spread + b)
+        bend = tl.load(memory.longs + shape.at.gpu_bend + gpu)
+        partner = 2 * samples * tl.load(memory.longs + shape.at.own_product + slot)
+        tl.store(memory.longs + shape.at.into_own + at, tl.where(lowest >= 0, NO_GAIN, own + square + spread))
+        tl.store(memory.longs + shape.at.from_partner + at, bend - partner + square - spread)
+        tl.store(memory.ints + shape.at.own_at + at, lowest)
+        first = (place < P) & (lowest >= 0) & (tl.load(memory.ints + shape.at.times + slot) > 0)
+        tl.store(memory.ints + shape.at.held_at + lowest * D + gpu - first_gpu, slot, mask=first)
+        found = (first & (tl.load(memory.ints + shape.at.count + b) < D)).to(tl.int32)
+        tl.store(memory.ints + shape.at.holder + num + tl.cumsum(found, 0) - 1, slot, mask=found != 0)
+        num += tl.sum(found, 0)
+        start += shape.lanes
+    tl.debug_barrier()
+    return num
 
 
 @triton.jit(noinline=True)
@@ -111,20 +133,19 @@ def find_swap(memory, heaviest, top, shape: tl.constexpr):
     best_key = tl.full((shape.candidates,), HIGHEST, tl.int32)
     start = 0
     while start < P * S:
-        key = start + tl.arange(0, shape.candidates)
-        inside = key < P * S
+        key = tl.minimum(start + tl.arange(0, shape.candidates), P * S - 1)
         partner, i = key // (S * S), key // S % S
         slot = partner * S + key % S
-        a = tl.load(memory.ints + shape.at.slot + own_slot + i, mask=inside, other=0)
-        b = tl.load(memory.ints + shape.at.slot + first_slot + slot, mask=inside, other=0)
-        both = tl.load(memory.longs + shape.at.product + i * P + slot, mask=inside, other=0)
-        into_own = tl.load(memory.longs + shape.at.into_own + slot, mask=inside, other=NO_GAIN)
-        into_partner = tl.load(memory.longs + shape.at.into_partner + i * D + partner, mask=inside, other=NO_GAIN)
-        own_bend = tl.load(memory.longs + shape.at.out_of_own + i, mask=inside, other=0) + into_own - both
-        its_bend = tl.load(memory.longs + shape.at.from_partner + slot, mask=inside, other=0) + into_partner - both
-        more = tl.load(memory.ints + shape.at.sum + b, mask=inside, other=0) - tl.load(memory.ints + shape.at.sum + a, mask=inside, other=0)
-        its_sum = tl.load(memory.ints + shape.at.gpu_sum + first_gpu + partner, mask=inside, other=0)
-        power = own_power + tl.load(memory.longs + shape.at.gpu_power + first_gpu + partner, mask=inside, other=0)
+        a = tl.load(memory.ints + shape.at.slot + own_slot + i)
+        b = tl.load(memory.ints + shape.at.slot + first_slot + slot)
+        both = tl.load(memory.longs + shape.at.product + i * P + slot)
+        into_own = tl.load(memory.longs + shape.at.into_own + slot)
+        into_partner = tl.load(memory.longs + shape.at.into_partner + i * D + partner)
+        own_bend = tl.load(memory.longs + shape.at.out_of_own + i) + into_own - both
+        its_bend = tl.load(memory.longs + shape.at.from_partner + slot) + into_partner - both
+        more = tl.load(memory.ints + shape.at.sum + b) - tl.load(memory.ints + shape.at.sum + a)
+        its_sum = tl.load(memory.ints + shape.at.gpu_sum + first_gpu + partner)
+        power = own_power + tl.load(memory.longs + shape.at.gpu_power + first_gpu + partner)
         power -= power_of(score(own_sum + more, own_bend, shape), top, inverse, shape)
         power -= power_of(score(its_sum - more, its_bend, shape), top, inverse, shape)
         allowed = (into_own != NO_GAIN) & (into_partner != NO_GAIN)  # h's own slots: h holds them
@@ -138,14 +159,15 @@ def find_swap(memory, heaviest, top, shape: tl.constexpr):
 
 @triton.jit(noinline=True)
 def swap(memory, heaviest, key, shape: tl.constexpr):
-    """Exchange the two slots of a key of `find_swap`. Returns the partner."""
+    """Exchange the two slots of a key of `find_swap`. Returns how many GPUs are in memory.changed."""
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     partner = heaviest // D * D + key // (S * S)
     own = heaviest * S + key // S % S
     other = partner * S + key % S
-    a, b = tl.load(memory.ints + shape.at.slot + own), tl.load(memory.ints + shape.at.slot + other)
+    a = tl.load(memory.ints + shape.at.slot + own)
+    b = tl.load(memory.ints + shape.at.slot + other)
     links = memory.ints + shape.at.link
     to_own, to_other = _link_to(links, a, own, E), _link_to(links, b, other, E)
     after_own, after_other = tl.load(links + E + own), tl.load(links + E + other)
@@ -156,8 +178,10 @@ def swap(memory, heaviest, key, shape: tl.constexpr):
     tl.store(links + E + other, after_own)
     tl.store(links + to_own, other)
     tl.store(links + to_other, own)
+    tl.store(memory.ints + shape.at.changed, heaviest)
+    tl.store(memory.ints + shape.at.changed + 1, partner)
     tl.debug_barrier()
-    return partner
+    return tl.full((), 2, tl.int32)
 
 
 @triton.jit
@@ -172,7 +196,7 @@ def _link_to(links, expert, slot, E: tl.constexpr):
 @triton.jit(noinline=True)
 def list_slots(memory, shape: tl.constexpr):
     """Replicas of every expert, and lists of their slots: memory.link [E + P] names the first slot of each expert, then
-    the next slot of the same expert after each slot; -1 ends a list."""
+    the next slot of the same expert after each slot; -1 ends a list. All GPUs to memory.changed."""
     E: tl.constexpr = shape.experts
     start = 0
     while start < E:
@@ -188,27 +212,6 @@ def list_slots(memory, shape: tl.constexpr):
         tl.store(memory.ints + shape.at.link + link, -1, mask=inside)
         tl.store(memory.ints + shape.at.count + expert, count, mask=inside)
         start += shape.lanes
-    tl.debug_barrier()
-
-
-@triton.jit(noinline=True)
-def mark_slots(memory, first, second, apart, num, shape: tl.constexpr):
-    """memory.times: how often its GPU holds the expert of a slot; 0 where an earlier slot of the GPU holds it as well.
-
-    Of `num` slots: `apart` from `first` on, then from `second` on."""
-    S: tl.constexpr = shape.slots
-    start = 0
-    while start < num:
-        at = start + tl.arange(0, shape.lanes)
-        inside = at < num
-        slot = tl.where(at < apart, first + at, second + at - apart)
-        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=-1)
-        times = tl.zeros((shape.lanes,), tl.int32)
-        earlier = at < 0
-        for j in tl.range(0, S):
-            equal = tl.load(memory.ints + shape.at.slot + slot // S * S + j, mask=inside, other=-1) == expert
-            times += equal.to(tl.int32)
-            earlier = earlier | (equal & (slot % S > j))
-        tl.store(memory.ints + shape.at.times + slot, tl.where(earlier, 0, times), mask=inside)
-        start += shape.lanes
+    gpu = tl.arange(0, shape.gpu_lanes)
+    tl.store(memory.ints + shape.at.changed + gpu, gpu, mask=gpu < shape.gpus)
     tl.debug_barrier()

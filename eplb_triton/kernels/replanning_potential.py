@@ -14,80 +14,117 @@ POWER_LIMIT = tl.constexpr(1 << 46)
 MOST_FLOOR = tl.constexpr(2.0**62)
 
 
+@triton.jit
+def rows(first_ptr, row, shape: tl.constexpr):
+    """Pointers [lanes, together] to the beginnings of rows of samples."""
+    return first_ptr + row[:, None] * shape.row + tl.arange(0, shape.together)[None, :]
+
+
+@triton.jit
+def total_loads(memory, expert, shape: tl.constexpr):
+    """Sums over the samples of the loads (int32) and of their squares (int64) of experts [lanes]."""
+    added, squares = expert * 0, (expert * 0).to(tl.int64)
+    sample_ptr = rows(memory.ints + shape.at.sample, expert, shape)
+    for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
+        load = tl.load(sample_ptr + t)
+        added += tl.sum(load, 1)
+        squares += tl.sum(load.to(tl.int64) * load, 1)
+    return added, squares
+
+
 @triton.jit(noinline=True)
 def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
-    """Loads of a replica of experts first, first + apart, ... (`num` of them): as many replicas as there are, one fewer
-    and one more, with their sums and spreads over the samples."""
+    """Loads of a replica of experts first, first + apart, ... (`num` of them): memory.level of as many replicas as there
+    are, of one fewer and of one more, with their sums and spreads over the samples."""
     E: tl.constexpr = shape.experts
     start = 0
-    while start < num:
+    while start < 3 * num * shape.row:
         at = start + tl.arange(0, shape.lanes)
-        inside = at < num
-        expert = first + at * apart
-        count = tl.load(memory.ints + shape.at.count + expert, mask=inside, other=1)
-        for change in tl.static_range(3):  # replicas: as they are, one fewer, one more
-            replicas = tl.maximum(count + (0, -1, 1)[change], 1).to(tl.float32)
-            level, sums = memory.ints + shape.at.level + change * (shape.samples * E), change * E + expert
-            added = tl.zeros((shape.lanes,), tl.int32)
-            squares = tl.zeros((shape.lanes,), tl.int64)
-            for t in tl.range(0, shape.samples, loop_unroll_factor=4):
-                load = tl.load(memory.ints + shape.at.sample + t * E + expert, mask=inside, other=0)
-                # below 2^22, at least 2^-22 below the next whole number, which float32's rounding cannot reach
-                each = tl.math.div_rn(load.to(tl.float32), replicas).to(tl.int32)
-                tl.store(level + t * E + expert, each, mask=inside)
-                added += each
-                squares += each.to(tl.int64) * each
-            tl.store(memory.ints + shape.at.sum + sums, added, mask=inside)
-            tl.store(memory.longs + shape.at.square + sums, squares, mask=inside)
-            tl.store(memory.longs + shape.at.spread + sums, samples * squares - added.to(tl.int64) * added, mask=inside)
+        inside = at < 3 * num * shape.row
+        change, t = at // shape.row % 3, at % shape.row
+        expert = first + tl.minimum(at // (3 * shape.row), num - 1) * apart
+        replicas = tl.load(memory.ints + shape.at.count + expert)
+        replicas += tl.where(change == 1, -1, tl.where(change == 2, 1, 0))
+        load = tl.load(memory.ints + shape.at.sample + expert * shape.row + t)
+        # below 2^22, so at least 2^-22 below the next whole number, which float32's rounding cannot reach
+        each = tl.math.div_rn(load.to(tl.float32), tl.maximum(replicas, 1).to(tl.float32)).to(tl.int32)
+        tl.store(memory.ints + shape.at.level + (change * E + expert) * shape.row + t, each, mask=inside)
+        start += shape.lanes
+    tl.debug_barrier()
+    start = 0
+    while start < 3 * num:
+        at = start + tl.arange(0, shape.lanes)
+        one = tl.minimum(at, 3 * num - 1)
+        row = one % 3 * E + first + one // 3 * apart
+        level_ptr = rows(memory.ints + shape.at.level, row, shape)
+        added = tl.zeros((shape.lanes,), tl.int32)
+        squares = tl.zeros((shape.lanes,), tl.int64)
+        for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
+            load = tl.load(level_ptr + t)
+            added += tl.sum(load, 1)
+            squares += tl.sum(load.to(tl.int64) * load, 1)
+        tl.store(memory.ints + shape.at.sum + row, added, mask=at < 3 * num)
+        tl.store(memory.longs + shape.at.square + row, squares, mask=at < 3 * num)
+        spread = samples * squares - added.to(tl.int64) * added
+        tl.store(memory.longs + shape.at.spread + row, spread, mask=at < 3 * num)
         start += shape.lanes
     tl.debug_barrier()
 
 
 @triton.jit(noinline=True)
-def add_up_gpus(memory, samples, shape: tl.constexpr):
-    """Of every GPU, from its slots: loads in every sample, their sum M, the spreads U, and T * Q + U."""
-    E: tl.constexpr = shape.experts
-    D: tl.constexpr = shape.gpus
+def add_up_gpus(memory, samples, num, shape: tl.constexpr):
+    """Of the first `num` GPUs of memory.changed, from their slots: loads in every sample, their sum M, the spreads U, and
+    T * Q + U; of their slots the products with their GPU, which add up to Q, and memory.times."""
     S: tl.constexpr = shape.slots
+    T: tl.constexpr = shape.row
     start = 0
-    while start < shape.samples * D:
-        at = start + tl.arange(0, shape.lanes)
-        inside = at < shape.samples * D
-        t, gpu = at // D, at % D
+    while start < num * T:
+        at = tl.minimum(start + tl.arange(0, shape.lanes), num * T - 1)
+        gpu, t = tl.load(memory.ints + shape.at.changed + at // T), at % T
         load = tl.zeros((shape.lanes,), tl.int32)
-        for j in tl.range(0, S):
-            expert = tl.load(memory.ints + shape.at.slot + gpu * S + j, mask=inside, other=0)
-            load += tl.load(memory.ints + shape.at.level + t * E + expert, mask=inside, other=0)
-        tl.store(memory.ints + shape.at.gpu_load + at, load, mask=inside)
+        for j in tl.range(0, S, loop_unroll_factor=4):
+            expert = tl.load(memory.ints + shape.at.slot + gpu * S + j)
+            load += tl.load(memory.ints + shape.at.level + expert * T + t)
+        tl.store(memory.ints + shape.at.gpu_load + gpu * T + t, load)
         start += shape.lanes
     tl.debug_barrier()
     start = 0
-    while start < shape.replicas:  # products of each slot with its own GPU: they add up to Q
-        slot = start + tl.arange(0, shape.lanes)
-        inside = slot < shape.replicas
-        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
+    while start < num * S:
+        at = tl.minimum(start + tl.arange(0, shape.lanes), num * S - 1)
+        gpu, slot_of_gpu = tl.load(memory.ints + shape.at.changed + at // S), at % S
+        slot = gpu * S + slot_of_gpu
+        expert = tl.load(memory.ints + shape.at.slot + slot)
+        load_ptr = rows(memory.ints + shape.at.gpu_load, gpu, shape)
+        level_ptr = rows(memory.ints + shape.at.level, expert, shape)
         product = tl.zeros((shape.lanes,), tl.int64)
-        for t in tl.range(0, shape.samples, loop_unroll_factor=8):
-            load = tl.load(memory.ints + shape.at.gpu_load + t * D + slot // S, mask=inside, other=0)
-            product += load.to(tl.int64) * tl.load(memory.ints + shape.at.level + t * E + expert, mask=inside, other=0)
-        tl.store(memory.longs + shape.at.own_product + slot, product, mask=inside)
+        for t in tl.range(0, T, shape.together, loop_unroll_factor=2):
+            product += tl.sum(tl.load(load_ptr + t).to(tl.int64) * tl.load(level_ptr + t), 1)
+        tl.store(memory.longs + shape.at.own_product + slot, product)
+        times = tl.zeros((shape.lanes,), tl.int32)
+        earlier = at < 0
+        for j in tl.range(0, S, loop_unroll_factor=4):
+            equal = tl.load(memory.ints + shape.at.slot + gpu * S + j) == expert
+            times += equal.to(tl.int32)
+            earlier = earlier | (equal & (slot_of_gpu > j))
+        tl.store(memory.ints + shape.at.times + slot, tl.where(earlier, 0, times))
         start += shape.lanes
     tl.debug_barrier()
-    gpu = tl.arange(0, shape.gpu_lanes)
-    inside = gpu < D
-    mean = tl.zeros((shape.gpu_lanes,), tl.int32)
-    square = tl.zeros((shape.gpu_lanes,), tl.int64)
-    spread = tl.zeros((shape.gpu_lanes,), tl.int64)
-    for j in tl.range(0, S):
-        slot = gpu * S + j
-        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
-        mean += tl.load(memory.ints + shape.at.sum + expert, mask=inside, other=0)
-        square += tl.load(memory.longs + shape.at.own_product + slot, mask=inside, other=0)
-        spread += tl.load(memory.longs + shape.at.spread + expert, mask=inside, other=0)
-    tl.store(memory.ints + shape.at.gpu_sum + gpu, mean, mask=inside)
-    tl.store(memory.longs + shape.at.gpu_spread + gpu, spread, mask=inside)
-    tl.store(memory.longs + shape.at.gpu_bend + gpu, samples * square + spread, mask=inside)
+    start = 0
+    while start < num:
+        gpu = tl.load(memory.ints + shape.at.changed + tl.minimum(start + tl.arange(0, shape.lanes), num - 1))
+        mean = tl.zeros((shape.lanes,), tl.int32)
+        square = tl.zeros((shape.lanes,), tl.int64)
+        spread = tl.zeros((shape.lanes,), tl.int64)
+        for j in tl.range(0, S, loop_unroll_factor=4):
+            slot = gpu * S + j
+            expert = tl.load(memory.ints + shape.at.slot + slot)
+            mean += tl.load(memory.ints + shape.at.sum + expert)
+            square += tl.load(memory.longs + shape.at.own_product + slot)
+            spread += tl.load(memory.longs + shape.at.spread + expert)
+        tl.store(memory.ints + shape.at.gpu_sum + gpu, mean)
+        tl.store(memory.longs + shape.at.gpu_spread + gpu, spread)
+        tl.store(memory.longs + shape.at.gpu_bend + gpu, samples * square + spread)
+        start += shape.lanes
     tl.debug_barrier()
 
 
@@ -126,7 +163,7 @@ def power_of(scores, top, inverse, shape: tl.constexpr):
     SQUARINGS: tl.constexpr = shape.squarings
     low = tl.minimum(scores, top)
     ratio = (low.to(tl.float64) * inverse).to(tl.int32)  # at most 1 too low, as in `quotient`
-    rest = (low.to(tl.int64) << POWER_BITS) - ratio.to(tl.int64) * top
+    rest = (low << POWER_BITS) - ratio * top  # below 2 * top: its lower 32 bits are all of it
     ratio += (rest >= top).to(tl.int32)
     for _ in tl.static_range(SQUARINGS):
         ratio = ((ratio.to(tl.int64) * ratio) >> POWER_BITS).to(tl.int32)

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from eplb_triton import replan_status
 from eplb_triton.kernels.arith import HIGHEST, largest_double
+from eplb_triton.kernels.replanning_potential import total_loads
 
 OUT_OF_RANGE = tl.constexpr(replan_status.OUT_OF_RANGE)
 EMPTY_ON_NODES = tl.constexpr(replan_status.EMPTY_ON_NODES)
@@ -86,9 +87,7 @@ def fill_slots(memory, shape: tl.constexpr):
     S: tl.constexpr = shape.slots
     expert = tl.arange(0, shape.expert_lanes)
     inside = expert < E
-    load = tl.zeros((shape.expert_lanes,), tl.int32)
-    for t in tl.range(0, shape.samples):
-        load += tl.load(memory.ints + shape.at.sample + t * E + expert, mask=inside, other=0)
+    load, squares = total_loads(memory, tl.minimum(expert, E - 1), shape)
     count = tl.zeros((shape.expert_lanes,), tl.int32)
     for slot in tl.range(0, shape.replicas, loop_unroll_factor=4):
         count += (tl.load(memory.ints + shape.at.slot + slot) == expert).to(tl.int32)

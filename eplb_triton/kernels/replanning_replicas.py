@@ -9,44 +9,8 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST
-from eplb_triton.kernels.replanning_potential import inverse_of_top, power_of, score
+from eplb_triton.kernels.replanning_potential import inverse_of_top, power_of, rows, score
 from eplb_triton.kernels.replanning_moves import NO_GAIN, best_candidate
-
-
-@triton.jit(noinline=True)
-def list_receivers(memory, heaviest, shape: tl.constexpr):
-    """memory.holder: one slot of each GPU for each expert of the heaviest GPU that may get a replica more. Returns how
-    many. memory.held_at [S, d]: that slot by slot i of the heaviest GPU and GPU of its node, -1 where it has none."""
-    S: tl.constexpr = shape.slots
-    D: tl.constexpr = shape.gpus // shape.nodes
-    first_gpu = heaviest // D * D
-    own_slot, first_slot = heaviest * S, first_gpu * S
-    start = 0
-    while start < S * D:
-        at = start + tl.arange(0, shape.lanes)
-        tl.store(memory.ints + shape.at.held_at + at, -1, mask=at < S * D)
-        start += shape.lanes
-    tl.debug_barrier()
-    num = tl.full((), 0, tl.int32)
-    start = 0
-    while start < S * D:
-        slot = first_slot + start + tl.arange(0, shape.lanes)
-        inside = slot < first_slot + S * D
-        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=-1)
-        first = tl.load(memory.ints + shape.at.times + slot, mask=inside, other=0) > 0
-        room = tl.load(memory.ints + shape.at.count + expert, mask=inside, other=D) < D
-        own = tl.full((shape.lanes,), -1, tl.int32)
-        for i in tl.range(0, S):
-            same = (own < 0) & (tl.load(memory.ints + shape.at.slot + own_slot + i) == expert)
-            own = tl.where(same, i, own)
-        found = first & room & (own >= 0)
-        tl.store(memory.ints + shape.at.held_at + own * D + slot // S - first_gpu, slot, mask=found)
-        place = tl.cumsum(found.to(tl.int32), 0) - 1
-        tl.store(memory.ints + shape.at.holder + num + place, slot, mask=found)
-        num += tl.sum(found.to(tl.int32), 0)
-        start += shape.lanes
-    tl.debug_barrier()
-    return num
 
 
 @triton.jit(noinline=True)
@@ -54,57 +18,61 @@ def try_receivers(memory, samples, heaviest, top, num, floor, shape: tl.constexp
     """memory.receiver: slots i of the heaviest GPU whose expert, given one replica more that nobody receives yet,
     lowers the potential by more than `floor`; memory.lowered: by how much. Returns how many.
 
-    memory.held_power: of a GPU once the expert of this slot of it has one replica more."""
+    num: slots in memory.holder. memory.held_power: of a GPU once the expert of this slot has one replica more."""
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     first_gpu = heaviest // D * D
     inverse = inverse_of_top(top)
-    more: tl.constexpr = 2 * shape.samples * E
+    most = tl.full((), 0, tl.int32)
     start = 0
     while start < num:
-        at = start + tl.arange(0, shape.lanes)
-        inside = at < num
-        slot = tl.load(memory.ints + shape.at.holder + at, mask=inside, other=0)
-        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
-        times = tl.load(memory.ints + shape.at.times + slot, mask=inside, other=0)
+        slot = tl.load(memory.ints + shape.at.holder + tl.minimum(start + tl.arange(0, shape.lanes), num - 1))
+        expert = tl.load(memory.ints + shape.at.slot + slot)
+        times = tl.load(memory.ints + shape.at.times + slot)
         gpu = slot // S
         cross = tl.zeros((shape.lanes,), tl.int64)
         square = tl.zeros((shape.lanes,), tl.int64)
-        for t in tl.range(0, shape.samples, loop_unroll_factor=8):
-            level = memory.ints + shape.at.level + t * E + expert
-            change = tl.load(level + more, mask=inside, other=0) - tl.load(level, mask=inside, other=0)
-            load = tl.load(memory.ints + shape.at.gpu_load + t * shape.gpus + gpu, mask=inside, other=0)
-            cross += change.to(tl.int64) * load
-            square += change.to(tl.int64) * change
-        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu, mask=inside, other=0)
-        mean += times * _difference(memory.ints + shape.at.sum + expert, 2 * E, inside)
-        bend = tl.load(memory.longs + shape.at.gpu_bend + gpu, mask=inside, other=0)
+        level_ptr = rows(memory.ints + shape.at.level, expert, shape)
+        load_ptr = rows(memory.ints + shape.at.gpu_load, gpu, shape)
+        for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
+            change = tl.load(level_ptr + 2 * shape.row * E + t) - tl.load(level_ptr + t)
+            cross += tl.sum(change.to(tl.int64) * tl.load(load_ptr + t), 1)
+            square += tl.sum(change.to(tl.int64) * change, 1)
+        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu)
+        mean += times * _difference(memory.ints + shape.at.sum + expert, 2 * E)
+        bend = tl.load(memory.longs + shape.at.gpu_bend + gpu)
         bend += samples * (2 * times * cross + times * times * square)
-        bend += times * _difference(memory.longs + shape.at.spread + expert, 2 * E, inside)
+        bend += times * _difference(memory.longs + shape.at.spread + expert, 2 * E)
         power = power_of(score(mean, bend, shape), top, inverse, shape)
-        tl.store(memory.longs + shape.at.held_power + slot, power, mask=inside)
-        tl.store(memory.longs + shape.at.change_square + slot, square, mask=inside)
+        tl.store(memory.longs + shape.at.held_power + slot, power)
+        tl.store(memory.longs + shape.at.change_square + slot, square)
+        most = tl.maximum(most, tl.max(tl.load(memory.ints + shape.at.count + expert), 0))
         start += shape.lanes
     tl.debug_barrier()
     i = tl.arange(0, shape.slot_lanes)
+    slot = tl.load(memory.ints + shape.at.held_at + i * D + heaviest - first_gpu, mask=i < S, other=-1)
+    expert = tl.load(memory.ints + shape.at.slot + slot, mask=slot >= 0, other=0)
+    has_room = (slot >= 0) & (tl.load(memory.ints + shape.at.count + expert, mask=slot >= 0, other=D) < D)
     lowered = tl.zeros((shape.slot_lanes,), tl.int64)
-    is_receiver = (i < S) & (tl.load(memory.ints + shape.at.held_at + i * D + heaviest - first_gpu, mask=i < S, other=-1) >= 0)
-    for gpu in tl.range(0, D, loop_unroll_factor=4):
-        slot = tl.load(memory.ints + shape.at.held_at + i * D + gpu, mask=is_receiver, other=-1)
-        power = tl.load(memory.longs + shape.at.gpu_power + first_gpu + gpu)
-        lowered += tl.where(slot >= 0, power - tl.load(memory.longs + shape.at.held_power + slot, mask=slot >= 0, other=0), 0)
-    passes = is_receiver & (lowered > floor)
-    place = tl.cumsum(passes.to(tl.int32), 0) - 1
-    tl.store(memory.ints + shape.at.receiver + place, i, mask=passes)
-    tl.store(memory.longs + shape.at.lowered + place, lowered, mask=passes)
+    holder = tl.load(memory.ints + shape.at.link + expert, mask=has_room, other=-1)
+    for _ in tl.range(0, most):
+        listed = holder >= 0
+        first = listed & (tl.load(memory.ints + shape.at.times + holder, mask=listed, other=0) > 0)
+        lowered += tl.load(memory.longs + shape.at.gpu_power + holder // S, mask=first, other=0)
+        lowered -= tl.load(memory.longs + shape.at.held_power + holder, mask=first, other=0)
+        holder = tl.load(memory.ints + shape.at.link + E + holder, mask=listed, other=-1)
+    passes = (has_room & (lowered > floor)).to(tl.int32)
+    place = tl.cumsum(passes, 0) - 1
+    tl.store(memory.ints + shape.at.receiver + place, i, mask=passes != 0)
+    tl.store(memory.longs + shape.at.lowered + place, lowered, mask=passes != 0)
     tl.debug_barrier()
-    return tl.sum(passes.to(tl.int32), 0)
+    return tl.sum(passes, 0)
 
 
 @triton.jit
-def _difference(values_ptr, apart, inside):
-    return tl.load(values_ptr + apart, mask=inside, other=0) - tl.load(values_ptr, mask=inside, other=0)
+def _difference(values_ptr, apart):
+    return tl.load(values_ptr + apart) - tl.load(values_ptr)
 
 
 @triton.jit(noinline=True)
@@ -116,53 +84,49 @@ def list_donors(memory, samples, heaviest, top, shape: tl.constexpr):
     power falls. memory.receiving_bend: T times the squares of its loads, and spreads, without this one slot."""
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
-    D: tl.constexpr = shape.gpus // shape.nodes
-    first_slot = heaviest // D * D * S
+    P: tl.constexpr = shape.replicas // shape.nodes
+    first_slot = heaviest * S // P * P
     inverse = inverse_of_top(top)
     num = tl.full((), 0, tl.int32)
     most = tl.full((), 0, tl.int32)
     start = 0
-    while start < S * D:
-        slot = first_slot + start + tl.arange(0, shape.lanes)
-        inside = slot < first_slot + S * D
-        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
-        count = tl.load(memory.ints + shape.at.count + expert, mask=inside, other=0)
-        found = inside & (count > 1) & (tl.load(memory.ints + shape.at.times + slot, mask=inside, other=0) > 0)
-        place = tl.cumsum(found.to(tl.int32), 0) - 1
-        tl.store(memory.ints + shape.at.donor + num + place, slot, mask=found)
-        num += tl.sum(found.to(tl.int32), 0)
+    while start < P:
+        at = start + tl.arange(0, shape.lanes)
+        slot = first_slot + tl.minimum(at, P - 1)
+        count = tl.load(memory.ints + shape.at.count + tl.load(memory.ints + shape.at.slot + slot))
+        found = ((at < P) & (count > 1) & (tl.load(memory.ints + shape.at.times + slot) > 0)).to(tl.int32)
+        tl.store(memory.ints + shape.at.donor + num + tl.cumsum(found, 0) - 1, slot, mask=found != 0)
+        num += tl.sum(found, 0)
         most = tl.maximum(most, tl.max(count, 0))
         start += shape.lanes
     tl.debug_barrier()
     start = 0
     while start < num:
-        at = start + tl.arange(0, shape.lanes)
-        inside = at < num
-        slot = tl.load(memory.ints + shape.at.donor + at, mask=inside, other=0)
-        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
-        times = tl.load(memory.ints + shape.at.times + slot, mask=inside, other=0)
+        slot = tl.load(memory.ints + shape.at.donor + tl.minimum(start + tl.arange(0, shape.lanes), num - 1))
+        expert = tl.load(memory.ints + shape.at.slot + slot)
+        times = tl.load(memory.ints + shape.at.times + slot)
         gpu = slot // S
         square = tl.zeros((shape.lanes,), tl.int64)
         square_without = tl.zeros((shape.lanes,), tl.int64)
-        for t in tl.range(0, shape.samples, loop_unroll_factor=8):
-            level = memory.ints + shape.at.level + t * E + expert
-            fewer = tl.load(level + shape.samples * E, mask=inside, other=0)
-            load = tl.load(memory.ints + shape.at.gpu_load + t * shape.gpus + gpu, mask=inside, other=0)
-            load += times * (fewer - tl.load(level, mask=inside, other=0))
-            square += load.to(tl.int64) * load
+        level_ptr = rows(memory.ints + shape.at.level, expert, shape)
+        load_ptr = rows(memory.ints + shape.at.gpu_load, gpu, shape)
+        for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
+            fewer = tl.load(level_ptr + shape.row * E + t)
+            load = tl.load(load_ptr + t) + times[:, None] * (fewer - tl.load(level_ptr + t))
+            square += tl.sum(load.to(tl.int64) * load, 1)
             load -= fewer
-            square_without += load.to(tl.int64) * load
-        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu, mask=inside, other=0)
-        mean += times * _difference(memory.ints + shape.at.sum + expert, E, inside)
-        spread = tl.load(memory.longs + shape.at.gpu_spread + gpu, mask=inside, other=0)
-        spread += times * _difference(memory.longs + shape.at.spread + expert, E, inside)
+            square_without += tl.sum(load.to(tl.int64) * load, 1)
+        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu)
+        mean += times * _difference(memory.ints + shape.at.sum + expert, E)
+        spread = tl.load(memory.longs + shape.at.gpu_spread + gpu)
+        spread += times * _difference(memory.longs + shape.at.spread + expert, E)
         bend = samples * square + spread
-        power = tl.load(memory.longs + shape.at.gpu_power + gpu, mask=inside, other=0)
+        power = tl.load(memory.longs + shape.at.gpu_power + gpu)
         power -= power_of(score(mean, bend, shape), top, inverse, shape)
-        spread -= tl.load(memory.longs + shape.at.spread + E + expert, mask=inside, other=0)
-        tl.store(memory.longs + shape.at.donor_bend + slot, bend, mask=inside)
-        tl.store(memory.longs + shape.at.receiving_bend + slot, samples * square_without + spread, mask=inside)
-        tl.store(memory.longs + shape.at.worth + slot, power, mask=inside)
+        spread -= tl.load(memory.longs + shape.at.spread + E + expert)
+        tl.store(memory.longs + shape.at.donor_bend + slot, bend)
+        tl.store(memory.longs + shape.at.receiving_bend + slot, samples * square_without + spread)
+        tl.store(memory.longs + shape.at.worth + slot, power)
         start += shape.lanes
     tl.debug_barrier()
     return num, most
@@ -179,50 +143,47 @@ def value_pairs(memory, samples, heaviest, top, donors, receivers, shape: tl.con
     P: tl.constexpr = D * S
     first_gpu = heaviest // D * D
     inverse = inverse_of_top(top)
-    more: tl.constexpr = 2 * shape.samples * E
     start = 0
     while start < receivers * donors:
-        at = start + tl.arange(0, shape.lanes)
-        inside = at < receivers * donors
-        i = tl.load(memory.ints + shape.at.receiver + at // donors, mask=inside, other=0)
-        slot = tl.load(memory.ints + shape.at.donor + at % donors, mask=inside, other=0)
+        at = tl.minimum(start + tl.arange(0, shape.lanes), receivers * donors - 1)
+        i = tl.load(memory.ints + shape.at.receiver + at // donors)
+        slot = tl.load(memory.ints + shape.at.donor + at % donors)
         gpu = slot // S
-        a = tl.load(memory.ints + shape.at.slot + heaviest * S + i, mask=inside, other=0)
-        b = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
-        times = tl.load(memory.ints + shape.at.times + slot, mask=inside, other=0)
-        held = tl.load(memory.ints + shape.at.held_at + i * D + gpu - first_gpu, mask=inside, other=-1)
+        a = tl.load(memory.ints + shape.at.slot + heaviest * S + i)
+        b = tl.load(memory.ints + shape.at.slot + slot)
+        times = tl.load(memory.ints + shape.at.times + slot)
+        held = tl.load(memory.ints + shape.at.held_at + i * D + gpu - first_gpu)
         holds = held >= 0
+        keeps, gets = holds.to(tl.int32), 1 - holds.to(tl.int32)
         product = tl.zeros((shape.lanes,), tl.int64)
-        for t in tl.range(0, shape.samples, loop_unroll_factor=8):
-            level_a, level_b = memory.ints + shape.at.level + t * E + a, memory.ints + shape.at.level + t * E + b
-            fewer = tl.load(level_b + shape.samples * E, mask=inside, other=0)
-            load = tl.load(memory.ints + shape.at.gpu_load + t * shape.gpus + gpu, mask=inside, other=0)
-            load += times * (fewer - tl.load(level_b, mask=inside, other=0)) - tl.where(holds, 0, fewer)
-            change = tl.load(level_a + more, mask=inside, other=0)
-            change -= tl.where(holds, tl.load(level_a, mask=inside, other=0), 0)
-            product += change.to(tl.int64) * load
+        load_ptr = rows(memory.ints + shape.at.gpu_load, gpu, shape)
+        receiver_ptr = rows(memory.ints + shape.at.level, a, shape)
+        donor_ptr = rows(memory.ints + shape.at.level, b, shape)
+        for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
+            fewer = tl.load(donor_ptr + shape.row * E + t)
+            load = tl.load(load_ptr + t) + times[:, None] * (fewer - tl.load(donor_ptr + t)) - gets[:, None] * fewer
+            change = tl.load(receiver_ptr + 2 * shape.row * E + t) - keeps[:, None] * tl.load(receiver_ptr + t)
+            product += tl.sum(change.to(tl.int64) * load, 1)
         added = tl.where(holds, tl.load(memory.ints + shape.at.times + held, mask=holds, other=0), 1)
-        square = tl.load(memory.longs + shape.at.square + 2 * E + a, mask=inside, other=0)
+        square = tl.load(memory.longs + shape.at.square + 2 * E + a)
         square = tl.where(holds, tl.load(memory.longs + shape.at.change_square + held, mask=holds, other=0), square)
-        bend = tl.load(memory.longs + shape.at.receiving_bend + slot, mask=inside, other=0)
-        bend = tl.where(holds, tl.load(memory.longs + shape.at.donor_bend + slot, mask=inside, other=0), bend)
+        bend = tl.load(memory.longs + shape.at.receiving_bend + slot)
+        bend = tl.where(holds, tl.load(memory.longs + shape.at.donor_bend + slot), bend)
         bend += samples * (2 * added * product + added * added * square)
-        spread = tl.load(memory.longs + shape.at.spread + 2 * E + a, mask=inside, other=0)
-        spread -= tl.where(holds, tl.load(memory.longs + shape.at.spread + a, mask=inside, other=0), 0)
-        bend += added * spread
-        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu, mask=inside, other=0)
-        mean += times * _difference(memory.ints + shape.at.sum + b, E, inside)
-        mean -= tl.where(holds, 0, tl.load(memory.ints + shape.at.sum + E + b, mask=inside, other=0))
-        new = tl.load(memory.ints + shape.at.sum + 2 * E + a, mask=inside, other=0)
-        new -= tl.where(holds, tl.load(memory.ints + shape.at.sum + a, mask=inside, other=0), 0)
-        mean += added * new
-        after = power_of(score(mean, bend, shape), top, inverse, shape)
-        worth = tl.load(memory.longs + shape.at.worth + slot, mask=inside, other=0)
-        before = tl.load(memory.longs + shape.at.gpu_power + gpu, mask=inside, other=0)
+        spread = tl.load(memory.longs + shape.at.spread + 2 * E + a)
+        bend += added * (spread - tl.where(holds, tl.load(memory.longs + shape.at.spread + a), 0))
+        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu)
+        mean += times * _difference(memory.ints + shape.at.sum + b, E)
+        mean -= gets * tl.load(memory.ints + shape.at.sum + E + b)
+        new = tl.load(memory.ints + shape.at.sum + 2 * E + a) - keeps * tl.load(memory.ints + shape.at.sum + a)
+        after = power_of(score(mean + added * new, bend, shape), top, inverse, shape)
+        worth = tl.load(memory.longs + shape.at.worth + slot)
+        before = tl.load(memory.longs + shape.at.gpu_power + gpu)
         both = tl.load(memory.longs + shape.at.held_power + held, mask=holds, other=0) - after
-        tl.store(memory.longs + shape.at.fall + i * P + slot - first_gpu * S, tl.where(holds, both, worth), mask=inside)
-        received = tl.where(holds, NO_GAIN, before - after - worth)  # b = a is held as well
-        tl.store(memory.longs + shape.at.received + i * P + slot - first_gpu * S, received, mask=inside)
+        place = i * P + slot - first_gpu * S
+        tl.store(memory.longs + shape.at.fall + place, tl.where(holds, both, worth))
+        # b = a is held as well
+        tl.store(memory.longs + shape.at.received + place, tl.where(holds, NO_GAIN, before - after - worth))
         start += shape.lanes
     tl.debug_barrier()
 
@@ -241,21 +202,20 @@ def find_replica(memory, heaviest, donors, receivers, most, shape: tl.constexpr)
     best_key = tl.full((shape.lanes,), HIGHEST, tl.int32)
     start = 0
     while start < receivers * donors:
-        at = start + tl.arange(0, shape.lanes)
-        inside = at < receivers * donors
-        i = tl.load(memory.ints + shape.at.receiver + at // donors, mask=inside, other=0)
-        slot = tl.load(memory.ints + shape.at.donor + at % donors, mask=inside, other=0)
-        b = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
-        received = tl.load(memory.longs + shape.at.received + i * P + slot - first_gpu * S, mask=inside, other=NO_GAIN)
-        allowed = received != NO_GAIN
-        gain = tl.load(memory.longs + shape.at.lowered + at // donors, mask=inside, other=0) + tl.where(allowed, received, 0)
-        holder = tl.load(memory.ints + shape.at.link + b, mask=allowed, other=-1)
+        at = tl.minimum(start + tl.arange(0, shape.lanes), receivers * donors - 1)
+        i = tl.load(memory.ints + shape.at.receiver + at // donors)
+        slot = tl.load(memory.ints + shape.at.donor + at % donors)
+        b = tl.load(memory.ints + shape.at.slot + slot)
+        fall_ptr = memory.longs + shape.at.fall + i * P - first_gpu * S
+        received = tl.load(memory.longs + shape.at.received + i * P - first_gpu * S + slot)
+        gain = tl.load(memory.longs + shape.at.lowered + at // donors) + received
+        holder = tl.load(memory.ints + shape.at.link + b)
         for _ in tl.range(0, most):
             listed = holder >= 0
-            counts = listed & (tl.load(memory.ints + shape.at.times + holder, mask=listed, other=0) > 0)
-            gain += tl.load(memory.longs + shape.at.fall + i * P + holder - first_gpu * S, mask=counts, other=0)
+            first = listed & (tl.load(memory.ints + shape.at.times + holder, mask=listed, other=0) > 0)
+            gain += tl.load(fall_ptr + holder, mask=first, other=0)
             holder = tl.load(memory.ints + shape.at.link + E + holder, mask=listed, other=-1)
-        gain = tl.where(allowed, gain, NO_GAIN)
+        gain = tl.where(received == NO_GAIN, NO_GAIN, gain)
         key = (i * E + b) * D + slot // S - first_gpu
         better = (gain > best) | ((gain == best) & (key < best_key))
         best = tl.where(better, gain, best)
@@ -268,26 +228,41 @@ def find_replica(memory, heaviest, donors, receivers, most, shape: tl.constexpr)
 def add_replica(memory, heaviest, key, shape: tl.constexpr):
     """Make the new replica of a key of `find_replica`, in the donor's lowest slot on the receiving GPU.
 
-    Returns receiver, donor and GPU."""
+    Returns receiver, donor and how many GPUs, those that hold either, are in memory.changed."""
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
+    links = memory.ints + shape.at.link
     a = tl.load(memory.ints + shape.at.slot + heaviest * S + key // (E * D))
     b = key // D % E
     gpu = heaviest // D * D + key % D
     link = b
-    slot = tl.load(memory.ints + shape.at.link + b)
+    slot = tl.load(links + b)
     while (slot // S != gpu) | (tl.load(memory.ints + shape.at.times + slot) == 0):
         link = E + slot
-        slot = tl.load(memory.ints + shape.at.link + link)
-    after, first = tl.load(memory.ints + shape.at.link + E + slot), tl.load(memory.ints + shape.at.link + a)
-    count_a, count_b = tl.load(memory.ints + shape.at.count + a), tl.load(memory.ints + shape.at.count + b)
+        slot = tl.load(links + link)
+    num = _list_gpus(memory, a, tl.full((), 0, tl.int32), shape)
+    num = _list_gpus(memory, b, num, shape)
+    after, first = tl.load(links + E + slot), tl.load(links + a)
+    count_a = tl.load(memory.ints + shape.at.count + a)
+    count_b = tl.load(memory.ints + shape.at.count + b)
     tl.debug_barrier()
     tl.store(memory.ints + shape.at.slot + slot, a)
-    tl.store(memory.ints + shape.at.link + link, after)
-    tl.store(memory.ints + shape.at.link + a, slot)
-    tl.store(memory.ints + shape.at.link + E + slot, first)
+    tl.store(links + link, after)
+    tl.store(links + a, slot)
+    tl.store(links + E + slot, first)
     tl.store(memory.ints + shape.at.count + a, count_a + 1)
     tl.store(memory.ints + shape.at.count + b, count_b - 1)
     tl.debug_barrier()
-    return a, b, gpu
+    return a, b, num
+
+
+@triton.jit
+def _list_gpus(memory, expert, num, shape: tl.constexpr):
+    """The GPUs of an expert's slots to memory.changed, from place `num` on; where they end."""
+    slot = tl.load(memory.ints + shape.at.link + expert)
+    while slot >= 0:
+        tl.store(memory.ints + shape.at.changed + num, slot // shape.slots)
+        slot = tl.load(memory.ints + shape.at.link + shape.experts + slot)
+        num += 1
+    return num
