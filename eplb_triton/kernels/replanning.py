@@ -127,14 +127,14 @@ def replan_layers(
                 if written <= limit - 2:
                     gain_of_swap, key_of_swap = find_swap(memory, heaviest, top, shape)
                     if gain_of_swap > gain:
-                        gain, key = gain_of_swap, key_of_swap
+                        gain, key = gain_of_swap.to(tl.int64), key_of_swap
                 receivers = none
                 if fresh == 0:
                     receivers = try_receivers(memory, samples, heaviest, top, holders, floor, shape)
                 if receivers > 0:
-                    donors, most = list_donors(memory, samples, heaviest, top, shape)
-                    value_pairs(memory, samples, heaviest, top, donors, receivers, shape)
-                    gain_of_replica, its_key = find_replica(memory, heaviest, donors, receivers, most, shape)
+                    donors, bits, most = list_donors(memory, samples, heaviest, top, shape)
+                    value_pairs(memory, samples, heaviest, top, donors, bits, receivers, shape)
+                    gain_of_replica, its_key = find_replica(memory, heaviest, donors, bits, receivers, most, shape)
                     if gain_of_replica > gain:
                         gain, key = gain_of_replica, its_key
                         is_swap = tl.full((), 0, tl.int1)

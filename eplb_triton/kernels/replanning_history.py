@@ -186,13 +186,14 @@ def _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idl
             total = tl.load(memory.longs + shape.at.total + at)
             whole = _scaled(step_ptr, expert_stride, scale, idle, shape)
             loads = quotient(whole * UNITS, total, inverse_of(total)).to(tl.int32)
-        tl.store(memory.ints + shape.at.sample + expert * shape.row + i, loads, mask=inside)
+        tl.store(memory.ints + shape.at.level + expert * shape.row + i, loads, mask=inside)
         added += loads
+    tl.debug_barrier()
     share = tl.load(memory.ints + shape.at.share + expert, mask=inside, other=0)
     shift = share - added // taken
-    for i in tl.range(0, taken):  # every lane reads what it has stored itself
-        sample_ptr = memory.ints + shape.at.sample + expert * shape.row + i
-        loads = tl.load(sample_ptr, mask=inside, other=0)
-        tl.store(sample_ptr, tl.maximum(loads + shift, 0), mask=inside)
+    for i in tl.range(0, shape.row):
+        loads = tl.load(memory.ints + shape.at.level + expert * shape.row + i, mask=inside, other=0)
+        loads = tl.where(i < taken, tl.maximum(loads + shift, 0), 0)
+        tl.store(memory.ints + shape.at.sample + expert * shape.row + i, loads, mask=inside)
     tl.debug_barrier()
     return taken

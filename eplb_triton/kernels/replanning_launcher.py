@@ -46,6 +46,8 @@ class Places:
     times: int  # [P] how often its GPU holds the expert of a slot; 0: an earlier slot says it
     gpu_load: int  # [D, T]
     gpu_sum: int  # [D]
+    gpu_power: int  # [D]
+    slot_sum: int  # [p]
     step: int  # [steps] steps with loads
     holder: int  # [p]
     held_at: int  # [S, d]
@@ -72,7 +74,6 @@ class Places:
     own_product: int  # [P]
     gpu_bend: int  # [D] T * Q + U
     gpu_spread: int  # [D] U
-    gpu_power: int  # [D]
     product: int  # [S, p]
     into_own: int  # [p]
     from_partner: int  # [p]
@@ -176,7 +177,7 @@ def replan_plan(
     steps = min(steps, NEWEST_STEPS)
     groups, nodes = topology.planned_groups, topology.planned_nodes
     width = max(num_experts, topology.num_replicas)
-    num_warps = 1 if width <= 64 else 8
+    num_warps = 1 if width <= 64 else int(__import__("os").environ.get("NW","8"))
     threads = warp * num_warps
     flat = triton.next_power_of_2(max(topology.replicas_per_node * topology.slots_per_gpu, 32 * topology.num_gpus))
     row = _row(rule)
@@ -190,14 +191,14 @@ def replan_plan(
         rule.samples, row, row if wide else min(row, TOGETHER), NEWEST_STEPS, rule.moves, rule.fresh_moves, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=max(threads, min(flat, 4096)) if wide else threads,
-        candidates=max(threads, min(flat, 4096)) if wide else threads,
+        candidates=max(threads, min(flat, 4096)) if wide else int(__import__("os").environ.get("CW","2")) * threads,
         **sizes,
         at_once=(topology.num_replicas - num_experts) // nodes >= AT_ONCE_FROM,
         ways=ways, way_lanes=max(warp, triton.next_power_of_2(ways)),
         proposers=proposers, meetings=_meetings(proposers, nodes, warp),
         num_ints=totals[0], num_longs=totals[1], num_floats=totals[2], at=at,
     )  # fmt: skip
-    registers = {1: 168, 4: 128, 8: 128}[num_warps] if warp == 32 else None
+    registers = {1: 168, 4: 168, 8: 168, 16: 128}[num_warps] if warp == 32 else None
     return ReplanPlan(shape, num_warps, registers, _partitions(topology, ways))
 
 
@@ -228,13 +229,13 @@ def _places(
     row = max(sizes["row_replicas"], sizes["row_experts"], sizes["group_lanes"]) + 64
     ints = {
         "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "link": E + P,
-        "slot": P, "before": P, "moved": P, "times": P, "gpu_load": T * D, "gpu_sum": D, "step": steps,
+        "slot": P, "before": P, "moved": P, "times": P, "gpu_load": T * D, "gpu_sum": D, "gpu_power": D, "slot_sum": p, "step": steps,
         "holder": p, "held_at": S * d, "own_at": p, "changed": 2 * P + D, "donor": p, "receiver": S, "shared": D * d, "taken": D, "order": D,
         "partner": D, "kept": 2 * P, "placed": P, "logical": row, "expert": row, "rank": row, "fixed": row,
         "item_at": row, "spare": row, "state": 5 * sizes["group_lanes"],
     }  # fmt: skip
     longs = {
-        "square": 3 * E, "spread": 3 * E, "own_product": P, "gpu_bend": D, "gpu_spread": D, "gpu_power": D,
+        "square": 3 * E, "spread": 3 * E, "own_product": P, "gpu_bend": D, "gpu_spread": D,
         "product": S * p, "into_own": p, "from_partner": p, "into_partner": S * d, "out_of_own": S, "held_power": P,
         "change_square": P, "lowered": S, "donor_bend": P, "receiving_bend": P, "worth": P, "fall": S * p,
         "received": S * p, "total": steps, "sorted": row,

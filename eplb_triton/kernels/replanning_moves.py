@@ -8,24 +8,10 @@ plus terms of a, of b and of the pair. Sums of T products are made once a step, 
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import HIGHEST, LOWEST
+from eplb_triton.kernels.arith import HIGHEST, largest
 from eplb_triton.kernels.replanning_potential import inverse_of_top, power_of, rows, score
 
 NO_GAIN = tl.constexpr(-(1 << 62))
-
-
-@triton.jit
-def best_candidate(gain, key):
-    """Largest int64 gain of all lanes and its int32 key; ties: lowest key.
-
-    Three int32 reductions, as in `largest_double`."""
-    upper = (gain >> 32).to(tl.int32)
-    lower = (gain & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True) ^ LOWEST
-    best_upper = tl.max(upper, 0)
-    best_lower = tl.max(tl.where(upper == best_upper, lower, LOWEST), 0)
-    found = (upper == best_upper) & (lower == best_lower)
-    low_word = (best_lower ^ LOWEST).to(tl.int64) & 0xFFFFFFFF
-    return (best_upper.to(tl.int64) << 32) | low_word, tl.min(tl.where(found, key, HIGHEST), 0)
 
 
 @triton.jit(noinline=True)
@@ -40,24 +26,19 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     P: tl.constexpr = D * S
-    first_gpu = heaviest // D * D
-    own_slot, first_slot = heaviest * S, first_gpu * S
-    twice = 2 * samples.to(tl.int64)
+    own_slot, first_slot = heaviest * S, heaviest // D * P
     start = 0
-    while start < S * P:
-        at = tl.minimum(start + tl.arange(0, shape.lanes), S * P - 1)
+    while start < S * D:
+        at = start + tl.arange(0, shape.lanes)
         tl.store(memory.ints + shape.at.held_at + at, tl.full((shape.lanes,), -1, tl.int32), mask=at < S * D)
-        a = tl.load(memory.ints + shape.at.slot + own_slot + at // P)
-        b = tl.load(memory.ints + shape.at.slot + first_slot + at % P)
-        own_ptr = rows(memory.ints + shape.at.level, a, shape)
-        other_ptr = rows(memory.ints + shape.at.level, b, shape)
-        product = tl.zeros((shape.lanes,), tl.int64)
-        for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
-            product += tl.sum(tl.load(own_ptr + t).to(tl.int64) * tl.load(other_ptr + t), 1)
-        tl.store(memory.longs + shape.at.product + at, twice * product)
         start += shape.lanes
     tl.debug_barrier()
-    num = _meet_own(memory, samples, heaviest, shape)
+    num = tl.full((), 0, tl.int32)
+    start = 0
+    while start < P:
+        num += _multiply_slots(memory, samples, heaviest, start, num, shape)
+        start += shape.lanes
+    tl.debug_barrier()
     start = 0
     while start < S * D:
         at = tl.minimum(start + tl.arange(0, shape.lanes), S * D - 1)
@@ -66,95 +47,101 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
         theirs = tl.zeros((shape.lanes,), tl.int64)
         for j in tl.range(0, S, loop_unroll_factor=4):
             theirs += tl.load(memory.longs + shape.at.product + i * P + gpu * S + j)
-        lowest = tl.load(memory.ints + shape.at.own_at + heaviest * S - first_slot + i)
+        lowest = tl.load(memory.ints + shape.at.own_at + own_slot - first_slot + i)
         held = tl.load(memory.ints + shape.at.held_at + lowest * D + gpu) >= 0
         square = samples * tl.load(memory.longs + shape.at.square + a)
         spread = tl.load(memory.longs + shape.at.spread + a)
         tl.store(memory.longs + shape.at.into_partner + at, tl.where(held, NO_GAIN, theirs + square + spread))
-        bend = tl.load(memory.longs + shape.at.gpu_bend + heaviest)
-        own = twice * tl.load(memory.longs + shape.at.own_product + own_slot + i)
-        # one of the lanes of a slot of h is enough; all would store the same
-        tl.store(memory.longs + shape.at.out_of_own + i, bend - own + square - spread, mask=gpu == 0)
+        own = 2 * samples * tl.load(memory.longs + shape.at.own_product + own_slot + i)
+        rest = tl.load(memory.longs + shape.at.gpu_bend + heaviest) - own + square - spread
+        tl.store(memory.longs + shape.at.out_of_own + i, rest, mask=gpu == 0)
         start += shape.lanes
     tl.debug_barrier()
     return num
 
 
 @triton.jit
-def _meet_own(memory, samples, heaviest, shape: tl.constexpr):
-    """The part of `multiply_own` by slots of the node; memory.own_at: the lowest i of h with the expert of each, or -1."""
+def _multiply_slots(memory, samples, heaviest, start, num, shape: tl.constexpr):
+    """The part of `multiply_own` by slots of the node, from `start` on; memory.own_at: the lowest i of h with the expert
+    of each, or -1. Returns how many slots were added to memory.holder, from place `num` on."""
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     P: tl.constexpr = D * S
     first_gpu = heaviest // D * D
-    num = tl.full((), 0, tl.int32)
-    start = 0
-    while start < P:
-        place = start + tl.arange(0, shape.lanes)
-        at = tl.minimum(place, P - 1)
-        gpu, slot = first_gpu + at // S, first_gpu * S + at
-        b = tl.load(memory.ints + shape.at.slot + slot)
-        own = tl.zeros((shape.lanes,), tl.int64)
-        lowest = tl.full((shape.lanes,), -1, tl.int32)
-        for i in tl.range(0, S, loop_unroll_factor=4):
-            own += tl.load(memory.longs + shape.at.product + i * P + at)
-            a = tl.load(memory.ints + shape.at.slot + heaviest * S + i)
-            lowest = tl.where((lowest < 0) & (a == b), i, lowest)
-        square = samples * tl.load(memory.longs + shape.at.square + b)
-        spread = tl.load(memory.longs + shape.at.spread + b)
-        bend = tl.load(memory.longs + shape.at.gpu_bend + gpu)
-        partner = 2 * samples * tl.load(memory.longs + shape.at.own_product + slot)
-        tl.store(memory.longs + shape.at.into_own + at, tl.where(lowest >= 0, NO_GAIN, own + square + spread))
-        tl.store(memory.longs + shape.at.from_partner + at, bend - partner + square - spread)
-        tl.store(memory.ints + shape.at.own_at + at, lowest)
-        first = (place < P) & (lowest >= 0) & (tl.load(memory.ints + shape.at.times + slot) > 0)
-        tl.store(memory.ints + shape.at.held_at + lowest * D + gpu - first_gpu, slot, mask=first)
-        found = (first & (tl.load(memory.ints + shape.at.count + b) < D)).to(tl.int32)
-        tl.store(memory.ints + shape.at.holder + num + tl.cumsum(found, 0) - 1, slot, mask=found != 0)
-        num += tl.sum(found, 0)
-        start += shape.lanes
-    tl.debug_barrier()
-    return num
+    twice = 2 * samples.to(tl.int64)
+    place = start + tl.arange(0, shape.lanes)
+    at = tl.minimum(place, P - 1)
+    gpu, slot = first_gpu + at // S, first_gpu * S + at
+    b = tl.load(memory.ints + shape.at.slot + slot)
+    level_ptr = rows(memory.ints + shape.at.level, b, shape)
+    own = tl.zeros((shape.lanes,), tl.int64)
+    lowest = tl.full((shape.lanes,), -1, tl.int32)
+    for i in tl.range(0, S):
+        a = tl.load(memory.ints + shape.at.slot + heaviest * S + i)
+        own_ptr = memory.ints + shape.at.level + a * shape.row + tl.arange(0, shape.together)[None, :]
+        product = tl.zeros((shape.lanes,), tl.int64)
+        for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
+            product += tl.sum(tl.load(level_ptr + t).to(tl.int64) * tl.load(own_ptr + t), 1)
+        tl.store(memory.longs + shape.at.product + i * P + at, twice * product)
+        own += product
+        lowest = tl.where((lowest < 0) & (a == b), i, lowest)
+    square = samples * tl.load(memory.longs + shape.at.square + b)
+    spread = tl.load(memory.longs + shape.at.spread + b)
+    bend = tl.load(memory.longs + shape.at.gpu_bend + gpu)
+    partner = twice * tl.load(memory.longs + shape.at.own_product + slot)
+    tl.store(memory.longs + shape.at.into_own + at, tl.where(lowest >= 0, NO_GAIN, twice * own + square + spread))
+    tl.store(memory.longs + shape.at.from_partner + at, bend - partner + square - spread)
+    tl.store(memory.ints + shape.at.slot_sum + at, tl.load(memory.ints + shape.at.sum + b))
+    tl.store(memory.ints + shape.at.own_at + at, lowest)
+    first = (place < P) & (lowest >= 0) & (tl.load(memory.ints + shape.at.times + slot) > 0)
+    tl.store(memory.ints + shape.at.held_at + lowest * D + gpu - first_gpu, slot, mask=first)
+    found = (first & (tl.load(memory.ints + shape.at.count + b) < D)).to(tl.int32)
+    tl.store(memory.ints + shape.at.holder + num + tl.cumsum(found, 0) - 1, slot, mask=found != 0)
+    return tl.sum(found, 0)
 
 
 @triton.jit(noinline=True)
 def find_swap(memory, heaviest, top, shape: tl.constexpr):
-    """The best swap of a slot of the heaviest GPU with one of another GPU of its node: gain a slot, and its key
-    (partner, own slot, partner's slot). Ties: the lowest key."""
+    """The best swap of a slot of the heaviest GPU with one of another GPU of its node: gain a slot, int32, and its key
+    (partner, own slot, partner's slot). Ties: the lowest key. No swap: a gain below 0."""
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     P: tl.constexpr = D * S
     first_gpu = heaviest // D * D
-    own_slot, first_slot = heaviest * S, first_gpu * S
+    own_at = (heaviest - first_gpu) * S
     inverse = inverse_of_top(top)
     own_sum = tl.load(memory.ints + shape.at.gpu_sum + heaviest)
-    own_power = tl.load(memory.longs + shape.at.gpu_power + heaviest)
-    best = tl.full((shape.candidates,), NO_GAIN, tl.int64)
+    own_power = tl.load(memory.ints + shape.at.gpu_power + heaviest)
+    best = tl.full((shape.candidates,), -1, tl.int32)
     best_key = tl.full((shape.candidates,), HIGHEST, tl.int32)
     start = 0
     while start < P * S:
-        key = tl.minimum(start + tl.arange(0, shape.candidates), P * S - 1)
-        partner, i = key // (S * S), key // S % S
-        slot = partner * S + key % S
-        a = tl.load(memory.ints + shape.at.slot + own_slot + i)
-        b = tl.load(memory.ints + shape.at.slot + first_slot + slot)
-        both = tl.load(memory.longs + shape.at.product + i * P + slot)
-        into_own = tl.load(memory.longs + shape.at.into_own + slot)
-        into_partner = tl.load(memory.longs + shape.at.into_partner + i * D + partner)
-        own_bend = tl.load(memory.longs + shape.at.out_of_own + i) + into_own - both
-        its_bend = tl.load(memory.longs + shape.at.from_partner + slot) + into_partner - both
-        more = tl.load(memory.ints + shape.at.sum + b) - tl.load(memory.ints + shape.at.sum + a)
+        at = tl.minimum(start + tl.arange(0, shape.candidates), P * S - 1)
+        i = at // P
+        slot = at - i * P
+        partner = slot // S
+        both = tl.load(memory.longs + shape.at.product + at)
+        own_bend = tl.load(memory.longs + shape.at.out_of_own + i) - both
+        own_bend += tl.load(memory.longs + shape.at.into_own + slot)
+        its_bend = tl.load(memory.longs + shape.at.into_partner + i * D + partner) - both
+        its_bend += tl.load(memory.longs + shape.at.from_partner + slot)
+        more = tl.load(memory.ints + shape.at.slot_sum + slot) - tl.load(memory.ints + shape.at.slot_sum + own_at + i)
         its_sum = tl.load(memory.ints + shape.at.gpu_sum + first_gpu + partner)
-        power = own_power + tl.load(memory.longs + shape.at.gpu_power + first_gpu + partner)
-        power -= power_of(score(own_sum + more, own_bend, shape), top, inverse, shape)
-        power -= power_of(score(its_sum - more, its_bend, shape), top, inverse, shape)
-        allowed = (into_own != NO_GAIN) & (into_partner != NO_GAIN)  # h's own slots: h holds them
-        gain = tl.where(allowed, power >> 1, NO_GAIN)
-        better = gain > best
+        own_score = score(own_sum + more, own_bend, shape)
+        its_score = score(its_sum - more, its_bend, shape)
+        own_fall = own_power - power_of(own_score, top, inverse, shape)
+        its_power = tl.load(memory.ints + shape.at.gpu_power + first_gpu + partner)
+        its_fall = its_power - power_of(its_score, top, inverse, shape)
+        # not below 0: nobody would hold an expert twice (h holds all of its own); above the top there is no gain
+        allowed = (own_bend >= 0) & (its_bend >= 0) & (tl.maximum(own_score, its_score) <= top)
+        half = (own_fall >> 1) + (its_fall >> 1) + (own_fall & its_fall & 1)  # of the sum, which may take 33 bits
+        gain = tl.where(allowed, half, -1)
+        key = slot + partner * (S * S - S) + i * S
+        better = (gain > best) | ((gain == best) & (key < best_key))
         best = tl.where(better, gain, best)
         best_key = tl.where(better, key, best_key)
         start += shape.candidates
-    return best_candidate(best, best_key)
+    return largest(best, best_key)
 
 
 @triton.jit(noinline=True)

@@ -130,25 +130,29 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
 
 @triton.jit(noinline=True)
 def rate_gpus(memory, shape: tl.constexpr):
-    """The power of every GPU, the one of largest score, that score, and the potential F. Ties: lowest index."""
+    """memory.gpu_power of every GPU. Returns the one of largest score, that score, and the potential F.
+    Ties: lowest index."""
     gpu = tl.arange(0, shape.gpu_lanes)
     inside = gpu < shape.gpus
     mean = tl.load(memory.ints + shape.at.gpu_sum + gpu, mask=inside, other=0)
     bend = tl.load(memory.longs + shape.at.gpu_bend + gpu, mask=inside, other=0)
     scores = tl.where(inside, score(mean, bend, shape), -1)
     top, heaviest = largest(scores, gpu)
-    power = tl.where(inside, power_of(tl.maximum(scores, 0), top, inverse_of_top(top), shape), 0)
-    tl.store(memory.longs + shape.at.gpu_power + gpu, power, mask=inside)
-    potential = tl.sum(power, 0)
+    power = tl.where(inside, power_of(scores, top, inverse_of_top(top), shape), 0)
+    tl.store(memory.ints + shape.at.gpu_power + gpu, power, mask=inside)
+    potential = tl.sum(power.to(tl.int64), 0)
     tl.debug_barrier()
     return heaviest, top, potential
 
 
 @triton.jit
 def score(mean, bend, shape: tl.constexpr):
-    """M + trunc(z * sqrt(max(T * Q + U - M^2, 0) >> 1)), int32, of the sum M (int32) and T * Q + U (int64)."""
-    variance = tl.maximum(bend - mean.to(tl.int64) * mean, 0) >> 1
-    return mean + (float64(shape.z) * tl.sqrt(variance.to(tl.float64))).to(tl.int32)
+    """M + trunc(z * sqrt((T * Q + U - M^2) >> 1)), int32, of the sum M (int32) and T * Q + U (int64).
+
+    By Cauchy and Schwarz T * Q is at least M^2, and the spreads in U are at least 0: nothing to be cut off. Unsigned and
+    by way of int64, so that NO_GAIN in place of a sum gives some number, which is not looked at."""
+    variance = (bend - mean.to(tl.int64) * mean).to(tl.uint64) >> 1
+    return mean + (float64(shape.z) * tl.sqrt(variance.to(tl.float64))).to(tl.int64).to(tl.int32)
 
 
 @triton.jit
@@ -159,15 +163,22 @@ def inverse_of_top(top):
 
 @triton.jit
 def power_of(scores, top, inverse, shape: tl.constexpr):
-    """(score / top)^norm with 30 bits after the point, int64; POWER_LIMIT of a score above `top`."""
+    """(score / top)^norm with 30 bits after the point, int32, of scores up to `top`."""
     SQUARINGS: tl.constexpr = shape.squarings
-    low = tl.minimum(scores, top)
+    low = tl.maximum(tl.minimum(scores, top), 0)
     ratio = (low.to(tl.float64) * inverse).to(tl.int32)  # at most 1 too low, as in `quotient`
     rest = (low << POWER_BITS) - ratio * top  # below 2 * top: its lower 32 bits are all of it
     ratio += (rest >= top).to(tl.int32)
+    twice = ratio.to(tl.uint32) * 2
     for _ in tl.static_range(SQUARINGS):
-        ratio = ((ratio.to(tl.int64) * ratio) >> POWER_BITS).to(tl.int32)
-    return tl.where(scores > top, POWER_LIMIT, ratio.to(tl.int64))
+        twice = tl.umulhi(twice, twice) * 2  # (2 * r)^2 / 2^32 is r^2 / 2^30
+    return (twice // 2).to(tl.int32)
+
+
+@triton.jit
+def power_or_limit(scores, top, inverse, shape: tl.constexpr):
+    """`power_of` of any scores, int64: POWER_LIMIT above `top`."""
+    return tl.where(scores > top, POWER_LIMIT, power_of(scores, top, inverse, shape).to(tl.int64))
 
 
 @triton.jit

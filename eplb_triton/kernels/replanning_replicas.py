@@ -8,9 +8,9 @@ donor is worth afterwards, unless it holds the receiver, is the same for every r
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import HIGHEST
-from eplb_triton.kernels.replanning_potential import inverse_of_top, power_of, rows, score
-from eplb_triton.kernels.replanning_moves import NO_GAIN, best_candidate
+from eplb_triton.kernels.arith import HIGHEST, LOWEST
+from eplb_triton.kernels.replanning_potential import inverse_of_top, power_or_limit, rows, score
+from eplb_triton.kernels.replanning_moves import NO_GAIN
 
 
 @triton.jit(noinline=True)
@@ -44,7 +44,7 @@ def try_receivers(memory, samples, heaviest, top, num, floor, shape: tl.constexp
         bend = tl.load(memory.longs + shape.at.gpu_bend + gpu)
         bend += samples * (2 * times * cross + times * times * square)
         bend += times * _difference(memory.longs + shape.at.spread + expert, 2 * E)
-        power = power_of(score(mean, bend, shape), top, inverse, shape)
+        power = power_or_limit(score(mean, bend, shape), top, inverse, shape)
         tl.store(memory.longs + shape.at.held_power + slot, power)
         tl.store(memory.longs + shape.at.change_square + slot, square)
         most = tl.maximum(most, tl.max(tl.load(memory.ints + shape.at.count + expert), 0))
@@ -59,7 +59,7 @@ def try_receivers(memory, samples, heaviest, top, num, floor, shape: tl.constexp
     for _ in tl.range(0, most):
         listed = holder >= 0
         first = listed & (tl.load(memory.ints + shape.at.times + holder, mask=listed, other=0) > 0)
-        lowered += tl.load(memory.longs + shape.at.gpu_power + holder // S, mask=first, other=0)
+        lowered += tl.load(memory.ints + shape.at.gpu_power + holder // S, mask=first, other=0).to(tl.int64)
         lowered -= tl.load(memory.longs + shape.at.held_power + holder, mask=first, other=0)
         holder = tl.load(memory.ints + shape.at.link + E + holder, mask=listed, other=-1)
     passes = (has_room & (lowered > floor)).to(tl.int32)
@@ -78,7 +78,7 @@ def _difference(values_ptr, apart):
 @triton.jit(noinline=True)
 def list_donors(memory, samples, heaviest, top, shape: tl.constexpr):
     """memory.donor: on the heaviest GPU's node one slot of each GPU for each expert of several replicas. Returns how
-    many, and the most replicas of one.
+    many, the bits that number them, and the most replicas of one.
 
     Of a GPU once the expert of this slot has one replica fewer: memory.donor_bend, and memory.worth, by how much its
     power falls. memory.receiving_bend: T times the squares of its loads, and spreads, without this one slot."""
@@ -121,19 +121,22 @@ def list_donors(memory, samples, heaviest, top, shape: tl.constexpr):
         spread = tl.load(memory.longs + shape.at.gpu_spread + gpu)
         spread += times * _difference(memory.longs + shape.at.spread + expert, E)
         bend = samples * square + spread
-        power = tl.load(memory.longs + shape.at.gpu_power + gpu)
-        power -= power_of(score(mean, bend, shape), top, inverse, shape)
+        power = tl.load(memory.ints + shape.at.gpu_power + gpu).to(tl.int64)
+        power -= power_or_limit(score(mean, bend, shape), top, inverse, shape)
         spread -= tl.load(memory.longs + shape.at.spread + E + expert)
         tl.store(memory.longs + shape.at.donor_bend + slot, bend)
         tl.store(memory.longs + shape.at.receiving_bend + slot, samples * square_without + spread)
         tl.store(memory.longs + shape.at.worth + slot, power)
         start += shape.lanes
     tl.debug_barrier()
-    return num, most
+    bits = tl.full((), 0, tl.int32)
+    while (1 << bits) < num:
+        bits += 1
+    return num, bits, most
 
 
 @triton.jit(noinline=True)
-def value_pairs(memory, samples, heaviest, top, donors, receivers, shape: tl.constexpr):
+def value_pairs(memory, samples, heaviest, top, donors, bits, receivers, shape: tl.constexpr):
     """Of receiver i and donor slot, as holder of the donor: memory.fall, by how much its GPU's power falls, not counting
     what the receiver's replica alone does; as the one that receives: memory.received, what then comes on top, NO_GAIN
     where it cannot."""
@@ -144,10 +147,11 @@ def value_pairs(memory, samples, heaviest, top, donors, receivers, shape: tl.con
     first_gpu = heaviest // D * D
     inverse = inverse_of_top(top)
     start = 0
-    while start < receivers * donors:
-        at = tl.minimum(start + tl.arange(0, shape.lanes), receivers * donors - 1)
-        i = tl.load(memory.ints + shape.at.receiver + at // donors)
-        slot = tl.load(memory.ints + shape.at.donor + at % donors)
+    while start < receivers << bits:
+        at = start + tl.arange(0, shape.lanes)
+        nth = tl.minimum(at >> bits, receivers - 1)
+        i = tl.load(memory.ints + shape.at.receiver + nth)
+        slot = tl.load(memory.ints + shape.at.donor + tl.minimum(at & ((1 << bits) - 1), donors - 1))
         gpu = slot // S
         a = tl.load(memory.ints + shape.at.slot + heaviest * S + i)
         b = tl.load(memory.ints + shape.at.slot + slot)
@@ -176,9 +180,9 @@ def value_pairs(memory, samples, heaviest, top, donors, receivers, shape: tl.con
         mean += times * _difference(memory.ints + shape.at.sum + b, E)
         mean -= gets * tl.load(memory.ints + shape.at.sum + E + b)
         new = tl.load(memory.ints + shape.at.sum + 2 * E + a) - keeps * tl.load(memory.ints + shape.at.sum + a)
-        after = power_of(score(mean + added * new, bend, shape), top, inverse, shape)
+        after = power_or_limit(score(mean + added * new, bend, shape), top, inverse, shape)
         worth = tl.load(memory.longs + shape.at.worth + slot)
-        before = tl.load(memory.longs + shape.at.gpu_power + gpu)
+        before = tl.load(memory.ints + shape.at.gpu_power + gpu).to(tl.int64)
         both = tl.load(memory.longs + shape.at.held_power + held, mask=holds, other=0) - after
         place = i * P + slot - first_gpu * S
         tl.store(memory.longs + shape.at.fall + place, tl.where(holds, both, worth))
@@ -189,7 +193,7 @@ def value_pairs(memory, samples, heaviest, top, donors, receivers, shape: tl.con
 
 
 @triton.jit(noinline=True)
-def find_replica(memory, heaviest, donors, receivers, most, shape: tl.constexpr):
+def find_replica(memory, heaviest, donors, bits, receivers, most, shape: tl.constexpr):
     """The best new replica: gain, and its key (own slot i, donor, receiving GPU). Ties: the lowest key.
 
     most: no donor has more replicas."""
@@ -201,14 +205,15 @@ def find_replica(memory, heaviest, donors, receivers, most, shape: tl.constexpr)
     best = tl.full((shape.lanes,), NO_GAIN, tl.int64)
     best_key = tl.full((shape.lanes,), HIGHEST, tl.int32)
     start = 0
-    while start < receivers * donors:
-        at = tl.minimum(start + tl.arange(0, shape.lanes), receivers * donors - 1)
-        i = tl.load(memory.ints + shape.at.receiver + at // donors)
-        slot = tl.load(memory.ints + shape.at.donor + at % donors)
+    while start < receivers << bits:
+        at = start + tl.arange(0, shape.lanes)
+        nth = tl.minimum(at >> bits, receivers - 1)
+        i = tl.load(memory.ints + shape.at.receiver + nth)
+        slot = tl.load(memory.ints + shape.at.donor + tl.minimum(at & ((1 << bits) - 1), donors - 1))
         b = tl.load(memory.ints + shape.at.slot + slot)
         fall_ptr = memory.longs + shape.at.fall + i * P - first_gpu * S
         received = tl.load(memory.longs + shape.at.received + i * P - first_gpu * S + slot)
-        gain = tl.load(memory.longs + shape.at.lowered + at // donors) + received
+        gain = tl.load(memory.longs + shape.at.lowered + nth) + received
         holder = tl.load(memory.ints + shape.at.link + b)
         for _ in tl.range(0, most):
             listed = holder >= 0
@@ -221,7 +226,21 @@ def find_replica(memory, heaviest, donors, receivers, most, shape: tl.constexpr)
         best = tl.where(better, gain, best)
         best_key = tl.where(better, key, best_key)
         start += shape.lanes
-    return best_candidate(best, best_key)
+    return _best_candidate(best, best_key)
+
+
+@triton.jit
+def _best_candidate(gain, key):
+    """Largest int64 gain of all lanes and its int32 key; ties: lowest key.
+
+    Three int32 reductions, as in `largest_double`."""
+    upper = (gain >> 32).to(tl.int32)
+    lower = (gain & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True) ^ LOWEST
+    best_upper = tl.max(upper, 0)
+    best_lower = tl.max(tl.where(upper == best_upper, lower, LOWEST), 0)
+    found = (upper == best_upper) & (lower == best_lower)
+    low_word = (best_lower ^ LOWEST).to(tl.int64) & 0xFFFFFFFF
+    return (best_upper.to(tl.int64) << 32) | low_word, tl.min(tl.where(found, key, HIGHEST), 0)
 
 
 @triton.jit(noinline=True)
