@@ -12,12 +12,14 @@ from eplb_triton.kernels.replanning_fresh import fresh_plan, partition_experts
 from eplb_triton.kernels.replanning_history import UNITS, sample_history
 from eplb_triton.kernels.replanning_moves import find_swap, list_slots, multiply_own, swap
 from eplb_triton.kernels.replanning_potential import (
+    PEAK,
+    PRICE,
     add_up_gpus,
     divide_loads,
-    least_gain,
-    predicted_peak,
+    load_number,
     price_of_slot,
     rate_gpus,
+    store_number,
 )
 from eplb_triton.kernels.replanning_previous import fill_slots, previous_status
 from eplb_triton.kernels.replanning_replicas import (
@@ -53,6 +55,9 @@ class Outputs(NamedTuple):
 
 
 NO_LIMIT = tl.constexpr(0x7FFFFFFF)
+SLOT_PRICE = tl.constexpr(2)
+PEAK_MOVED = tl.constexpr(3)
+"""Places in memory.numbers: the price of a slot, and J of what the moves lead to."""
 NOT_A_NUMBER = tl.constexpr(0x7FF8000000000000)
 
 
@@ -96,8 +101,11 @@ def replan_layers(
         partition_experts(partitions_ptr, memory, shape)
     tl.store(out.status + layer, status)
     slot_price = price_of_slot(price.to(tl.float64, bitcast=True), samples, shape)
-    peak_before = tl.full((), NOT_A_NUMBER, tl.int64).to(tl.float64, bitcast=True)
-    peak_moved, peak = peak_before, peak_before
+    store_number(memory, SLOT_PRICE, slot_price, shape)
+    nothing = tl.full((), NOT_A_NUMBER, tl.int64).to(tl.float64, bitcast=True)
+    store_number(memory, PEAK, nothing, shape)
+    tl.store(out.peak_before + layer, nothing)
+    tl.debug_barrier()
     plans = tl.full((), 0, tl.int32)
     more = status == 0
     while more:  # plans on from what is there, then, if that took all its steps, from a fresh plan
@@ -109,17 +117,18 @@ def replan_layers(
         changed = none + shape.gpus
         most_steps = tl.where(fresh, shape.fresh_moves, shape.moves)
         limit = tl.where(fresh, NO_LIMIT, moves)
-        its_price = tl.where(fresh, float64(0.0), slot_price)
+        if fresh:
+            store_number(memory, PRICE, float64(0.0), shape)
+        else:
+            store_number(memory, PRICE, load_number(memory, SLOT_PRICE, shape), shape)
         written = tl.full((), 0, tl.int32)
         step = tl.full((), 0, tl.int32)
         moving = tl.full((), 1, tl.int1)
         while moving:
             add_up_gpus(memory, samples, changed, shape)
-            heaviest, top, potential = rate_gpus(memory, shape)
-            peak = predicted_peak(top, potential, shape)
+            heaviest, top, floor = rate_gpus(memory, shape)
             if (step == 0) & (fresh == 0):
-                peak_before = peak
-            floor = least_gain(its_price, peak, potential, shape)
+                tl.store(out.peak_before + layer, _in_means(load_number(memory, PEAK, shape), samples, shape))
             gain, key = floor, tl.full((), 0, tl.int32)
             is_swap = tl.full((), 1, tl.int1)
             if (step < most_steps) & (written < limit):
@@ -151,37 +160,44 @@ def replan_layers(
         more = (fresh == 0) & (step == most_steps)
         if fresh == 0:
             _copy(memory.ints + shape.at.slot, memory.ints + shape.at.moved, shape)
-            peak_moved = peak
+            store_number(memory, PEAK_MOVED, load_number(memory, PEAK, shape), shape)
         fresh = fresh | more
         plans += 1
+    tl.debug_barrier()
     of_change = tl.full((), 0, tl.int32)
+    peak = load_number(memory, PEAK, shape)
     if previous_ptr is not None:
         of_change = _changed(memory.ints + shape.at.moved, memory, shape)
-        if status == 0:
-            if plans == 2:
-                relabel_gpus(memory, shape)
-                of_fresh = _changed(memory.ints + shape.at.slot, memory, shape)
-                cost = peak + slot_price * of_fresh.to(tl.float64)
-                cost_of_moves = peak_moved + slot_price * of_change.to(tl.float64)
-                if (of_fresh <= moves) & (cost < cost_of_moves):
-                    of_change = of_fresh
-                else:
-                    _copy(memory.ints + shape.at.moved, memory.ints + shape.at.slot, shape)
-                    peak = peak_moved
-        else:
+        if plans == 2:
+            relabel_gpus(memory, shape)
+            of_fresh = _changed(memory.ints + shape.at.slot, memory, shape)
+            slot_price = load_number(memory, SLOT_PRICE, shape)
+            cost = peak + slot_price * of_fresh.to(tl.float64)
+            peak_moved = load_number(memory, PEAK_MOVED, shape)
+            cost_of_moves = peak_moved + slot_price * of_change.to(tl.float64)
+            if (of_fresh <= moves) & (cost < cost_of_moves):
+                of_change = of_fresh
+            else:
+                _copy(memory.ints + shape.at.moved, memory.ints + shape.at.slot, shape)
+                peak = peak_moved
+        if plans == 0:  # kept as it is
             of_change = of_change * 0
             empty = empty * 0
     else:
         of_change += shape.replicas
     tl.store(out.written + layer, of_change.to(tl.int64))
     tl.store(out.fills + layer, empty.to(tl.int64))
-    units = (samples * UNITS).to(tl.float64)
-    tl.store(out.peak_before + layer, peak_before * float64(shape.gpus) / units)
-    tl.store(out.peak_after + layer, peak * float64(shape.gpus) / units)
+    tl.store(out.peak_after + layer, _in_means(peak, samples, shape))
     _write_maps(memory, layer, out, shape)
     if previous_ptr is not None:
-        if status != 0:
+        if plans == 0:
             _keep(previous_ptr, layer, out, shape)
+
+
+@triton.jit
+def _in_means(peak, samples, shape: tl.constexpr):
+    """J as a multiple of the mean GPU load."""
+    return peak * float64(shape.gpus) / (samples * UNITS).to(tl.float64)
 
 
 @triton.jit

@@ -87,6 +87,7 @@ class Places:
     worth: int  # [P]
     fall: int  # [S, p]
     received: int  # [S, p]
+    numbers: int  # [4] bits of float64
     total: int  # [steps]
     sorted: int  # [p] or [G]
     # float32
@@ -177,7 +178,7 @@ def replan_plan(
     steps = min(steps, NEWEST_STEPS)
     groups, nodes = topology.planned_groups, topology.planned_nodes
     width = max(num_experts, topology.num_replicas)
-    num_warps = 1 if width <= 64 else int(__import__("os").environ.get("NW","8"))
+    num_warps = 1 if width <= 64 else 8
     threads = warp * num_warps
     flat = triton.next_power_of_2(max(topology.replicas_per_node * topology.slots_per_gpu, 32 * topology.num_gpus))
     row = _row(rule)
@@ -191,14 +192,14 @@ def replan_plan(
         rule.samples, row, row if wide else min(row, TOGETHER), NEWEST_STEPS, rule.moves, rule.fresh_moves, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=max(threads, min(flat, 4096)) if wide else threads,
-        candidates=max(threads, min(flat, 4096)) if wide else int(__import__("os").environ.get("CW","2")) * threads,
+        candidates=max(threads, min(flat, 4096)) if wide else 2 * threads,
         **sizes,
         at_once=(topology.num_replicas - num_experts) // nodes >= AT_ONCE_FROM,
         ways=ways, way_lanes=max(warp, triton.next_power_of_2(ways)),
         proposers=proposers, meetings=_meetings(proposers, nodes, warp),
         num_ints=totals[0], num_longs=totals[1], num_floats=totals[2], at=at,
     )  # fmt: skip
-    registers = {1: 168, 4: 168, 8: 168, 16: 128}[num_warps] if warp == 32 else None
+    registers = {1: 168, 8: 168}[num_warps] if warp == 32 else None
     return ReplanPlan(shape, num_warps, registers, _partitions(topology, ways))
 
 
@@ -238,7 +239,7 @@ def _places(
         "square": 3 * E, "spread": 3 * E, "own_product": P, "gpu_bend": D, "gpu_spread": D,
         "product": S * p, "into_own": p, "from_partner": p, "into_partner": S * d, "out_of_own": S, "held_power": P,
         "change_square": P, "lowered": S, "donor_bend": P, "receiving_bend": P, "worth": P, "fall": S * p,
-        "received": S * p, "total": steps, "sorted": row,
+        "received": S * p, "numbers": 4, "total": steps, "sorted": row,
     }  # fmt: skip
     floats = {"weights": row, "average": row, "loads": row}
     starts: dict[str, int] = {}

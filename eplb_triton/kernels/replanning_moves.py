@@ -76,7 +76,7 @@ def _multiply_slots(memory, samples, heaviest, start, num, shape: tl.constexpr):
     level_ptr = rows(memory.ints + shape.at.level, b, shape)
     own = tl.zeros((shape.lanes,), tl.int64)
     lowest = tl.full((shape.lanes,), -1, tl.int32)
-    for i in tl.range(0, S):
+    for i in tl.range(0, S, loop_unroll_factor=3):
         a = tl.load(memory.ints + shape.at.slot + heaviest * S + i)
         own_ptr = memory.ints + shape.at.level + a * shape.row + tl.arange(0, shape.together)[None, :]
         product = tl.zeros((shape.lanes,), tl.int64)

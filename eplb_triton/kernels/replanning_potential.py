@@ -128,10 +128,15 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
     tl.debug_barrier()
 
 
+PRICE = tl.constexpr(0)
+PEAK = tl.constexpr(1)
+"""Places in memory.numbers: what a written slot must save in this search, and J of the placement as it is."""
+
+
 @triton.jit(noinline=True)
 def rate_gpus(memory, shape: tl.constexpr):
-    """memory.gpu_power of every GPU. Returns the one of largest score, that score, and the potential F.
-    Ties: lowest index."""
+    """memory.gpu_power of every GPU. Returns the one of largest score, that score, and what a step must gain more than.
+    J goes to memory.numbers. Ties: lowest index."""
     gpu = tl.arange(0, shape.gpu_lanes)
     inside = gpu < shape.gpus
     mean = tl.load(memory.ints + shape.at.gpu_sum + gpu, mask=inside, other=0)
@@ -141,8 +146,22 @@ def rate_gpus(memory, shape: tl.constexpr):
     power = tl.where(inside, power_of(scores, top, inverse_of_top(top), shape), 0)
     tl.store(memory.ints + shape.at.gpu_power + gpu, power, mask=inside)
     potential = tl.sum(power.to(tl.int64), 0)
+    peak = predicted_peak(top, potential, shape)
+    floor = least_gain(load_number(memory, PRICE, shape), peak, potential, shape)
+    store_number(memory, PEAK, peak, shape)
     tl.debug_barrier()
-    return heaviest, top, potential
+    return heaviest, top, floor
+
+
+@triton.jit
+def load_number(memory, place, shape: tl.constexpr):
+    """A float64 of memory.numbers."""
+    return tl.load(memory.longs + shape.at.numbers + place).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def store_number(memory, place, number, shape: tl.constexpr):
+    tl.store(memory.longs + shape.at.numbers + place, number.to(tl.int64, bitcast=True))
 
 
 @triton.jit
