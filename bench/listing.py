@@ -217,6 +217,12 @@ def _linked(texts: list[str], number: int, names: dict[str, int]) -> list[str]:
     return linked
 
 
+def parse_functions(ptx: str) -> list[Listing]:
+    """Instructions of the kernel in `ptx` and of every function that it calls."""
+    paths = dict(re.findall(r'^\s*\.file\s+(\d+) "([^"]+)"', ptx, re.MULTILINE))
+    return [_parse_function(body, paths) for body in re.findall(r"^{$(.*?)^}$", ptx, re.MULTILINE | re.DOTALL)]
+
+
 def _parse_function(body: str, paths: dict[str, str]) -> Listing:
     chains: dict[tuple[str, ...], Chain] = {}  # of each place as last seen: the caller's comes before the callee's
     instructions: list[Instruction] = []

@@ -35,6 +35,23 @@ class Replanned(NamedTuple):
     status: Tensor  # [L] int32, of replan_status: 0, or why the layer was kept as it is (its peaks are NaN)
 
 
+class Changes(NamedTuple):
+    """What a plan changes of the placement in force, per layer, and what it is expected to gain; as `Replanned`."""
+
+    written: Tensor  # [L] int64, slots that differ from before; P where nothing was
+    fills: Tensor  # [L] int64, slots that held no expert before
+    peak_before: Tensor  # [L] float64, predicted load of the busiest GPU / mean GPU load; NaN where nothing was
+    peak_after: Tensor  # [L] float64, the same of the new placement
+    status: Tensor  # [L] int32, of replan_status: 0, or why the layer was kept as it is
+
+    @classmethod
+    def empty(cls, num_layers: int, device: torch.device) -> Changes:
+        """Of layers that nobody has planned yet: no change, no prediction."""
+        none = [torch.zeros(num_layers, dtype=torch.int64, device=device) for _ in range(2)]
+        peaks = [torch.full((num_layers,), math.nan, dtype=torch.float64, device=device) for _ in range(2)]
+        return cls(none[0], none[1], peaks[0], peaks[1], torch.zeros(num_layers, dtype=torch.int32, device=device))
+
+
 def score_z(num_gpus: int, z: float | None = None) -> float:
     """Standard deviations above the mean that a GPU's score counts, in units of 1 / 65536.
 

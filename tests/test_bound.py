@@ -79,7 +79,7 @@ def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def no_scipy(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith(("scipy", "eplb_triton.pairing")):
+        if name.startswith(("scipy", "eplb_triton.bound.pairing")):
             raise ImportError(f"No module named {name!r}")
         return real(name, *args, **kwargs)
 
@@ -100,3 +100,15 @@ def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refused(weight: torch.Tensor, topology: Topology, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lower_bound(weight, topology)
+
+
+@pytest.mark.parametrize("pairing", [True, False])
+@pytest.mark.parametrize("counts", [(8, 4, 1, 1), (12, 4, 1, 1), (12, 4, 4, 2), (64, 16, 16, 4)])
+def test_no_layers(counts: tuple[int, int, int, int], pairing: bool) -> None:
+    """Two slots a GPU, others, nodes, and more partitions than are tried."""
+    replicas, gpus, groups, nodes = counts
+    topology = Topology(num_replicas=replicas, num_gpus=gpus, num_groups=groups, num_nodes=nodes)
+    experts = groups if groups > 8 else 8
+    bound = lower_bound(torch.empty(0, experts), topology, pairing=pairing)
+    assert (bound.shape, bound.dtype) == ((0,), torch.float64)
+    assert plan(torch.empty(0, experts), topology).gap(torch.empty(0, experts), pairing=pairing).shape == (0,)

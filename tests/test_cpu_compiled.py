@@ -28,6 +28,7 @@ from eplb_triton.policy import (
     Policy,
     Tie,
 )
+from tests.sizes import chosen
 
 pytest.importorskip("eplb_triton.cpu", reason="needs the extra: pip install 'eplb-triton[cpu]'", exc_type=ImportError)
 
@@ -66,12 +67,16 @@ def assert_exact(entry: Any, *instructions: str) -> None:
 
 @pytest.mark.parametrize(
     "policy",
-    [
-        POLICIES["adaptive_tail_and_fixup"],
-        POLICIES["adaptive_tail_and_packer_2x2"],
+    chosen(
+        [
+            POLICIES["adaptive_tail_and_fixup"],
+            POLICIES["adaptive_tail_and_packer_2x2"],
+            POLICIES["hybrid_tail_waterfill"],
+            POLICIES["balanced"],
+        ],
         POLICIES["hybrid_tail_waterfill"],
         POLICIES["balanced"],
-    ],
+    ),
     ids=lambda policy: policy.name,
 )
 def test_rows_round_once_an_operation(policy: Policy) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-EPSILON = 1e-12  # in float64 comparisons
-EPSILON_F32 = torch.tensor(EPSILON, dtype=torch.float32)  # in float32 comparisons
+from eplb_triton.constants import EPSILON
+
+EPSILON_F32 = torch.tensor(EPSILON, dtype=torch.float32, device="cpu")  # in float32 comparisons
 
 
 def ordered_sum(values: Tensor) -> Tensor:
@@ -37,6 +38,11 @@ def bottom_two(values: Tensor) -> Tensor:
 def per_replica(weights: Tensor, counts: Tensor) -> Tensor:
     """Load that each of `counts` replicas of an expert carries, w/c in float32."""
     return weights / counts.to(torch.float32)
+
+
+def indices(stop: int, start: int = 0) -> Tensor:
+    """start .. stop - 1, int64: on the CPU, whatever device is PyTorch's default."""
+    return torch.arange(start, stop, dtype=torch.int64, device="cpu")
 
 
 def columns(values: Tensor) -> tuple[Tensor, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LOAD_BITS = 28  # a full pack stays below 2**28: two of them and two penalties fit an int32
-PENALTY = 1 << LOAD_BITS  # added to what must not be chosen: above every load
+from eplb_triton.constants import LOAD_BITS, PENALTY
 
 
 def fixed_point(loads: Tensor, capacity: int) -> tuple[Tensor, Tensor]:

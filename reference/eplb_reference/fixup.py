@@ -7,7 +7,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from eplb_reference.arith import EPSILON, bottom_two, columns, per_replica, top_two
+from eplb_reference.arith import bottom_two, columns, per_replica, top_two
+from eplb_triton.constants import EPSILON
 from eplb_triton.policy import Donors, PeakEstimate, Tie
 
 

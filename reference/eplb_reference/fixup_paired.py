@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eplb_reference.arith import columns, per_replica
+from eplb_reference.arith import columns, indices, per_replica
 from eplb_reference.replicate_waterfill import list_by_expert
+from eplb_triton.constants import PAIR_GAIN
 
-PAIR_GAIN = torch.tensor(1e-6, dtype=torch.float32)  # of the largest pair: a smaller gain is none
+PAIR_GAIN_F32 = torch.tensor(PAIR_GAIN, dtype=torch.float32, device="cpu")
 
 
 def move_paired(weights: Tensor, counts: Tensor, num_packs: int, moves: int, donors: int) -> None:
@@ -28,7 +29,7 @@ def move_paired(weights: Tensor, counts: Tensor, num_packs: int, moves: int, don
 
     Ties: the first largest pair; the donor of smaller w/(c - 1), then the lower; the heavier receiver.
     """
-    going = torch.arange(weights.shape[0])
+    going = indices(weights.shape[0])
     for _ in range(moves):
         w, c = weights[going], counts[going]
         value, receivers = _largest_pair(w, c, num_packs)
@@ -44,7 +45,7 @@ def move_paired(weights: Tensor, counts: Tensor, num_packs: int, moves: int, don
                 better = allowed & (new_value < best)
                 best = torch.where(better, new_value, best)
                 best_counts = torch.where(better, after, best_counts)
-        gains = (best + PAIR_GAIN * value < value)[:, 0]
+        gains = (best + PAIR_GAIN_F32 * value < value)[:, 0]
         going = going[gains]
         counts[going] = best_counts[gains]
         if len(going) == 0:

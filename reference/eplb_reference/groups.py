@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eplb_reference.arith import ordered_sum
+from eplb_reference.arith import indices, ordered_sum
 from eplb_reference.fixed import fixed_point
 
 
@@ -18,8 +18,8 @@ def list_experts(pack: Tensor, slot: Tensor, group_size: int, num_packs: int) ->
     """Experts [L * N, e] of each node: its groups in position order, a group's experts in index order."""
     num_layers, num_groups = pack.shape
     place = pack * (num_groups // num_packs) + slot
-    groups = torch.empty_like(place).scatter_(1, place, torch.arange(num_groups).expand_as(place))
-    return (groups.unsqueeze(2) * group_size + torch.arange(group_size)).view(num_layers * num_packs, -1)
+    groups = torch.empty_like(place).scatter_(1, place, indices(num_groups).expand_as(place))
+    return (groups.unsqueeze(2) * group_size + indices(group_size)).view(num_layers * num_packs, -1)
 
 
 def node_loads(weights: Tensor, num_groups: int, num_nodes: int) -> tuple[Tensor, Tensor]:

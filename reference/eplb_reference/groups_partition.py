@@ -7,12 +7,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from eplb_reference.arith import indices
 from eplb_reference.fixed import fixed_point
 from eplb_reference.pack import pack_plain
 from eplb_reference.refine_exchange import refine_match
+from eplb_triton.constants import EXCHANGES_PER_ITEM
 from eplb_triton.partitions import partitions_to_try
-
-EXCHANGES_PER_ITEM = 4  # of the rounds that follow a packing that is not the best
 
 
 def pack_partition(loads: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
@@ -35,8 +35,8 @@ def pack_partition(loads: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
     if not partitions_to_try(num_items, num_packs):
         pack, slot = pack_plain(loads, num_packs)
         fixed, _ = fixed_point(loads, num_items // num_packs)
-        labels = torch.arange(num_items).expand_as(pack)
-        target = torch.zeros(loads.shape[0], 1, dtype=torch.int32)
+        labels = indices(num_items).expand_as(pack)
+        target = torch.zeros(loads.shape[0], 1, dtype=torch.int32, device="cpu")
         return refine_match(fixed, labels, pack, slot, num_packs, target, EXCHANGES_PER_ITEM * num_items, 1)
     capacity = num_items // num_packs
     fixed, _ = fixed_point(loads, capacity)
@@ -44,11 +44,12 @@ def pack_partition(loads: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
     pack_loads = fixed.index_select(1, table.flatten()).view(-1, *table.shape).sum(1, dtype=torch.int32)
     order = table[..., pack_loads.amax(1).argmin(1)]  # [capacity, packs, rows], items in place order
     order = order.permute(2, 1, 0).flatten(1).contiguous()
-    place = torch.empty_like(order).scatter_(1, order, torch.arange(num_items).expand_as(order))
+    place = torch.empty_like(order).scatter_(1, order, indices(num_items).expand_as(order))
     return place // capacity, place % capacity
 
 
 @cache
 def _table(num_items: int, num_packs: int) -> Tensor:
     """All partitions [capacity, packs, partitions]: the dimension that operations should run along comes last."""
-    return torch.tensor(partitions_to_try(num_items, num_packs)).permute(2, 1, 0).contiguous()
+    table = torch.tensor(partitions_to_try(num_items, num_packs), dtype=torch.int64, device="cpu")
+    return table.permute(2, 1, 0).contiguous()

@@ -25,5 +25,5 @@ def physical_maps(
     place = pack * topology.slots_per_gpu + slot
     phy2log = torch.empty_like(expert).scatter_(1, place, expert).view(-1, topology.num_replicas)
     phyrank = torch.empty_like(rank).scatter_(1, place, rank).view(-1, topology.num_replicas)
-    logcnt = torch.zeros(phy2log.shape[0], num_experts, dtype=torch.int64)
+    logcnt = torch.zeros(phy2log.shape[0], num_experts, dtype=torch.int64, device="cpu")
     return phy2log, phyrank, logcnt.scatter_add_(1, phy2log, torch.ones_like(phy2log))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eplb_reference.fixed import PENALTY
+from eplb_reference.arith import indices
+from eplb_triton.constants import PENALTY
 
 BANNED = 3 * PENALTY  # so much more is left by an exchange of what must stay: above the load of a pack in any case
 IN_CACHE = 1 << 20  # candidates valued at once: 4 MiB; twice as fast as item by item, and packs of thousands fit memory
@@ -29,7 +30,7 @@ class State:
         pack_loads = loads.new_zeros(len(loads), num_packs).scatter_add_(1, pack, loads)
         rows = (pack_loads.amax(1, keepdim=True) > target).nonzero()[:, 0]
         place = slot.index_select(0, rows) * num_packs + pack.index_select(0, rows)
-        items = torch.empty_like(place).scatter_(1, place, torch.arange(loads.shape[1]).expand_as(place))
+        items = torch.empty_like(place).scatter_(1, place, indices(loads.shape[1]).expand_as(place))
         values = (
             loads.index_select(0, rows).gather(1, items),
             labels.index_select(0, rows).gather(1, items).to(torch.int32),
@@ -69,8 +70,8 @@ class State:
         """Write to the result where `items` [S, rows, m] are."""
         slots, _, packs = items.shape
         at = items.flatten().to(torch.int64)
-        self.pack.view(-1).scatter_(0, at, torch.arange(packs).expand_as(items).flatten())
-        self.slot.view(-1).scatter_(0, at, torch.arange(slots).view(-1, 1, 1).expand_as(items).flatten())
+        self.pack.view(-1).scatter_(0, at, indices(packs).expand_as(items).flatten())
+        self.slot.view(-1).scatter_(0, at, indices(slots).view(-1, 1, 1).expand_as(items).flatten())
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Packs:
         loads = state.cells[0].sum(0, dtype=torch.int32)
         loads, order = loads.sort(dim=1, descending=True, stable=True)
         item_loads, labels = state.cells[:2].gather(3, order.expand(2, capacity, -1, -1))
-        order += torch.arange(0, rows * num_packs, num_packs).unsqueeze(1)
+        order += (indices(rows) * num_packs).unsqueeze(1)
         narrow = capacity * num_packs <= torch.iinfo(torch.int16).max
         return cls(order, loads, item_loads, labels.to(torch.int16) if narrow else labels)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eplb_reference.arith import ordered_mean
+from eplb_reference.arith import indices, ordered_mean
+from eplb_triton.constants import NEAR
 
 
 def pack_plain(loads: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
@@ -28,8 +29,8 @@ def pack_plain(loads: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
     if capacity == 1:
         return _one_each(loads)
     order, sorted_loads = _heaviest_first(loads)
-    pack_load = torch.zeros(rows, num_packs)
-    filled = torch.zeros(rows, num_packs, dtype=torch.int64)
+    pack_load = torch.zeros(rows, num_packs, dtype=torch.float32, device="cpu")
+    filled = torch.zeros(rows, num_packs, dtype=torch.int64, device="cpu")
     placed = torch.empty_like(order)
     for item in range(num_items):
         lightest = pack_load.argmin(1, keepdim=True)
@@ -62,9 +63,9 @@ def pack_spread(loads: Tensor, labels: Tensor, num_packs: int) -> tuple[Tensor, 
         return _one_each(loads)
     order, sorted_loads = _heaviest_first(loads)
     sorted_labels = labels.gather(1, order)
-    near = (1e-6 * ordered_mean(loads)).to(torch.float32).unsqueeze(1)
-    pack_load = torch.zeros(rows, num_packs)
-    filled = torch.zeros(rows, num_packs, dtype=torch.int64)
+    near = (NEAR * ordered_mean(loads)).to(torch.float32).unsqueeze(1)
+    pack_load = torch.zeros(rows, num_packs, dtype=torch.float32, device="cpu")
+    filled = torch.zeros(rows, num_packs, dtype=torch.int64, device="cpu")
     placed = torch.empty_like(order)
     for item in range(num_items):
         same = (sorted_labels[:, :item] == sorted_labels[:, item : item + 1]).to(torch.int64)
@@ -81,7 +82,7 @@ def pack_spread(loads: Tensor, labels: Tensor, num_packs: int) -> tuple[Tensor, 
 def _scan(pack_load: Tensor, crowding: Tensor, has_room: Tensor, near: Tensor) -> Tensor:
     """[rows, 1]: where a scan of the packs in index order ends. Each round jumps to the next pack that replaces the
     choice, which is what scanning pack by pack does."""
-    index = torch.arange(pack_load.shape[1])
+    index = indices(pack_load.shape[1])
     choice = has_room.to(torch.uint8).argmax(1, keepdim=True)
     while True:
         choice_load = pack_load.gather(1, choice)
@@ -96,7 +97,7 @@ def _scan(pack_load: Tensor, crowding: Tensor, has_room: Tensor, near: Tensor) -
 
 
 def _one_each(loads: Tensor) -> tuple[Tensor, Tensor]:
-    pack = torch.arange(loads.shape[1]).repeat(loads.shape[0], 1)
+    pack = indices(loads.shape[1]).repeat(loads.shape[0], 1)
     return pack, torch.zeros_like(pack)
 
 
@@ -110,6 +111,6 @@ def _positions(order: Tensor, placed: Tensor, num_packs: int) -> tuple[Tensor, T
     """(pack, slot) of each item, from the items in placing order and the pack each was `placed` on."""
     capacity = order.shape[1] // num_packs
     by_pack = placed.argsort(dim=1, stable=True)  # every pack holds `capacity` items, in placing order
-    slots = (torch.arange(order.shape[1]) % capacity).expand_as(order)
+    slots = (indices(order.shape[1]) % capacity).expand_as(order)
     slot_placed = torch.empty_like(order).scatter_(1, by_pack, slots)
     return torch.empty_like(order).scatter_(1, order, placed), torch.empty_like(order).scatter_(1, order, slot_placed)

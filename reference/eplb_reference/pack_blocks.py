@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eplb_reference.arith import indices
+
 
 def fill_blocks(loads: Tensor, labels: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
     """The next `num_packs` heaviest items at a time, the heaviest to the lightest pack.
@@ -25,12 +27,12 @@ def fill_blocks(loads: Tensor, labels: Tensor, num_packs: int) -> tuple[Tensor, 
     Ties: the lower label, then the lower item; the lower pack.
     """
     rows, num_items = loads.shape
-    index = torch.arange(num_items)
+    index = indices(num_items)
     # One integer to sort by: loads have 28 bits, so that 180,000 items fit.
     order = ((labels - loads.to(torch.int64) * num_items) * num_items + index).argsort(dim=1)
     sorted_loads = loads.gather(1, order).to(torch.int64) * num_packs
     ends, starts = _runs_over_edges(labels.gather(1, order).view(rows, -1, num_packs))
-    packs = torch.arange(num_packs).expand(rows, -1)  # load so far * m + number: one integer to sort by
+    packs = indices(num_packs).expand(rows, -1)  # load so far * m + number: one integer to sort by
     placed = torch.empty_like(order)
     for start in range(0, num_items, num_packs):
         packs, got = packs.sort(dim=1)  # got: which item of the block before each of them took

@@ -18,7 +18,7 @@ from eplb_reference import (
     replicate_capped,
     replicate_waterfill,
 )
-from eplb_reference.arith import per_replica
+from eplb_reference.arith import indices, per_replica
 from eplb_reference.fixed import fixed_point, mean_target, node_target
 from eplb_reference.refine_exchange import refine_doubles, refine_match, refine_pairs
 from eplb_triton.policy import Corner, Counts, Exchange, Fixup, Nearest, Paired, Peak, Policy
@@ -46,8 +46,8 @@ def plan_layers(weight: Tensor, topology: Topology, policy: Policy) -> tuple[Ten
     """
     num_layers, num_experts = weight.shape
     if num_layers == 0:
-        empty = torch.empty(0, topology.num_replicas, dtype=torch.int64)
-        return empty, empty.clone(), torch.empty(0, num_experts, dtype=torch.int64)
+        empty = torch.empty(0, topology.num_replicas, dtype=torch.int64, device="cpu")
+        return empty, empty.clone(), torch.empty(0, num_experts, dtype=torch.int64, device="cpu")
     experts = _experts_of_rows(weight, topology, policy)  # [L * N, e]
     weights = weight.gather(1, experts.view(num_layers, num_experts)).view_as(experts)
     counts, expert, rank = _replicate(weights, topology, policy)
@@ -89,10 +89,10 @@ def _replicate(weights: Tensor, topology: Topology, policy: Policy) -> tuple[Ten
         if fix:
             fixup.move_replicas(weights, counts, None, None, fix.moves, fix.donors, fix.peak, fix.tie)
         return counts, *replicate_waterfill.list_by_expert(counts)
-    counts = torch.ones(weights.shape, dtype=torch.int64)
-    expert = torch.empty(weights.shape[0], num_replicas, dtype=torch.int64)
+    counts = torch.ones(weights.shape, dtype=torch.int64, device="cpu")
+    expert = torch.empty(weights.shape[0], num_replicas, dtype=torch.int64, device="cpu")
     rank = torch.zeros_like(expert)
-    expert[:, :num_experts] = torch.arange(num_experts)
+    expert[:, :num_experts] = indices(num_experts)
     if num_replicas > num_experts:
         bulk = num_replicas - _tail_length(weights, num_replicas - num_experts, policy.counts)
         replicate.pick_dhondt(weights, counts, expert, rank, num_experts, bulk)

@@ -16,12 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eplb_reference.arith import EPSILON, bottom_two, columns, ordered_mean, ordered_sum
-
-LEVEL = 1e-9  # load difference (tokens) below which two packs count as level, and a swap as no gain
-UNBALANCED_AT_START = 0.02  # spread over mean from which `corner` takes one step more on GPUs
-UNBALANCED_AFTER_STEP = 0.03  # and from which a single step may be followed by a second
-GOOD_SWAP = 0.8  # share of the difference that may stay after a swap for `corner` to be content with it
+from eplb_reference.arith import bottom_two, columns, ordered_mean, ordered_sum
+from eplb_triton.constants import EPSILON, GOOD_SWAP, LEVEL, UNBALANCED_AFTER_STEP, UNBALANCED_AT_START
 
 
 @dataclass
@@ -107,7 +103,7 @@ def refine_corner(
     if num_packs == 1 or loads.shape[1] == num_packs:
         return pack, slot
     state = _State.start(loads, pack, slot, num_packs)
-    steps = torch.as_tensor(steps).expand(loads.shape[0], 1)
+    steps = torch.as_tensor(steps, dtype=torch.int64, device="cpu").expand(loads.shape[0], 1)
     allowed, going, step = steps, steps > 0, 0
     while bool(going.any()):
         single, double, content = _corner_step(state, going)
@@ -228,7 +224,7 @@ def _meets(state: _State, labels: Tensor, item: Tensor, pack: Tensor) -> Tensor:
 def _imbalance(pack_load: Tensor) -> Tensor:
     """(max - min) / mean [rows, 1] of pack loads [rows, m]."""
     lowest, highest = pack_load.aminmax(dim=1, keepdim=True)
-    return (highest - lowest) / ordered_mean(pack_load).clamp(min=1e-12).unsqueeze(1)
+    return (highest - lowest) / ordered_mean(pack_load).clamp(min=EPSILON).unsqueeze(1)
 
 
 def _pack_loads(loads: Tensor, pack: Tensor, slot: Tensor, num_packs: int) -> Tensor:

@@ -16,9 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eplb_reference.arith import indices
 from eplb_reference.meetings import BANNED, Meetings, Packs, State
-
-PACKS_PER_PROPOSER = 8  # from 32 packs up a match round repairs a share of them, not a number
+from eplb_triton.constants import num_partners, num_proposers
 
 
 def refine_pairs(
@@ -39,7 +39,7 @@ def refine_pairs(
             break
         packs = Packs.of(state)
         heavy = packs.at(slice(0, half))
-        light = packs.at(num_packs - 1 - (torch.arange(half) + r) % half)
+        light = packs.at(num_packs - 1 - (indices(half) + r) % half)
         left, i, j = Meetings.of(heavy, light).exchanges()
         gains = left < heavy.loads - light.loads
         state.swap(gains & (packs.loads[:, :1] > state.target), heavy.order, i, light.order, j)
@@ -63,12 +63,12 @@ def refine_match(
 
     Ties: the heavier partner, then the lowest slot of the proposer, then of the partner.
     """
-    proposers = min(max(proposers, num_packs // PACKS_PER_PROPOSER), num_packs // 2)
+    proposers = num_proposers(proposers, num_packs)
     capacity = loads.shape[1] // num_packs
     if proposers == 0 or capacity == 1:
         return pack, slot
     state = State.start(loads, labels, pack, slot, num_packs, target)
-    not_behind = torch.arange(1, num_packs) <= torch.arange(proposers).unsqueeze(1)
+    not_behind = indices(num_packs, start=1) <= indices(proposers).unsqueeze(1)
     for _ in range(rounds):
         if state.is_done():
             break
@@ -89,7 +89,7 @@ def refine_match(
 def _grant(proposes: Tensor, partner: Tensor) -> Tensor:
     """[rows, proposers]: the proposals that stand, in position order, each pack taking part in one exchange."""
     granted = proposes.clone()
-    position = torch.arange(proposes.shape[1])
+    position = indices(proposes.shape[1])
     clash = (partner.unsqueeze(2) == partner.unsqueeze(1)) | (partner.unsqueeze(1) == position.unsqueeze(1))
     for q in range(1, proposes.shape[1]):
         granted[:, q] &= ~(granted[:, :q] & clash[:, q, :q]).any(1)
@@ -112,11 +112,10 @@ def refine_doubles(
     Ties: the heavier partner, then the lowest slots of the heaviest pack, then of the partner (two: lexicographic).
     """
     capacity = loads.shape[1] // num_packs
-    num_pairs = capacity * (capacity - 1) // 2
-    if num_packs == 1 or num_pairs == 0 or candidates < num_pairs * num_pairs:
+    partners = num_partners(candidates, capacity, num_packs)
+    if partners == 0:
         return pack, slot
-    pairs = torch.triu_indices(capacity, capacity, 1)
-    partners = min(num_packs - 1, candidates // (num_pairs * num_pairs))
+    pairs = torch.triu_indices(capacity, capacity, 1, dtype=torch.int64, device="cpu")
     state = State.start(loads, labels, pack, slot, num_packs, target)
     for _ in range(steps):
         if state.is_done():
@@ -124,7 +123,7 @@ def refine_doubles(
         packs = Packs.of(state)
         heavy, light = packs.at(slice(0, 1)), packs.at(slice(num_packs - partners, None))
         meetings = Meetings.of(heavy, light, pairs)
-        best = torch.zeros(len(packs.order), 1, dtype=torch.int64)
+        best = torch.zeros(len(packs.order), 1, dtype=torch.int64, device="cpu")
         if partners > 1:
             best = (light.loads + meetings.least()).argmin(1, keepdim=True)
             meetings = meetings.choose(best)

@@ -31,7 +31,8 @@ def previous_status(previous: Tensor, num_experts: int, topology: Topology) -> T
         EMPTY_ON_NODES: empty.any(1) & (num_nodes > 1),
         EXPERTS_MISSING: (~held.any(1)).sum(1) > empty.sum(1),
         GROUP_SPLIT: (groups.sum(1) > 1).any(1),
-        GROUPS_UNEVEN: (groups.sum(2) != num_groups // num_nodes).any(1),
+        GROUPS_UNEVEN: (groups.sum(2) != num_groups // num_nodes).any(1)
+        & (num_nodes > 1),  # else a group may be all -1
     }
     status = torch.full((num_layers,), FINE, dtype=torch.int32, device="cpu")
     for reason, where in sorted(broken.items(), reverse=True):

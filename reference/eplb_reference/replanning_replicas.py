@@ -23,7 +23,7 @@ def best_replica_move(
     num_layers, d, s = len(heaviest), topology.gpus_per_node, topology.slots_per_gpu
     node = _Node(state, judge, topology, heaviest)
     wanted = _wanted(state, node, topology, heaviest, floor)  # [L, S]
-    own = state.phy2log.view(num_layers, -1, s)[torch.arange(num_layers, device="cpu"), heaviest]
+    own = state.phy2log.view(num_layers, -1, s)[torch.arange(num_layers, dtype=torch.int64, device="cpu"), heaviest]
     donors = (node.held > 0).any(1) & (state.counts >= 2)  # [L, E]
     layer, i, donor = (wanted.unsqueeze(2) & donors.unsqueeze(1)).nonzero(as_tuple=True)  # pairs
     expert = own[layer, i]
@@ -62,7 +62,7 @@ def best_replica_move(
 def _wanted(state: State, node: _Node, topology: Topology, heaviest: Tensor, floor: Tensor) -> Tensor:
     """[L, S] bool: slots of the heaviest GPU whose expert, at its first slot there, is worth another replica."""
     num_layers, s = len(heaviest), topology.slots_per_gpu
-    own = state.phy2log.view(num_layers, -1, s)[torch.arange(num_layers, device="cpu"), heaviest]
+    own = state.phy2log.view(num_layers, -1, s)[torch.arange(num_layers, dtype=torch.int64, device="cpu"), heaviest]
     earlier = torch.ones(s, s, dtype=torch.bool, device="cpu").tril(-1)
     again = ((own.unsqueeze(2) == own.unsqueeze(1)) & earlier).any(2)
     wanted = ~again & (state.counts.gather(1, own) < topology.gpus_per_node)

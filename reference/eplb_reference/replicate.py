@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from eplb_reference.arith import EPSILON_F32, ordered_mean, ordered_sum, per_replica, top_two
+from eplb_triton.constants import EPSILON, dispersion_length, simulated_lengths, tenth
 
 
 def pick_dhondt(weights: Tensor, counts: Tensor, expert: Tensor, rank: Tensor, start: int, stop: int) -> None:
@@ -55,7 +56,6 @@ def pick_gated(weights: Tensor, counts: Tensor, expert: Tensor, rank: Tensor, st
 
     Ties of the Sainte-Laguë pick: smaller w/c, then lowest expert.
     """
-    floor = torch.tensor(1e-12, dtype=torch.float32)
     for place in range(start, stop):
         load = per_replica(weights, counts)
         dhondt = load.argmax(1, keepdim=True)
@@ -68,7 +68,7 @@ def pick_gated(weights: Tensor, counts: Tensor, expert: Tensor, rank: Tensor, st
         peak_d, peak_s = torch.maximum(second, new_d), torch.maximum(others_s, new_s)
         below_d, below_s = torch.minimum(second, new_d), torch.minimum(others_s, new_s)
         mean = ordered_mean(load).to(torch.float32).unsqueeze(1)
-        gate = (largest / torch.maximum(mean, floor) - 1).clamp(0, 1)
+        gate = (largest / torch.maximum(mean, EPSILON_F32) - 1).clamp(0, 1)
         near = (peak_d - peak_s).abs() <= EPSILON_F32
         below_near = (below_d - below_s).abs() <= EPSILON_F32
         rarer = counts.gather(1, dhondt) <= counts.gather(1, sainte_lague)
@@ -82,7 +82,7 @@ def pick_gated(weights: Tensor, counts: Tensor, expert: Tensor, rank: Tensor, st
 
 def fixed_tail(num_redundant: int) -> int:
     """T0: a tenth of the redundant replicas, rounded up, at least 1."""
-    return max(1, (num_redundant + 9) // 10)
+    return tenth(num_redundant)
 
 
 def dispersion_tail(weights: Tensor, num_redundant: int) -> int:
@@ -97,18 +97,16 @@ def dispersion_tail(weights: Tensor, num_redundant: int) -> int:
         variance = ordered_sum(deviation * deviation) / (weights.shape[1] - 1)
     else:
         variance = torch.zeros_like(mean)
-    variation = variance.sqrt() / mean.clamp(min=1e-12)
-    scale = min(max(ordered_mean(variation).item(), 0.7), 1.3)
-    return min(max(round(0.10 * num_redundant * scale), 1), num_redundant)
+    variation = variance.sqrt() / mean.clamp(min=EPSILON)
+    return dispersion_length(num_redundant, ordered_mean(variation).item())
 
 
 def simulated_tail(weights: Tensor, num_redundant: int) -> int:
     """Tail length of the lowest mean, over all rows of the call, of the peak w/c, among the fixed length and its
     two neighbours; ties: the shortest."""
-    fixed = fixed_tail(num_redundant)
     scores: dict[int, float] = {}
-    for tail in sorted({max(1, fixed - 1), fixed, min(num_redundant, fixed + 1)}):
-        counts = torch.ones(weights.shape, dtype=torch.int64)
+    for tail in simulated_lengths(num_redundant):
+        counts = torch.ones(weights.shape, dtype=torch.int64, device="cpu")
         unused = counts.new_empty(weights.shape[0], num_redundant)
         pick_dhondt(weights, counts, unused, unused, 0, num_redundant - tail)
         pick_sainte_lague(weights, counts, unused, unused, num_redundant - tail, num_redundant)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from eplb_reference.arith import per_replica
+from eplb_triton.constants import replica_cap
 
 
 def capped_counts(weights: Tensor, num_replicas: int, num_packs: int) -> Tensor:
@@ -16,9 +17,9 @@ def capped_counts(weights: Tensor, num_replicas: int, num_packs: int) -> Tensor:
     rows of equal loads: their replicas are spread evenly. Ties: lowest expert.
     """
     num_experts = weights.shape[1]
-    cap = num_packs if num_replicas <= num_experts * num_packs else num_replicas
+    cap = replica_cap(num_replicas, num_experts, num_packs)
     weights = torch.where(weights.amax(1, keepdim=True) == 0, 1.0, weights)
-    counts = torch.ones(weights.shape, dtype=torch.int64)
+    counts = torch.ones(weights.shape, dtype=torch.int64, device="cpu")
     load = weights.clone() if cap > 1 else torch.full_like(weights, -torch.inf)
     for _ in range(num_replicas - num_experts):
         chosen = load.argmax(1, keepdim=True)

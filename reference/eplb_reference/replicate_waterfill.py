@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eplb_reference.arith import columns, per_replica, top_two
-
-BISECTIONS = 40
+from eplb_reference.arith import columns, indices, per_replica, top_two
+from eplb_triton.constants import BISECTIONS, waterfill_tail
 
 
 def waterfill_counts(weights: Tensor, num_replicas: int) -> Tensor:
@@ -20,12 +19,12 @@ def waterfill_counts(weights: Tensor, num_replicas: int) -> Tensor:
     num_experts = weights.shape[1]
     num_redundant = num_replicas - num_experts
     if num_redundant == 0:
-        return torch.ones(weights.shape, dtype=torch.int64)
-    even = num_replicas // num_experts + (torch.arange(num_experts) < num_replicas % num_experts).to(torch.int64)
+        return torch.ones(weights.shape, dtype=torch.int64, device="cpu")
+    even = num_replicas // num_experts + (indices(num_experts) < num_replicas % num_experts).to(torch.int64)
     idle = (weights == 0).all(1, keepdim=True)
     counts = torch.where(idle, even, _counts_at(weights, _level(weights, num_replicas)))
     extras = num_replicas - counts.sum(1)
-    tail = extras.clamp(max=max(1, round(0.1 * num_redundant)))
+    tail = extras.clamp(max=waterfill_tail(num_redundant))
     _add_bulk(weights, counts, extras - tail)
     _add_tail(weights, counts, tail)
     return counts
@@ -38,7 +37,7 @@ def list_by_expert(counts: Tensor) -> tuple[Tensor, Tensor]:
         expert, rank: [rows, p] int64, p = the sum of every row of `counts`.
     """
     ends = counts.cumsum(1)
-    place = torch.arange(int(ends[0, -1])).expand(counts.shape[0], -1).contiguous()
+    place = indices(int(ends[0, -1])).expand(counts.shape[0], -1).contiguous()
     expert = torch.searchsorted(ends, place, right=True)
     return expert, place - (ends - counts).gather(1, expert)
 
@@ -67,7 +66,7 @@ def _add_bulk(weights: Tensor, counts: Tensor, bulk: Tensor) -> None:
     while bool((bulk > 0).any()):
         taken = bulk.clamp(max=num_experts)
         order = per_replica(weights, counts).argsort(dim=1, descending=True, stable=True)
-        counts.scatter_add_(1, order, (torch.arange(num_experts) < taken.unsqueeze(1)).to(torch.int64))
+        counts.scatter_add_(1, order, (indices(num_experts) < taken.unsqueeze(1)).to(torch.int64))
         bulk = bulk - taken
 
 

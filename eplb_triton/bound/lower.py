@@ -1,6 +1,6 @@
 """The load below which no placement can bring the heaviest GPU of a layer: what a plan is measured against.
 
-docs/policies.md has the proof of every part.
+docs/bound.md has the proof of every part.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from eplb_triton.loads import as_loads
 from eplb_triton.partitions import partitions_to_try
-from eplb_triton.topology import Topology
+from eplb_triton.topology import Topology, check_topology
 
 
 def lower_bound(weight: Tensor, topology: Topology, *, pairing: bool = True) -> Tensor:
@@ -22,7 +23,7 @@ def lower_bound(weight: Tensor, topology: Topology, *, pairing: bool = True) -> 
     (exact with one slot a GPU); with two slots a GPU, what the best pairing of any fractional counts leaves.
 
     Args:
-        weight: [L, E], load of each logical expert.
+        weight: [L, E], load of each logical expert, as `plan` takes them; nothing is rounded but integers above 2**53.
         topology: replicas, groups, nodes and GPUs.
         pairing: whether to solve the linear programs for two slots a GPU: about 0.6 s a layer of 256 experts.
 
@@ -31,12 +32,15 @@ def lower_bound(weight: Tensor, topology: Topology, *, pairing: bool = True) -> 
 
     Raises:
         ImportError: two slots a GPU and SciPy is missing: `pip install eplb-triton[bound]`, or `pairing=False`.
-        ValueError: `weight` is not [layers, experts] or the topology does not fit it.
+        TypeError: `weight` is no tensor.
+        ValueError: `weight` is not [layers, experts], not dense, not real, or holds a load that `plan` refuses; the
+            topology does not fit it.
     """
-    if weight.dim() != 2:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, must be 2-D: [layers, experts]")
-    topology.check_experts(weight.shape[1])
-    loads = weight.detach().to("cpu", torch.float64)
+    check_topology(topology)
+    loads = as_loads(weight, dtype=torch.float64)
+    topology.check_experts(loads.shape[1])
+    if len(loads) == 0:
+        return loads.new_empty(0)
     bound = torch.maximum(loads.sum(1) / topology.num_gpus, _largest_replica(loads, topology.num_replicas))
     if topology.planned_nodes > 1:
         bound = torch.maximum(bound, _node_bound(loads, topology))
@@ -47,13 +51,15 @@ def lower_bound(weight: Tensor, topology: Topology, *, pairing: bool = True) -> 
 
 def _pairing_bound(loads: Tensor, bound: Tensor, topology: Topology) -> Tensor:
     try:
-        from eplb_triton.pairing import pairing_bound  # noqa: PLC0415 - SciPy is an optional extra
+        from eplb_triton.bound.pairing import pairing_bound  # noqa: PLC0415 - SciPy is an optional extra
     except ImportError as missing:
         raise ImportError(
             "lower_bound with two slots a GPU needs SciPy: pip install eplb-triton[bound], or pass pairing=False"
         ) from missing
     layers = zip(loads, bound.tolist(), strict=True)
-    return torch.tensor([pairing_bound(row.numpy(), topology, least) for row, least in layers], dtype=torch.float64)
+    return torch.tensor(
+        [pairing_bound(row.numpy(), topology, least) for row, least in layers], dtype=torch.float64, device="cpu"
+    )
 
 
 def _largest_replica(loads: Tensor, num_replicas: int) -> Tensor:
@@ -76,7 +82,7 @@ def _node_bound(loads: Tensor, topology: Topology) -> Tensor:
     if not partitions:
         return _crowded_node(groups.sum(2), num_nodes) / gpus
     subsets = list(combinations(range(num_groups), size))
-    experts = groups[:, torch.tensor(subsets)].flatten(2)  # [L, subsets, e]
+    experts = groups[:, torch.tensor(subsets, dtype=torch.int64, device="cpu")].flatten(2)  # [L, subsets, e]
     level = _largest_replica(experts.flatten(0, 1), topology.replicas_per_node).view(experts.shape[:2])
     of_subset = torch.maximum(experts.sum(2) / gpus, level)
     best = torch.full_like(loads[:, 0], torch.inf)
