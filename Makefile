@@ -4,31 +4,45 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-OTHER_TRITON := $(VENV)/triton-3.6.0
+OLDEST_TRITON := $(VENV)/triton-3.4.0
+
+PYTEST := $(BIN)/python -m pytest -q -n auto
+CHOICE := not full and not slow and not gpu
+EVERYTHING = $(if $(REST),full and )not slow and not gpu
 
 TRACES ?= $(EPLB_TRACES)
 ONLY = $(if $(PLANNERS),--planners "$(PLANNERS)")
 OUT = $(if $(RESULTS),--out "$(RESULTS)")
 
-.PHONY: demo test test-host test-kernels test-other-triton lint types clean
+.PHONY: demo test test-host test-kernels test-all all-host all-kernels all-oldest-triton lint types clean
 .PHONY: peers bench bench-scale bench-next-window bench-conformance bench-balance bench-report bench-docs
 
 demo: $(INSTALLED)
 	$(BIN)/eplb-triton demo
 
-test: test-host test-kernels test-other-triton
+# A choice, in minutes: every test but those marked `full`.
+test: test-host test-kernels
 
-# Everything that runs on a CPU as it is, and the code that the kernels compile to.
+# Everything that needs no GPU and no hour. REST=1 leaves out what `make test` runs.
+test-all: all-host all-kernels all-oldest-triton
+
+# What runs on a CPU as it is, and the code that the kernels compile to.
 test-host: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n auto -m "not slow and not gpu"
+	$(PYTEST) -m "$(CHOICE)"
+
+all-host: $(INSTALLED)
+	$(PYTEST) -m "$(EVERYTHING)"
 
 # The kernels in Triton's interpreter: a process of its own, since the kernels there are no longer compiled.
 test-kernels: $(INSTALLED)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto -m "not slow" tests/interpreted
+	TRITON_INTERPRET=1 $(PYTEST) -m "$(CHOICE)" tests/interpreted
 
-# A part of them again with the oldest Triton that serving frameworks still ship.
-test-other-triton: $(INSTALLED) $(OTHER_TRITON)
-	TRITON_INTERPRET=1 PYTHONPATH=$(OTHER_TRITON) $(BIN)/python -m pytest -q -n auto -m other_triton tests/interpreted
+all-kernels: $(INSTALLED)
+	TRITON_INTERPRET=1 $(PYTEST) -m "$(EVERYTHING)" tests/interpreted
+
+# A part of them again with the oldest Triton that is supported.
+all-oldest-triton: $(INSTALLED) $(OLDEST_TRITON)
+	TRITON_INTERPRET=1 PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) -m "other_triton and not slow" tests/interpreted
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -59,7 +73,7 @@ bench-report: $(INSTALLED)
 	$(BIN)/python -m bench.report $(RESULTS)
 
 bench-docs: $(INSTALLED)
-	$(BIN)/python -m bench.report $(RESULTS) --fill docs/benchmarks.md --fill docs/policies.md --fill README.md
+	$(BIN)/python -m bench.report $(RESULTS) --fill docs/benchmarks.md --fill docs/policies.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -69,6 +83,6 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cli,cpu,test,dev]'
 	touch $@
 
-$(OTHER_TRITON): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ triton==3.6.0
+$(OLDEST_TRITON): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ triton==3.4.0
 	touch $@

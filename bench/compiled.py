@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,41 +73,71 @@ class Compiled:
         return done.stdout
 
 
-def compile_kernel(spec: KernelSpec, target: str, **options: Any) -> Compiled:
-    """Compile as a launch on contiguous loads would: aligned pointers, an expert stride of 1, the launcher's options.
+def compile_kernel(spec: KernelSpec, target: str, *, inlined: bool = False, **options: Any) -> Compiled:
+    """Compile as a launch would: aligned pointers but for the loads, the launcher's options.
 
     Args:
         spec: a kernel of a `LaunchPlan` made with `lanes` of the target.
         target: a name of `TARGETS`.
+        inlined: compile in one piece what the launcher compiles as a function a stage: the same operations, in a form
+            that `bench.ptx` and `bench.sass_cycles`, which know no calls, can run.
         options: instead of the launcher's own.
     """
-    names = spec.function.arg_names
-    signature = {name: spec.signature[name] for name in names}
-    constants = dict(spec.constexprs)
-    if "expert_stride" in signature:  # the launch folds an integer argument of 1 into the kernel
-        signature["expert_stride"], constants["expert_stride"] = "constexpr", 1
     pointer = [["tt.divisibility", 16]]
     if TARGETS[target].backend == "hip":  # tensors below 2 GiB: buffer instructions
         pointer.append(["tt.pointer_range", 32])
+    types = {place: kind for name, place, kind in _flat(spec) if name != "loads_ptr"}
     source = ASTSource(
         spec.function,
-        signature=signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): pointer for i, name in enumerate(names) if signature[name].startswith("*")},
+        signature=dict(spec.signature),
+        constexprs=dict(spec.constexprs),
+        attrs={place: pointer for place, kind in types.items() if kind.startswith("*")},
     )
-    with triton.knobs.cache.scope():
+    with triton.knobs.cache.scope(), _one_piece(spec.function) if inlined else nullcontext():
         # Triton's own cache knows a kernel by its text alone: what it returns may name source files of another
         # checkout, or of a copy that is gone.
         triton.knobs.cache.dir = str(Path(spec.function.fn.__code__.co_filename).parent / "__pycache__" / "triton")
         built = triton.compile(source, target=TARGETS[target], options={**spec.options, **options})
-    passed = tuple(name for name in names if signature[name] != "constexpr")
+    passed = tuple(name for name, _, kind in _flat(spec) if kind != "constexpr")
     return Compiled(built.metadata.name, passed, target, built.metadata.num_warps, built.asm)
 
 
+@contextmanager
+def _one_piece(kernel: Any) -> Iterator[None]:
+    """While it lasts, no function of the package of `kernel` is compiled apart."""
+    package = kernel.fn.__module__.rpartition(".")[0] + "."
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(package)]
+    functions = {id(f): f for module in modules for f in vars(module).values() if isinstance(f, triton.JITFunction)}
+    apart = [function for function in functions.values() if function.noinline]
+    try:
+        _set_apart(apart, functions.values(), noinline=False)
+        yield
+    finally:
+        _set_apart(apart, functions.values(), noinline=True)
+
+
+def _set_apart(apart: Iterable[Any], functions: Iterable[Any], *, noinline: bool) -> None:
+    for function in apart:
+        function.noinline = noinline
+    for function in functions:
+        function.hash = None  # it is made of those of the functions that it calls, and of their noinline
+
+
+def _flat(spec: KernelSpec) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, place and type of every argument; those of a tuple go by their own names."""
+    for at, (name, kind) in enumerate(spec.signature.items()):
+        if isinstance(kind, tuple):
+            names = type(kind)._fields  # type: ignore[attr-defined]
+            yield from ((names[inside], (at, inside), its_kind) for inside, its_kind in enumerate(kind))
+        else:
+            yield name, (at,), kind
+
+
 def compile_plan(
-    case: Case, policy: Policy, target: str, *, want_log2phy: bool = True, **options: Any
+    case: Case, policy: Policy, target: str, *, want_log2phy: bool = True, inlined: bool = False, **options: Any
 ) -> Iterator[Compiled]:
     """The kernels of a plan, in the order of their launches."""
     lanes = TARGETS[target].warp_size
-    launch = launch_plan(case.topology, case.experts, policy, want_log2phy=want_log2phy, lanes=lanes)
-    return (compile_kernel(spec, target, **options) for spec in launch.kernels)
+    width = case.topology.num_replicas - case.experts + 1 if want_log2phy else None
+    launch = launch_plan(case.topology, case.experts, policy, log2phy_width=width, lanes=lanes)
+    return (compile_kernel(spec, target, inlined=inlined, **options) for spec in launch.kernels)

@@ -25,11 +25,10 @@ import torch
 import triton
 
 from bench.cases import Case
-from bench.families import loads
 from bench.gpu_shapes import MODELS, SMALL, V3
 from eplb_triton import POLICIES, Topology
-from eplb_triton.kernels.launcher import launch
-from eplb_triton.kernels.specs import launch_plan
+from eplb_triton.kernels.launcher import Launch, launch
+from eplb_triton.testing.families import loads
 
 FAMILIES = ("continuous", "zipf", "zeros")
 _PLANS_A_GRAPH = 20
@@ -81,16 +80,16 @@ def compile_all(workers: int) -> list[dict[str, Any]]:
 def measure(case: Case, policy: str) -> dict[str, Any]:
     """One row of the table, times in microseconds."""
     chosen = POLICIES[policy]
-    plan = launch_plan(case.topology, case.experts, chosen)
+    planned = Launch(case.topology, case.layers, case.experts, chosen, device="cuda")
+    plan = planned.plan
+    out = launch(torch.ones(case.layers, case.experts, device="cuda"), case.topology, chosen)
     row: dict[str, Any] = {"case": case.name, "policy": policy, "grid": plan.grid(case.layers)}
     row["warps"] = [kernel.num_warps for kernel in plan.kernels]
     for family in FAMILIES:
         weight = loads(family, 1, case.layers, case.experts).cuda()
-        out = launch(weight, case.topology, chosen)
-        workspace = plan.workspace(case.layers, weight.device)
-        row[family] = _graph(lambda: launch(weight, case.topology, chosen, out=out, workspace=workspace))  # noqa: B023
+        row[family] = _graph(lambda: planned(weight, out))  # noqa: B023
     row["empty kernel"] = _graph(lambda: empty_kernel[plan.grid(case.layers)](num_warps=plan.kernels[-1].num_warps))
-    row["host"] = _host(lambda: launch(weight, case.topology, chosen))
+    row["host"] = _host(lambda: planned(weight, out))
     return row
 
 
@@ -118,7 +117,7 @@ def _graph(call: Callable[[], object]) -> float:
 
 
 def _host(call: Callable[[], object]) -> float:
-    """Microseconds until an eager call returns, outputs allocated; the queue never fills."""
+    """Microseconds until an eager call returns; the queue never fills."""
     times = []
     for at in range(_CALLS):
         if at % 10 == 0:

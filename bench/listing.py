@@ -162,13 +162,29 @@ def functions(chain: Chain) -> list[str]:
 
 
 def parse_ptx(ptx: str) -> Listing:
-    """Instructions of the one kernel in `ptx`; inline assembly is read like the rest."""
+    """Instructions of the one kernel in `ptx`; inline assembly is read like the rest.
+
+    Raises:
+        ValueError: there are functions beside it, which it calls.
+    """
+    listings = parse_functions(ptx)
+    if len(listings) > 1:
+        raise ValueError(f"{len(listings)} functions in one PTX text: compile the kernel with its stages inlined")
+    return listings[0]
+
+
+def parse_functions(ptx: str) -> list[Listing]:
+    """Instructions of the kernel in `ptx` and of every function that it calls."""
     paths = dict(re.findall(r'^\s*\.file\s+(\d+) "([^"]+)"', ptx, re.MULTILINE))
+    return [_parse_function(body, paths) for body in re.findall(r"^{$(.*?)^}$", ptx, re.MULTILINE | re.DOTALL)]
+
+
+def _parse_function(body: str, paths: dict[str, str]) -> Listing:
     chains: dict[tuple[str, ...], Chain] = {}  # of each place as last seen: the caller's comes before the callee's
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     chain: Chain = ()
-    for line in ptx[ptx.index("\n{") : ptx.index("\n}")].splitlines():
+    for line in body.splitlines():
         if label := _PTX_LABEL.match(line):
             labels[label.group(1)] = len(instructions)
         elif place := _PTX_LOC.search(line):

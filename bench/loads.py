@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bench.cases import Case
 from eplb_triton.formats import read_loads
+from eplb_triton.synthetic import draw_counts
 
 Floats = NDArray[np.float64]
 
@@ -32,8 +33,7 @@ class MissingTraceError(Exception):
 def series(case: Case, traces: Path | None = None) -> torch.Tensor:
     """Loads [T, L, E] float32 of the case, T = `WINDOWS`.
 
-    Drawn loads depend on the seed, on NumPy's generator and, in their last bit, on its exp on this CPU: results carry
-    a digest of them.
+    Drawn loads depend on the seed and, in their last bit, on NumPy's exp on this CPU: results carry a digest of them.
 
     Raises:
         MissingTraceError: a recorded case, and no such file in `traces`, or a file of another shape.
@@ -44,7 +44,9 @@ def series(case: Case, traces: Path | None = None) -> torch.Tensor:
     popularity = np.stack(_popularities(case, random))  # [T, L, E]
     popularity /= popularity.sum(axis=2, keepdims=True)
     if case.family == "ties":
-        counts = random.multinomial(8 * case.experts, popularity)  # 8 tokens an expert: most experts tie with others
+        counts = draw_counts(
+            random, 8 * case.experts, popularity * case.experts
+        )  # 8 tokens an expert: most experts tie with others
         return torch.from_numpy(counts.astype(np.float32))
     loads = (popularity * case.experts * TOKENS_PER_EXPERT).astype(np.float32)
     if case.family == "idle":

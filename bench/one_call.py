@@ -9,10 +9,10 @@ import sys
 
 import torch
 
-from bench.families import loads
 from bench.gpu_shapes import MODELS, V3
 from eplb_triton import POLICIES
 from eplb_triton.kernels.launcher import launch
+from eplb_triton.testing.families import loads
 
 
 def main() -> int:

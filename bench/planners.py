@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eplb_triton import POLICIES, Placement, Topology, plan, rebalance_experts
-from eplb_triton.planner import BACKENDS
+from eplb_triton.backends import BACKENDS
 
 Call = Callable[[], Any]
 SOURCE = "eplb_triton"

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Sequence
 from typing import TypedDict
 
-import torch
 from torch import Tensor
 
-from eplb_triton import Placement, Topology
+from eplb_triton import Placement
+from eplb_triton.testing import canonical
 
 
 class Quality(TypedDict):
@@ -36,18 +36,6 @@ def quality(placements: Sequence[Placement], series: Tensor) -> Quality:
         fetched=[int(move.fetches.sum()) / slots for move in moves],
         duplicates=[int(plan.duplicates().sum()) / slots for plan in placements],
     )
-
-
-def canonical(phy2log: Tensor, topology: Topology) -> Tensor:
-    """The map [L, P] without what does not matter: experts of a GPU, and GPUs of a node, in order."""
-    layers = phy2log.shape[0]
-    nodes, gpus = topology.planned_nodes, topology.gpus_per_node
-    held = phy2log.reshape(layers * nodes, gpus, -1).sort(dim=2).values
-    order = torch.arange(gpus).expand(layers * nodes, gpus)
-    for slot in reversed(range(held.shape[2])):  # stable sorts from the last column to the first
-        column = held[:, :, slot].gather(1, order)
-        order = order.gather(1, column.argsort(dim=1, stable=True))
-    return held.gather(1, order.unsqueeze(2).expand_as(held)).reshape(layers, -1)
 
 
 def same_layers(left: Placement, right: Placement) -> tuple[Tensor, Tensor]:

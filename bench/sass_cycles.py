@@ -2,17 +2,17 @@
 
     python -m bench.sass_cycles --output bench/results/sass-cycles
 
-How: the kernels are compiled for sm_90 as the launcher would; their PTX is run on the CPU (bench.ptx) for a few rows of
-log-normal loads, of which the slowest counts, and that tells how often each basic block runs; each block of the SASS is
-matched to the block of the PTX that comes from the same source lines; and one warp issues it in order, with ptxas's
-stall counts and scoreboards and the latencies of bench.sass_issue. A loop counts its steady round times its rounds, the
-rest once.
+How: the kernels are compiled for sm_90 as the launcher would, but in one piece, with their stages inlined; their PTX is
+run on the CPU (bench.ptx) for a few rows of log-normal loads, of which the slowest counts, and that tells how often
+each basic block runs; each block of the SASS is matched to the block of the PTX that comes from the same source lines;
+and one warp issues it in order, with ptxas's stall counts and scoreboards and the latencies of bench.sass_issue. A loop
+counts its steady round times its rounds, the rest once.
 
 Several warps: each is taken to issue the same code; a round takes at least its instructions times the warps that share
 one of the four schedulers, and a barrier 22 cycles, as if the warps arrived together. Left out: the launch (2 to 4 us),
 the first touch of memory (under 1 us each time it is waited for), divisions that take the subroutine for subnormal
-numbers, other programs on the multiprocessor, log2phy (`plan` makes it on request alone), and what a second wave would
-add (none: all programs fit at once).
+numbers, other programs on the multiprocessor, log2phy (`plan` makes it on request alone), the calls of stages (some 20
+cycles each, about ten a plan), and what a second wave would add (none: all programs fit at once).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ import triton
 
 from bench.cases import CASES
 from bench.compiled import Compiled, compile_plan
-from bench.families import loads
 from bench.listing import Chain, Instruction, Listing, Loop, functions, parse_sass
 from bench.ptx.machine import Machine
 from bench.ptx.plans import run_plan
 from bench.sass_issue import LATENCY, each_round, straight
 from eplb_triton import POLICIES
 from eplb_triton.kernels.specs import launch_plan
+from eplb_triton.testing.families import loads
 
 GIGAHERTZ = 1.7
 TARGETS_US = {"v3-hierarchical": 15.0, "v3-global": 30.0, "512-to-1024": 100.0, "1024-to-2048": 300.0}
@@ -118,8 +118,9 @@ def _alike(one: Counter[Chain], other: Counter[Chain], spread: Counter[Chain]) -
 
 
 def _unrolled(sass: Sequence[Instruction], ptx: Sequence[Instruction]) -> int:
-    """Copies of the PTX block in the SASS block, by warp reductions, stores and float64 additions at the same lines."""
-    for here, there in (("REDUX", "redux"), ("STG", "st.global"), ("DADD", "add.rn.f64")):
+    """Copies of the PTX block in the SASS block, by warp reductions, stores, float64 additions and, in a block of none
+    of these, loads at the same lines."""
+    for here, there in (("REDUX", "redux"), ("STG", "st.global"), ("DADD", "add.rn.f64"), ("LDG", "ld.global")):
         before: Counter[Chain] = Counter(i.chain for i in ptx if i.opcode.startswith(there))
         after: Counter[Chain] = Counter(i.chain for i in sass if i.opcode.startswith(here))
         both = [chain for chain in before if chain in after]
@@ -171,7 +172,7 @@ def estimate_plan(job: tuple[str, str], rows: int = 1) -> dict[str, object]:
     """
     name, policy = job
     case = next(case for case in CASES if case.name == name)
-    kernels = list(compile_plan(case, POLICIES[policy], "sm_90", want_log2phy=False))
+    kernels = list(compile_plan(case, POLICIES[policy], "sm_90", want_log2phy=False, inlined=True))
     launch = launch_plan(case.topology, case.experts, POLICIES[policy])
     weight = loads("continuous", 1, case.layers, case.experts)
     estimates: list[Estimate] = []

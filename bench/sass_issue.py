@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from bench.listing import Instruction
 
 # Cycles from issue until the scoreboard of an instruction clears. Assumed: the hardware publishes none of them.
-# REDUX and SHFL 24, an L1 hit 36 (every load is taken for one; the first touch of a line costs 300 to 800).
+# REDUX and SHFL 24, an L1 hit 36 (every load is taken for one; the first touch of a line costs 300 to 800); an atomic
+# that returns what was there goes to L2.
 LATENCY = {
     "SHFL": 24, "REDUX": 24, "CREDUX": 24, "LDG": 36, "LDS": 26, "LDSM": 30, "MUFU": 20, "S2R": 25, "S2UR": 25,
     "R2UR": 10, "BAR": 22, "VOTE": 12, "VOTEU": 12, "LDC": 30, "ULDC": 12, "LDCU": 20, "POPC": 16, "FLO": 16,
     "I2F": 16, "I2FP": 5, "F2I": 16, "F2F": 16, "STG": 8, "STS": 8, "DADD": 16, "DMUL": 16, "DFMA": 16, "DSETP": 16,
-    "MEMBAR": 100,
+    "MEMBAR": 100, "ATOMG": 300,
 }  # fmt: skip
 _OTHER = 16
 _SOURCES_READ = 10  # cycles until an instruction has read its registers, for those that others may then overwrite

@@ -21,8 +21,8 @@ from bench.loads import series
 from bench.machine import ROOT
 from bench.peers import VLLM, peers
 from bench.planners import PUBLISHED, Planner, ours
-from bench.quality import canonical
 from eplb_triton import Topology
+from eplb_triton.testing import canonical
 
 TIED, TIE_FREE = "v3-ties", "v3-hierarchical"
 OURS = f"{PUBLISHED}@reference"

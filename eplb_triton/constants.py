@@ -6,6 +6,9 @@ them is a change of plans.
 
 from __future__ import annotations
 
+SPEC_VERSION = 2
+"""Of docs/spec.md: grows whenever any plan may change by one bit. Ranks compare it before they move weights."""
+
 MAX_LOAD = 2.0**100
 """Largest load accepted: sums of any number of experts stay finite in float32."""
 

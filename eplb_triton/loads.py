@@ -74,9 +74,24 @@ def as_loads(
     return torch.from_numpy(np.add(np.maximum(exact, 0), exact.dtype.type(0), order="C"))
 
 
-def bad_load(loads: Tensor, at: list[int] | tuple[int, ...], *, name: str = "weight") -> ValueError:
-    """The error that names the load at index `at`; reads that one value."""
+def check_judged(loads: object, shape: tuple[int, ...]) -> None:
+    """Refuse loads that a placement cannot be judged by; values are looked at on the CPU alone, for nothing may wait.
+
+    Raises:
+        TypeError, ValueError: as `as_loads`, or `loads` is not of `shape` [L, E].
+    """
+    check_shape(loads, name="loads")
+    assert isinstance(loads, Tensor)
+    if tuple(loads.shape) != shape:
+        raise ValueError(f"loads has shape {tuple(loads.shape)}, must be [layers, experts] = {shape}")
+    if loads.device.type == "cpu":
+        as_loads(loads, name="loads")
+
+
+def bad_load(loads: Tensor | None, at: list[int] | tuple[int, ...], *, name: str = "weight") -> ValueError:
+    """The error that names the load at index `at`, and its value where `loads` are there to read it from."""
+    value = "" if loads is None else f"={loads[tuple(at)].item()!r}"
     return ValueError(
-        f"{name}[{', '.join(map(str, at))}]={loads[tuple(at)].item()!r} must be a finite load of at least 0 and at "
-        "most 2**100; it is the first that is not"
+        f"{name}[{', '.join(map(str, at))}]{value} must be a finite load of at least 0 and at most 2**100; it is the "
+        "first that is not"
     )

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from eplb_triton.bound import lower_bound
+from eplb_triton.buffers import check_buffers, new_buffers
+from eplb_triton.loads import check_judged
+from eplb_triton.placement_rules import (
+    check_alike,
+    check_commit,
+    check_placement,
+    check_slot_map,
+    need_every_expert,
+    refuse_bad,
+)
+from eplb_triton.replans import Changes, deployment_order
+from eplb_triton.slot_maps import doubled_replicas, fetched_experts, fingerprint_of, rank_replicas, slots_of_experts
+from eplb_triton.status import GOOD, NO_ROOM
 from eplb_triton.topology import Topology
 
 BALANCEDNESS = "balancedness = mean GPU load summed over layers / max GPU load summed over layers"
@@ -23,18 +34,23 @@ class Moved(NamedTuple):
     fetches: Tensor  # [L] int64, experts that a GPU must fetch, over all GPUs: it did not hold them before
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Placement:
-    """The maps of a plan. The constructor checks nothing; `validate` checks everything.
+    """The maps of a plan, in tensors of its own: a planner fills them again and again, and all that is asked of a
+    placement is worked out from what they hold then. The constructor checks nothing; `validate` checks everything.
 
     Args:
         phy2log: [L, P] int64 (or int32, as all maps), expert in each physical slot; slot k is on GPU k // S, S = P / D.
-        phyrank: [L, P] int64, which of its expert's replicas each slot holds, counted from 0.
-        logcnt: [L, E] int64, replicas of each expert.
+            -1: the slot holds none, in what comes from `from_phy2log` alone.
+        phyrank: [L, P], which of its expert's replicas each slot holds, counted from 0.
+        logcnt: [L, E], replicas of each expert.
         topology: the counts it was planned for.
-        policy: name of the policy that planned it.
-        bad: [L, N] int32 on the GPU that planned it, lowest expert of each row whose load was bad and counted as 0,
-            or -1; None where bad loads were refused. Reading it waits for the GPU.
+        policy: name of the policy that planned it last.
+        log2phy: [L, E, width], slots of each expert by replica rank, padded with -1; None where nobody asked for it.
+        bad: [L, N] int32, status of each row: -1 (`GOOD`); the lowest expert whose load was bad and counted as 0;
+            -2 (`NO_ROOM`), where an expert has more replicas than log2phy has room for. `raise_if_bad` reads it.
+        changes: what replanning wrote and expects of it, per layer; None where the policy does not replan.
+        partial: whether `from_phy2log` found slots that hold no expert, or experts that no slot holds.
     """
 
     phy2log: Tensor
@@ -42,34 +58,108 @@ class Placement:
     logcnt: Tensor
     topology: Topology
     policy: str
+    log2phy: Tensor | None = None
     bad: Tensor | None = None
+    changes: Changes | None = None
+    partial: bool = False
 
     @classmethod
-    def from_phy2log(cls, phy2log: Tensor, num_experts: int, topology: Topology, policy: str = "custom") -> Placement:
-        """A placement from the slot map alone; replicas of an expert are ranked in slot order.
+    def empty(
+        cls,
+        topology: Topology,
+        num_layers: int,
+        num_experts: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.int64,
+        log2phy: bool | int = False,
+    ) -> Placement:
+        """A placement that holds nothing yet, in new tensors, for a planner to fill.
+
+        Args:
+            topology: counts of the cluster.
+            num_layers: L.
+            num_experts: E.
+            device: where its tensors are.
+            dtype: of the maps, torch.int64 or torch.int32.
+            log2phy: True for log2phy of width P - E + 1, which has room for any plan, or a width.
 
         Raises:
-            ValueError: `phy2log` is not [L, P], or names an expert outside 0 … num_experts - 1.
+            ValueError: E does not fit the topology; a count, the dtype or the width is none of those named.
         """
-        phy2log = phy2log.to(torch.int64)
-        if phy2log.dim() != 2 or phy2log.shape[1] != topology.num_replicas:
-            raise ValueError(
-                f"phy2log has shape {tuple(phy2log.shape)}, must be [layers, num_replicas={topology.num_replicas}]"
-            )
-        _check_range("phy2log", phy2log, num_experts)
-        by_expert = phy2log.argsort(dim=1, stable=True)
-        logcnt = torch.zeros(phy2log.shape[0], num_experts, dtype=torch.int64, device=phy2log.device)
-        logcnt.scatter_add_(1, phy2log, torch.ones_like(phy2log))
-        first = (logcnt.cumsum(1) - logcnt).gather(1, phy2log.gather(1, by_expert))
-        place = torch.arange(topology.num_replicas, device=phy2log.device)
-        phyrank = torch.empty_like(phy2log).scatter_(1, by_expert, place - first)
-        return cls(phy2log, phyrank, logcnt, topology, policy)
+        shapes = topology.map_shapes(num_layers, num_experts, log2phy=log2phy)
+        new = new_buffers(shapes, dtype, torch.device(device))
+        maps = new["phy2log"], new["phyrank"], new["logcnt"]
+        return cls(*maps, topology, "empty", new.get("log2phy"), new["bad"])
+
+    @classmethod
+    def over(
+        cls,
+        topology: Topology,
+        *,
+        phy2log: Tensor,
+        logcnt: Tensor,
+        phyrank: Tensor | None = None,
+        log2phy: Tensor | None = None,
+        policy: str = "custom",
+    ) -> Placement:
+        """A placement over the tensors of an engine: a planner fills them in place, `refresh` follows their slot map.
+
+        Args:
+            topology: counts of the cluster.
+            phy2log: [L, P] int64 or int32, contiguous, at an address that 16 divides: as phyrank and logcnt.
+            logcnt: [L, E], as phy2log; E is taken from it.
+            phyrank: [L, P], as phy2log; None: a new tensor.
+            log2phy: [L, E, width] of any width, entries of an expert side by side, experts and layers anywhere.
+            policy: what the placement is called until a planner fills it.
+
+        Raises:
+            TypeError, ValueError: names the tensor, what it is and what it must be.
+        """
+        layers, experts = check_buffers(topology, phy2log, logcnt, phyrank, log2phy)
+        shapes = topology.map_shapes(layers, experts, log2phy=False)
+        new = new_buffers(shapes, phy2log.dtype, phy2log.device)
+        if phyrank is None:
+            phyrank = new["phyrank"]
+        return cls(phy2log, phyrank, logcnt, topology, policy, log2phy, new["bad"])
+
+    @classmethod
+    def from_phy2log(
+        cls,
+        phy2log: Tensor,
+        num_experts: int,
+        topology: Topology,
+        policy: str = "custom",
+        *,
+        log2phy: bool | int = False,
+    ) -> Placement:
+        """A placement from the slot map alone; replicas of an expert are ranked in slot order.
+
+        Args:
+            phy2log: [L, P] integer, experts 0 … E - 1. A slot of -1 holds none: a GPU that has just joined. Such a
+                placement is a `previous`; what needs every expert refuses it.
+            num_experts: E.
+            topology: counts of the cluster.
+            policy: what it is called.
+            log2phy: as in `empty`.
+
+        Raises:
+            TypeError: `phy2log` is no dense tensor of integers.
+            ValueError: `phy2log` is not [L, P], or names an expert outside -1 … E - 1.
+        """
+        check_slot_map(phy2log, num_experts, topology)
+        made = cls.empty(topology, len(phy2log), num_experts, device=phy2log.device, log2phy=log2phy)
+        made.policy = policy
+        made.phy2log.copy_(phy2log)
+        made.refresh()
+        made.partial = bool((made.phy2log < 0).any()) or bool((made.logcnt == 0).any())
+        return made
 
     @classmethod
     def spread_in_order(cls, num_layers: int, num_experts: int, topology: Topology) -> Placement:
         """The unplanned state: slot k holds expert k mod E, whatever the loads."""
         topology.check_experts(num_experts)
-        slots = torch.arange(topology.num_replicas) % num_experts
+        slots = torch.arange(topology.num_replicas, dtype=torch.int64, device="cpu") % num_experts
         return cls.from_phy2log(slots.repeat(num_layers, 1), num_experts, topology, "in order")
 
     @property
@@ -82,79 +172,132 @@ class Placement:
         """E, logical experts of a layer."""
         return self.logcnt.shape[1]
 
-    @cached_property
-    def log2phy(self) -> Tensor:
-        """[L, E, P - E + 1], of the maps' dtype: slots of each expert in replica-rank order, padded with -1.
+    def refresh(self) -> None:
+        """Work out phyrank, logcnt and log2phy anew from phy2log, after somebody else wrote that. Nothing waits.
 
-        Built when first asked for: it has E·(P - E + 1) entries a layer, 100 million at 94 layers of 1,024 experts
-        and 2,048 replicas.
+        Replicas of an expert are ranked in slot order.
         """
-        layers, slots = self.phy2log.shape
-        most = self.topology.num_replicas - self.num_experts + 1
-        log2phy = torch.full_like(self.phy2log[:, :1], -1).repeat(1, self.num_experts * most)
-        places = torch.arange(slots, dtype=log2phy.dtype, device=log2phy.device).expand(layers, -1)
-        log2phy.scatter_(1, self.phy2log.long() * most + self.phyrank, places)
-        return log2phy.view(layers, self.num_experts, most)
+        rank, count = rank_replicas(self.phy2log, self.num_experts)
+        self.phyrank.copy_(rank)
+        self.logcnt.copy_(count)
+        if self.bad is not None:
+            self.bad.fill_(GOOD)
+        self.refresh_log2phy()
 
-    def gpu_loads(self, weight: Tensor) -> Tensor:
-        """Load [L, D] float64 of each GPU under `weight` [L, E]; a replica carries its expert's load / count.
+    def refresh_log2phy(self) -> None:
+        """Work out log2phy anew, where there is one, from phy2log and phyrank. Nothing waits."""
+        if self.log2phy is None:
+            return
+        width = self.log2phy.shape[2]
+        self.log2phy.copy_(self.slots_of_experts(width))
+        if self.bad is not None:
+            self.bad.masked_fill_((self.logcnt > width).any(1, keepdim=True), NO_ROOM)
+
+    def slots_of_experts(self, width: int | None = None) -> Tensor:
+        """A new log2phy [L, E, width]: slots of each expert in replica-rank order, padded with -1.
+
+        Args:
+            width: replicas that there is room for, those ranked behind are left out; None: P - E + 1, room for any
+                plan. That is E·(P - E + 1) entries a layer, 100 million at 94 layers of 1,024 experts, 2,048 replicas.
+        """
+        width = self.topology.num_replicas - self.num_experts + 1 if width is None else width
+        return slots_of_experts(self.phy2log, self.phyrank, self.num_experts, width)
+
+    def copy_(self, other: Placement) -> Placement:
+        """Take over what `other` holds, in stream order: the commit of a plan. Nothing waits, nothing is shared.
 
         Raises:
-            ValueError: `weight` is not [L, E].
+            ValueError: the two differ in topology, layers or experts, or this one has a log2phy that cannot hold the
+                other's.
         """
-        if tuple(weight.shape) != tuple(self.logcnt.shape):
-            raise ValueError(
-                f"weight has shape {tuple(weight.shape)}, must be [layers, experts] = {tuple(self.logcnt.shape)}"
-            )
-        share = weight.detach().to(self.logcnt.device, torch.float64) / self.logcnt
-        slots = share.gather(1, self.phy2log.long())
+        check_commit(self, other)
+        if self.log2phy is not None and other.log2phy is not None:
+            width = other.log2phy.shape[2]
+            self.log2phy[..., :width].copy_(other.log2phy, non_blocking=True)
+            self.log2phy[..., width:].fill_(-1)
+        for mine, its in ((self.phy2log, other.phy2log), (self.phyrank, other.phyrank), (self.logcnt, other.logcnt)):
+            mine.copy_(its, non_blocking=True)
+        if self.bad is not None and other.bad is not None:
+            self.bad.copy_(other.bad, non_blocking=True)
+        for mine, its in zip(self.changes or (), other.changes or (), strict=False):
+            mine.copy_(its, non_blocking=True)
+        self.policy, self.partial = other.policy, other.partial
+        return self
+
+    def raise_if_bad(self) -> None:
+        """Refuse a plan that did not come out as asked. Waits for the GPU.
+
+        Raises:
+            ValueError: names the first layer, and the expert whose load was NaN, negative or above 2**100 (it counted
+                as 0), or that has more replicas than log2phy has room for.
+        """
+        refuse_bad(self)
+
+    def deployment_order(self) -> Tensor:
+        """[L] int64 on the device: the layers worth deploying, largest predicted gain first, then -1; see
+        `eplb_triton.replans.deployment_order`. Nothing waits.
+
+        Raises:
+            ValueError: the policy that planned does not replan, so that nothing is predicted.
+        """
+        if self.changes is None:
+            raise ValueError(f"a placement of policy={self.policy!r} has no predictions, one of 'steady' has")
+        written, fills, peak_before, peak_after, _ = self.changes
+        return deployment_order(peak_before, peak_after, written, fills)
+
+    def gpu_loads(self, loads: Tensor) -> Tensor:
+        """Load [L, D] float64 of each GPU under `loads` [L, E]; a replica carries its expert's load / count.
+
+        Raises:
+            ValueError: `loads` is not [L, E], or holds, on the CPU, one that is NaN, negative or above 2**100 (on a GPU
+                what follows from a NaN is NaN); an expert has no replica.
+        """
+        check_judged(loads, tuple(self.logcnt.shape))
+        need_every_expert(self, "loads of GPUs")
+        each = loads.detach().to(self.logcnt.device, torch.float64) / self.logcnt
+        slots = each.gather(1, self.phy2log.long())
         return slots.view(self.num_layers, self.topology.num_gpus, self.topology.slots_per_gpu).sum(2)
 
     @overload
-    def balancedness(self, weight: Tensor, *, per_layer: Literal[False] = False) -> float: ...
+    def balancedness(self, loads: Tensor, *, per_layer: Literal[False] = False) -> float: ...
     @overload
-    def balancedness(self, weight: Tensor, *, per_layer: Literal[True]) -> Tensor: ...
+    def balancedness(self, loads: Tensor, *, per_layer: Literal[True]) -> Tensor: ...
 
-    def balancedness(self, weight: Tensor, *, per_layer: bool = False) -> float | Tensor:
+    def balancedness(self, loads: Tensor, *, per_layer: bool = False) -> float | Tensor:
         """Mean GPU load summed over layers / max GPU load summed over layers: 1 is perfect balance.
 
         Args:
-            weight: [L, E], loads to judge the placement by.
+            loads: [L, E], what to judge the placement by.
             per_layer: return [L] float64, each layer's mean / max, instead.
 
         Layers without load are perfectly balanced: 1. Other programs divide otherwise; name the definition
         (`BALANCEDNESS`) wherever you print the figure.
         """
-        loads = self.gpu_loads(weight)
-        mean, peak = loads.mean(1), loads.amax(1)
+        on_gpus = self.gpu_loads(loads)
+        mean, peak = on_gpus.mean(1), on_gpus.amax(1)
         if per_layer:
-            return torch.where(peak > 0, mean / peak, 1.0)
-        return float(mean.sum() / peak.sum()) if float(peak.sum()) > 0 else 1.0
+            return torch.where(peak == 0, 1.0, mean / peak)
+        return float(mean.sum() / peak.sum()) if float(peak.sum()) != 0 else 1.0
 
-    def gap(self, weight: Tensor, *, pairing: bool = True) -> Tensor:
+    def gap(self, loads: Tensor, *, pairing: bool = True) -> Tensor:
         """[L] float64 on the CPU: how far each layer's heaviest GPU is above the load that none can beat, relative.
 
         0 is provably the best there is; 0.001 is at most 0.1 % from it. A layer without load has 0.
 
         Args:
-            weight: [L, E], loads to judge the placement by.
+            loads: [L, E], what to judge the placement by.
             pairing: as in `lower_bound`.
         """
-        peak = self.gpu_loads(weight).amax(1).cpu()
-        bound = lower_bound(weight, self.topology, pairing=pairing)
-        return torch.where(bound > 0, peak / bound - 1, 0.0)
+        peak = self.gpu_loads(loads).amax(1).cpu()
+        bound = lower_bound(loads, self.topology, pairing=pairing)
+        return torch.where(bound == 0, 0.0, peak / bound - 1)
 
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over the counts and maps: equal on every machine exactly if the placement is.
 
         Ranks that plan on their own compare it before they move weights. Brings the maps to the CPU.
         """
-        topology = self.topology
-        counts = (topology.num_replicas, topology.num_groups, topology.num_nodes, topology.num_gpus)
-        digest = hashlib.sha256(repr(("eplb_triton placement 1", *counts, *self.logcnt.shape)).encode())
-        for slots in (self.phy2log, self.phyrank):
-            digest.update(slots.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self)
 
     def moved(self, previous: Placement) -> Moved:
         """What has to move to come from `previous` to this placement, per layer.
@@ -162,104 +305,21 @@ class Placement:
         Raises:
             ValueError: the two differ in layers, experts, replicas or GPUs.
         """
-        for name, mine, other in (
-            ("layers", self.num_layers, previous.num_layers),
-            ("experts", self.num_experts, previous.num_experts),
-            ("replicas", self.topology.num_replicas, previous.topology.num_replicas),
-            ("GPUs", self.topology.num_gpus, previous.topology.num_gpus),
-        ):
-            if mine != other:
-                raise ValueError(f"previous has {other} {name}, must have {mine} like this placement")
-        held = self._gpu_expert_keys()
-        held_before = previous._gpu_expert_keys().to(held.device)
-        at = torch.searchsorted(held_before, held).clamp(max=held.shape[1] - 1)
-        new = held_before.gather(1, at) != held
-        new[:, 1:] &= held[:, 1:] != held[:, :-1]  # a second replica on the same GPU is fetched once
+        check_alike(self, previous)
         changed = self.phy2log != previous.phy2log.to(self.phy2log.device)
-        return Moved(changed.sum(1), new.sum(1))
+        return Moved(changed.sum(1), fetched_experts(self, previous))
 
     def duplicates(self) -> Tensor:
         """[L] int64: replicas that share their GPU with another replica of their expert."""
-        held = self._gpu_expert_keys()
-        again = held[:, 1:] == held[:, :-1]
-        shared = torch.zeros_like(held, dtype=torch.bool)
-        shared[:, 1:] |= again
-        shared[:, :-1] |= again
-        return shared.sum(1)
-
-    def _gpu_expert_keys(self) -> Tensor:
-        """[L, P] int64: GPU · E + expert of every slot, ascending."""
-        gpus = torch.arange(self.topology.num_replicas, device=self.phy2log.device) // self.topology.slots_per_gpu
-        return (gpus * self.num_experts + self.phy2log).sort(1).values
+        return doubled_replicas(self)
 
     def validate(self) -> None:
-        """Check everything that is always true of a plan.
+        """Check everything that is always true of a plan. Waits for the GPU.
 
         Raises:
+            TypeError: a map is no dense tensor of integers.
             ValueError: names the first layer and slot (or expert) that breaks a rule: shapes and counts; experts and
                 ranks in range; every expert with at least one replica and `logcnt` of them, ranked 0 … count - 1
                 each once; in hierarchical planning, groups whole on one node.
         """
-        topology, layers, experts = self.topology, self.num_layers, self.num_experts
-        topology.check_experts(experts)
-        for name, slots in (("phy2log", self.phy2log), ("phyrank", self.phyrank)):
-            if tuple(slots.shape) != (layers, topology.num_replicas):
-                raise ValueError(
-                    f"{name} has shape {tuple(slots.shape)}, must be "
-                    f"[layers={self.logcnt.shape[0]}, num_replicas={topology.num_replicas}]"
-                )
-        if self.logcnt.shape[0] != layers:
-            raise ValueError(f"logcnt has {self.logcnt.shape[0]} layers, must have {layers} like phy2log")
-        _check_range("phy2log", self.phy2log, experts)
-        held = torch.zeros_like(self.logcnt).scatter_add_(1, self.phy2log.long(), torch.ones_like(self.phy2log))
-        if (bad := _first(held == 0)) is not None:
-            raise ValueError(f"layer {bad[0]}: expert {bad[1]} has no replica, must have at least one")
-        if (bad := _first(held != self.logcnt)) is not None:
-            count, stands = int(held[bad]), int(self.logcnt[bad])
-            raise ValueError(f"layer {bad[0]}: expert {bad[1]} fills {count} slots, but logcnt says {stands}")
-        self._check_ranks()
-        if topology.hierarchical:
-            self._check_groups()
-
-    def _check_ranks(self) -> None:
-        count = self.logcnt.gather(1, self.phy2log.long())
-        if (bad := _first((self.phyrank < 0) | (self.phyrank >= count))) is not None:
-            raise ValueError(
-                f"layer {bad[0]}, slot {bad[1]}: phyrank {int(self.phyrank[bad])} must be at least 0 and below the "
-                f"{int(count[bad])} replicas of its expert {int(self.phy2log[bad])}"
-            )
-        key = self.phy2log.long() * self.topology.num_replicas + self.phyrank
-        key, slot = key.sort(dim=1, stable=True)
-        repeated = torch.zeros_like(key, dtype=torch.bool)
-        repeated.scatter_(1, slot[:, 1:], key[:, 1:] == key[:, :-1])
-        if (bad := _first(repeated)) is not None:
-            raise ValueError(
-                f"layer {bad[0]}, slot {bad[1]}: replica {int(self.phyrank[bad])} of expert {int(self.phy2log[bad])} "
-                "is in an earlier slot too, must be in one"
-            )
-
-    def _check_groups(self) -> None:
-        topology = self.topology
-        group = self.phy2log.long() // (self.num_experts // topology.num_groups)
-        slots = torch.arange(topology.num_replicas, device=group.device)
-        node = (slots // topology.replicas_per_node).expand_as(group)
-        home = torch.full((self.num_layers, topology.num_groups), topology.num_nodes, device=group.device)
-        home.scatter_reduce_(1, group, node, "amin")
-        if (bad := _first(node != home.gather(1, group))) is not None:
-            raise ValueError(
-                f"layer {bad[0]}, slot {bad[1]}: expert {int(self.phy2log[bad])} of group {int(group[bad])} is on node "
-                f"{int(node[bad])}, but the group is on node {int(home[bad[0], group[bad]])}; must stay on one"
-            )
-
-
-def _first(broken: Tensor) -> tuple[int, ...] | None:
-    """Index of the first True of `broken`, or None."""
-    where = broken.nonzero()
-    return tuple(where[0].tolist()) if len(where) else None
-
-
-def _check_range(name: str, slots: Tensor, num_experts: int) -> None:
-    if (bad := _first((slots < 0) | (slots >= num_experts))) is not None:
-        raise ValueError(
-            f"layer {bad[0]}, slot {bad[1]}: {name} names expert {int(slots[bad])}, must be 0 to {num_experts - 1}"
-        )
+        check_placement(self)

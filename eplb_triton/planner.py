@@ -1,85 +1,315 @@
-"""plan and rebalance_experts: checks -> policy -> one backend -> Placement."""
+"""Planner, and plan and rebalance_experts, which use one once: checks -> policy -> one backend -> Placement."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+import math
+from typing import Literal
+from weakref import WeakSet
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from eplb_triton.backends import Job, Relabel, bind, bind_relabel, bind_replan, resolve_backend
+from eplb_triton.buffers import overlap
+from eplb_triton.loads import as_loads, check_shape
 from eplb_triton.placement import Placement
-from eplb_triton.policy import DEFAULT_POLICY, Policy, resolve_policy
+from eplb_triton.placement_rules import refuse_bad
+from eplb_triton.policy import DEFAULT_POLICY, DEFAULT_REPLAN_POLICY, Policy, resolve_policy
+from eplb_triton.replans import DEFAULT_PRICE, Changes
 from eplb_triton.topology import Topology
 
-if TYPE_CHECKING:
-    from eplb_triton.kernels.launcher import Outputs
-    from eplb_triton.kernels.specs import Workspace
 
-BACKENDS = ("auto", "triton", "cpu", "reference")
-MAX_LOAD = 2.0**100
-"""Largest load accepted: sums of any number of experts stay finite in float32."""
+class Planner:
+    """Plans of one shape by one policy: all that can be checked, compiled or allocated is, here, and never later.
 
-_PlanLayers = Callable[[Tensor, Topology, Policy], tuple[Tensor, Tensor, Tensor]]
+    `planner(loads, out=placement)` on a GPU runs on the current stream: it neither waits nor allocates nor compiles,
+    from the first call on, in a CUDA graph too. One stream at a time may use a planner on a GPU, whose scratch it owns;
+    on the CPU any number of threads may, each with a placement of its own to fill.
+
+    Args:
+        topology: replicas, GPUs, groups and nodes.
+        num_layers: L.
+        num_experts: E.
+        policy: a name of `POLICIES`, `balanced_low` or `balanced_high` (`EFFORTS`), or a Policy.
+        device: where loads come from and placements are.
+        backend: `triton` plans on the GPU that holds the loads; `cpu` is compiled by Numba, `reference` is plain
+            PyTorch on the CPU: both copy loads from another device and the maps back. `auto` is `triton` for a GPU,
+            else `cpu` where Numba can be imported, else `reference`.
+        loads_dtype: of the loads on a GPU, real or integer; on the CPU loads may have any.
+        dtype: of the maps, torch.int64 or torch.int32.
+        log2phy: whether new placements have a log2phy: True for width P - E + 1, which is enough for any plan, or a
+            width.
+        steps: most steps of a history, on a GPU; on the CPU it may have any number.
+
+    Raises:
+        TypeError: a count is no integer.
+        ValueError: a count, dtype or name is none of those that the message lists; E does not fit the topology; the
+            backend cannot take the shape or the device.
+        ImportError: the backend asked for needs a package that cannot be imported.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        num_layers: int,
+        num_experts: int,
+        *,
+        policy: str | Policy = DEFAULT_POLICY,
+        device: torch.device | str = "cpu",
+        backend: str = "auto",
+        loads_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.int64,
+        log2phy: bool | int = False,
+        steps: int = 1,
+    ) -> None:
+        if not isinstance(topology, Topology):
+            raise TypeError(f"topology is a {type(topology).__name__}, must be an eplb_triton.Topology")
+        if dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
+        self.topology = topology
+        self.policy = resolve_policy(policy)
+        self.device = torch.empty(0, device=device).device  # cuda becomes cuda:0
+        self.backend = resolve_backend(backend, self.device)
+        self._shapes = topology.map_shapes(num_layers, num_experts, log2phy=log2phy)
+        self._job = Job(topology, num_layers, num_experts, self.policy, self.device, loads_dtype, dtype, log2phy, steps)
+        self._loads_shape = torch.Size((num_layers, num_experts))
+        self._fill = None if self.policy.replan else bind(self.backend, self._job)
+        self._replan = bind_replan(self.backend, self._job) if self.policy.replan else None
+        self._relabel: Relabel | None = None if self.policy.replan else bind_relabel(self.backend, self._job)
+        self._checked: WeakSet[Placement] = WeakSet()
+
+    def empty(self) -> Placement:
+        """A placement for this planner to fill, in new tensors: the only thing here that allocates."""
+        job = self._job
+        made = Placement.empty(
+            job.topology, job.num_layers, job.num_experts, device=job.device, dtype=job.dtype, log2phy=job.log2phy
+        )
+        if self.policy.replan:
+            made.changes = Changes.empty(job.num_layers, self.device)
+        self._checked.add(made)
+        return made
+
+    def over(
+        self, *, phy2log: Tensor, logcnt: Tensor, phyrank: Tensor | None = None, log2phy: Tensor | None = None
+    ) -> Placement:
+        """A placement over an engine's tensors, for this planner to fill in place; see `Placement.over`.
+
+        Raises:
+            TypeError, ValueError: as `Placement.over`; or the tensors do not fit this planner.
+        """
+        made = Placement.over(self.topology, phy2log=phy2log, logcnt=logcnt, phyrank=phyrank, log2phy=log2phy)
+        if self.policy.replan:
+            made.changes = Changes.empty(made.num_layers, self.device)
+        self._check_out(made)
+        return made
+
+    def __call__(
+        self,
+        loads: Tensor,
+        *,
+        out: Placement | None = None,
+        previous: Placement | None = None,
+        price: float | None = None,
+        moves: int | None = None,
+    ) -> Placement:
+        """Plan every layer for `loads` into `out`.
+
+        Args:
+            loads: [L, E], load of each logical expert, in tokens or any unit, or a history [n, L, E], oldest step
+                first; any strides, on the device of this planner and, there, of its `loads_dtype`. Each is rounded
+                once to float32. A policy that replans judges by the steps; any other plans for their sum.
+            out: a placement to fill, from `empty` or `over`; None allocates a new one.
+            previous: the placement in force, of the same counts; slots of -1 are filled, in global planning. A policy
+                that replans moves away from it what pays. The plan of any other is renumbered, nodes, then GPUs, then
+                slots, so that experts stay where they can. None: nothing is in force.
+            price: for a policy that replans from `previous`: what one written slot must save, as a share of the mean
+                GPU load, `replan_price` computes it; None is 3e-4.
+            moves: for such a policy: slots that a layer may write at most; None: no limit.
+
+        Returns:
+            `out`, a valid placement, the same bits on every backend, device and machine. Ties anywhere go to the
+            lowest index. On a GPU a load that is NaN, negative or above 2**100 counts as 0 and `out.bad` says so, and
+            a layer whose `previous` cannot be planned on stays as it is and `out.changes.status` says so.
+
+        Raises:
+            TypeError: `loads` is no tensor, or `out` or `previous` no Placement.
+            ValueError: an argument does not fit this planner; `previous` and `out` share memory; on the CPU, a load is
+                NaN, negative or above 2**100, or `previous` lacks experts that it has no room for or splits groups
+                (then `out` is as it was).
+        """
+        self._check(loads)
+        if out is None:
+            out = self.empty()
+        elif out not in self._checked:
+            self._check_out(out)
+        before = None if previous is None else self._slots_before(previous, out)
+        if self._replan is not None:
+            price = DEFAULT_PRICE if price is None else _price(price)
+            history = loads if loads.dim() == 3 else loads.unsqueeze(0)
+            self._replan(history, out, before, price, None if moves is None else _moves(moves))
+        else:
+            if price is not None or moves is not None:
+                raise ValueError(
+                    f"price={price}, moves={moves} must be None for policy={self.policy.name!r}, which does not "
+                    "replan; 'steady' does"
+                )
+            assert self._fill is not None
+            assert self._relabel is not None
+            self._fill(loads, out)
+            if before is not None:
+                self._relabel(before, out)
+        out.policy, out.partial = self.policy.name, False
+        return out
+
+    def _check(self, loads: Tensor) -> None:
+        check_shape(loads, name="loads", history=isinstance(loads, Tensor) and loads.dim() == 3)
+        if loads.shape[-2:] != self._loads_shape:
+            raise ValueError(
+                f"loads has shape {tuple(loads.shape)}, must be [layers, experts] = {tuple(self._loads_shape)}, or "
+                "steps of that"
+            )
+        if self.backend != "triton":
+            return
+        if loads.dim() == 3 and len(loads) > self._job.steps:
+            raise ValueError(
+                f"loads has {len(loads)} steps, must have at most steps={self._job.steps}, as this planner was made"
+            )
+        if (loads.dtype, loads.device) != (self._job.loads_dtype, self.device):
+            raise ValueError(
+                f"loads is {loads.dtype} on {loads.device}, must be {self._job.loads_dtype} on {self.device}, as this "
+                "planner was made"
+            )
+
+    def _slots_before(self, previous: Placement, out: Placement) -> Tensor:
+        """The slot map in force, refused where it cannot belong to a plan into `out`."""
+        if not isinstance(previous, Placement):
+            raise TypeError(f"previous is a {type(previous).__name__}, must be a Placement")
+        if (previous.topology, previous.logcnt.shape) != (self.topology, out.logcnt.shape):
+            raise ValueError(
+                f"previous is of {previous.topology} and [layers, experts] = {list(previous.logcnt.shape)}, must be of "
+                f"{self.topology} and {list(out.logcnt.shape)}"
+            )
+        before = previous.phy2log
+        if (before.dtype, before.device) != (self._job.dtype, self.device):
+            raise ValueError(
+                f"previous is {before.dtype} on {before.device}, must be {self._job.dtype} on {self.device}"
+            )
+        if any(overlap(before, mine) for mine in (out.phy2log, out.phyrank, out.logcnt, out.log2phy)):
+            raise ValueError(
+                "previous shares memory with out, must not: what is in force is read until the plan is made"
+            )
+        return before
+
+    def _check_out(self, out: Placement) -> None:
+        """Refuse what this planner cannot fill; what passes once is not looked at again."""
+        if not isinstance(out, Placement):
+            raise TypeError(f"out is a {type(out).__name__}, must be a Placement of planner.empty() or planner.over()")
+        if out.topology != self.topology:
+            raise ValueError(f"out is of {out.topology}, must be of {self.topology}")
+        for name, shape in self._shapes.items():
+            tensor = getattr(out, name)
+            if tensor is None:
+                raise ValueError(f"out has no {name}, must have one of shape {shape}")
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"out.{name} has shape {tuple(tensor.shape)}, must be {shape}")
+        if out.log2phy is not None and "log2phy" not in self._shapes:
+            raise ValueError(
+                f"out has a log2phy of width {out.log2phy.shape[2]}, must have none: this planner was made without; "
+                f"log2phy={out.log2phy.shape[2]} makes one that fills it"
+            )
+        if (out.phy2log.dtype, out.phy2log.device) != (self._job.dtype, self.device):
+            raise ValueError(
+                f"out is {out.phy2log.dtype} on {out.phy2log.device}, must be {self._job.dtype} on {self.device}"
+            )
+        self._checked.add(out)
+
+
+def _price(price: float) -> float:
+    if not 0 <= price < math.inf:
+        raise ValueError(f"price={price!r} must be at least 0 and finite")
+    return float(price)
+
+
+def _moves(moves: int) -> int:
+    if isinstance(moves, bool) or not isinstance(moves, int) or moves < 0:
+        raise ValueError(f"moves={moves!r} must be an integer of at least 0, or None for no limit")
+    return moves
 
 
 def plan(
-    weight: Tensor,
+    loads: Tensor,
     topology: Topology,
+    policy: str | Policy | None = None,
     *,
-    policy: str | Policy = DEFAULT_POLICY,
+    previous: Placement | None = None,
+    price: float | None = None,
+    moves: int | None = None,
     backend: str = "auto",
     dtype: torch.dtype = torch.int64,
     check: Literal["async", "sync"] = "async",
-    out: Outputs | None = None,
-    workspace: Workspace | None = None,
+    log2phy: bool | int = False,
+    out: Placement | None = None,
 ) -> Placement:
-    """Plan how many replicas each expert gets and which GPU holds which.
+    """Plan once: how many replicas each expert gets and which GPU holds which.
+
+    A loop makes a `Planner` once and calls that: it has nothing left to compile or to allocate.
 
     Args:
-        weight: [L, E], load of each logical expert, in tokens or any unit; any real or integer dtype, any strides.
-            Each element is rounded once to float32.
-        topology: replicas, groups, nodes and GPUs.
-        policy: a name of `POLICIES`, `balanced_low` or `balanced_high` (`EFFORTS`), or a Policy.
-        backend: `triton` plans on the GPU that holds the loads, on the current stream, without waiting for it; `cpu`
-            is compiled by Numba, `reference` is plain PyTorch on the CPU: both copy loads from another device and the
-            maps back. `auto` is `triton` for loads on a GPU, else `cpu` where Numba can be imported, else `reference`.
-        dtype: of the maps, torch.int64 or torch.int32.
+        loads: [L, E], load of each logical expert, in tokens or any unit, or a history [n, L, E], oldest step first;
+            any real or integer dtype, any strides. Each element is rounded once to float32.
+        topology: replicas, GPUs, groups and nodes.
+        policy: a name of `POLICIES`, `balanced_low` or `balanced_high` (`EFFORTS`), or a Policy; None is `steady` where
+            `previous` is given, else `balanced`.
+        previous: the placement in force; as price and moves, see `Planner.__call__`.
+        price: what one written slot must save.
+        moves: slots that a layer may write at most.
+        backend: as in `Planner`.
+        dtype: of the maps, torch.int64 or torch.int32; with `out`, that of its maps counts.
         check: what becomes of bad loads on `triton`: `async` counts each as 0 and records it in `Placement.bad`,
             `sync` waits for the GPU and raises. The other backends always raise.
-        out: `triton` only: tensors to fill, in place of new ones; their dtype counts. The Placement holds them.
-        workspace: `triton` only: scratch to use. With `out` and `workspace` nothing is allocated on the GPU.
+        log2phy: whether the placement has a log2phy, as in `Planner`; with `out`, whether that has one counts.
+        out: a placement to fill, in place of a new one.
 
     Returns:
-        A valid Placement on the device of `weight`, the same bits on every backend, device and machine. Ties anywhere
+        A valid Placement on the device of `loads`, the same bits on every backend, device and machine. Ties anywhere
         go to the lowest index.
 
     Raises:
-        TypeError: `weight` is no tensor.
-        ValueError: `weight` is not 2-D, is complex or boolean, has no experts, or holds a load that is NaN, negative or
+        TypeError: `loads` is no tensor, `topology` no Topology, `out` no Placement.
+        ValueError: `loads` is not 2-D, is complex or boolean, has no experts, or holds a load that is NaN, negative or
             above 2**100 (see `check`); the topology does not fit it; the policy or backend is unknown, or the backend
             cannot take the shape, the device, or an argument.
         ImportError: the backend asked for needs a package that cannot be imported.
     """
-    chosen = resolve_policy(policy)
-    _check_shape(weight)
-    topology.check_experts(weight.shape[1])
-    if dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
+    check_shape(loads, name="loads", history=isinstance(loads, Tensor) and loads.dim() == 3)
     if check not in ("async", "sync"):
         raise ValueError(f"check={check!r} must be 'async' or 'sync'")
-    backend = resolve_backend(backend, weight.device)
-    if backend == "triton":
-        return _plan_on_gpu(weight, topology, chosen, dtype, check, out, workspace)
-    if out is not None or workspace is not None:
-        raise ValueError(f"out and workspace go with backend='triton'; this plan is made by {backend!r}")
-    phy2log, phyrank, logcnt = _host_backend(backend)(_float32_loads(weight), topology, chosen)
-    if (weight.device.type, dtype) != ("cpu", torch.int64):
-        phy2log, phyrank, logcnt = (slots.to(weight.device, dtype) for slots in (phy2log, phyrank, logcnt))
-    return Placement(phy2log, phyrank, logcnt, topology, chosen.name)
+    if out is not None and isinstance(out, Placement):
+        dtype, log2phy = out.phy2log.dtype, False if out.log2phy is None else out.log2phy.shape[2]
+    if not isinstance(topology, Topology):
+        raise TypeError(f"topology is a {type(topology).__name__}, must be an eplb_triton.Topology")
+    if loads.dtype in _NOT_LOADED:
+        loads = loads.to(torch.float32)
+    if policy is None:
+        policy = DEFAULT_POLICY if previous is None else DEFAULT_REPLAN_POLICY
+    placement = Planner(
+        topology,
+        *loads.shape[-2:],
+        policy=policy,
+        device=loads.device,
+        backend=backend,
+        loads_dtype=loads.dtype,
+        dtype=dtype,
+        log2phy=log2phy,
+        steps=len(loads) if loads.dim() == 3 else 1,
+    )(loads, out=out, previous=previous, price=price, moves=moves)
+    if check == "sync":
+        refuse_bad(placement, loads)
+    return placement
+
+
+_NOT_LOADED = (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types of loads that no kernel reads: rounded to float32 before."""
 
 
 def rebalance_experts(
@@ -111,89 +341,9 @@ def rebalance_experts(
 
     Source: https://github.com/deepseek-ai/EPLB
     """
-    placement = plan(
-        weight,
-        Topology(num_replicas=num_replicas, num_gpus=num_gpus, num_groups=num_groups, num_nodes=num_nodes),
-        policy=policy,
-        backend=backend,
-    )
+    topology = Topology(num_replicas=num_replicas, num_gpus=num_gpus, num_groups=num_groups, num_nodes=num_nodes)
+    check_shape(weight)
+    loads = as_loads(weight) if weight.device.type == "cpu" else weight  # errors with this one's word
+    placement = plan(loads, topology, policy, backend=backend, log2phy=True)
+    assert placement.log2phy is not None
     return placement.phy2log, placement.log2phy, placement.logcnt
-
-
-def resolve_backend(backend: str, device: torch.device) -> str:
-    """The backend that plans loads on `device` when `backend` is asked for: never `auto`.
-
-    Raises:
-        ValueError: no backend has that name.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is unknown, must be one of {', '.join(BACKENDS)}")
-    if backend != "auto":
-        return backend
-    if device.type == "cuda" and _imports("triton"):  # PyTorch calls AMD's GPUs cuda too
-        return "triton"
-    return "cpu" if _imports("numba") else "reference"
-
-
-@cache
-def _imports(package: str) -> bool:
-    """Whether `package` can be imported: one that is there may still refuse its NumPy, say."""
-    try:
-        import_module(package)
-    except ImportError:
-        return False
-    return True
-
-
-@cache
-def _host_backend(name: str) -> _PlanLayers:
-    """plan_layers of a backend that plans float32 loads on the CPU; imported when first asked for."""
-    module = {"cpu": "eplb_triton.cpu", "reference": "eplb_reference"}[name]
-    plan_layers: _PlanLayers = import_module(module).plan_layers
-    return plan_layers
-
-
-def _plan_on_gpu(
-    weight: Tensor,
-    topology: Topology,
-    policy: Policy,
-    dtype: torch.dtype,
-    check: str,
-    out: Outputs | None,
-    workspace: Workspace | None,
-) -> Placement:
-    from eplb_triton.kernels.launcher import first_bad_load, launch  # noqa: PLC0415 - Triton is not everywhere
-
-    maps = launch(weight.detach(), topology, policy, out=out, workspace=workspace, dtype=dtype)
-    if check == "sync" and (bad := first_bad_load(maps.bad)) is not None:
-        raise _bad_load(weight, *bad)
-    placement = Placement(maps.phy2log, maps.phyrank, maps.logcnt, topology, policy.name, maps.bad)
-    if maps.log2phy is not None:
-        vars(placement)["log2phy"] = maps.log2phy  # where the property would keep what it builds
-    return placement
-
-
-def _check_shape(weight: Tensor) -> None:
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight is a {type(weight).__name__}, must be a torch.Tensor [layers, experts]")
-    if weight.dim() != 2:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, must be 2-D: [layers, experts]")
-    if weight.dtype == torch.bool or weight.is_complex():
-        raise ValueError(f"weight has dtype {weight.dtype}, must be real or integer")
-
-
-def _float32_loads(weight: Tensor) -> Tensor:
-    """`weight` on the CPU, each load rounded once to float32, -0 made 0, every one of them usable."""
-    given = weight.detach().to("cpu", torch.float32).numpy()
-    loads = np.add(given, np.float32(0), order="C")  # by NumPy, whose small calls take a third of PyTorch's time
-    if loads.size and not (loads.min() >= 0 and loads.max() <= MAX_LOAD):  # both are NaN if any load is
-        layer, expert = np.argwhere(~((loads >= 0) & (loads <= MAX_LOAD)))[0].tolist()
-        raise _bad_load(weight, layer, expert)
-    return torch.from_numpy(loads)
-
-
-def _bad_load(weight: Tensor, layer: int, expert: int) -> ValueError:
-    return ValueError(
-        f"weight[{layer}, {expert}]={weight[layer, expert].item()!r} must be a finite load of at least 0 and at "
-        "most 2**100; it is the first that is not"
-    )

@@ -3,107 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
-Counts = Literal["dhondt", "dispersion", "simulated", "peak_aware", "gated", "waterfill", "capped"]
-Donors = Literal["top", "replicated"]
-PeakEstimate = Literal["second", "others", "exact"]
-Tie = Literal["first", "second_peak", "lexicographic"]
-GroupPack = Literal["plain", "partition"]
-GpuPack = Literal["plain", "spread", "blocks"]
+from eplb_triton.choices import (
+    Corner,
+    Counts,
+    Donors,
+    Exchange,
+    Fixup,
+    GpuPack,
+    GroupPack,
+    Nearest,
+    Paired,
+    Peak,
+    PeakEstimate,
+    Replan,
+    Tie,
+    one_of,
+    stage_of,
+)
 
-
-@dataclass(frozen=True)
-class Fixup:
-    """Move single replicas between experts after replication.
-
-    Args:
-        moves: rounds, at most one move each.
-        donors: `top` = the two experts of largest w/c; `replicated` = among those of more than one replica.
-        peak: how the largest w/c after a move is judged.
-        tie: which of two candidates of equal peak is taken.
-    """
-
-    moves: int
-    donors: Donors
-    peak: PeakEstimate
-    tie: Tie
-
-    def __post_init__(self) -> None:
-        _at_least_1("Fixup.moves", self.moves)
-        _one_of("Fixup.donors", self.donors, get_args(Donors))
-        _one_of("Fixup.peak", self.peak, get_args(PeakEstimate))
-        _one_of("Fixup.tie", self.tie, get_args(Tie))
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """Swap the pair of items that best levels the heaviest pack with one of the `lights` lightest."""
-
-    steps: int
-    lights: int
-
-    def __post_init__(self) -> None:
-        _at_least_1("Nearest.steps", self.steps)
-        _one_of("Nearest.lights", self.lights, (1, 2))
-
-
-@dataclass(frozen=True)
-class Corner:
-    """Swap one of the two heaviest items of the heaviest pack with one of the two lightest of a light pack,
-    or both with both."""
-
-    steps: int
-
-    def __post_init__(self) -> None:
-        _at_least_1("Corner.steps", self.steps)
-
-
-@dataclass(frozen=True)
-class Peak:
-    """One swap between the two heaviest and the three lightest packs, judged on all pack loads."""
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Move single replicas where GPUs have two slots, judged on the largest load of the best pairing.
-
-    Args:
-        moves: at most so many.
-        donors: experts tried as givers at each move, the smallest w/(c - 1) first.
-    """
-
-    moves: int
-    donors: int
-
-    def __post_init__(self) -> None:
-        _at_least_1("Paired.moves", self.moves)
-        _at_least_1("Paired.donors", self.donors)
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """Exchange replicas between heavy and light GPUs, never bringing an expert to a GPU that holds it.
-
-    Args:
-        pair_rounds: rounds in which every GPU of the heavier half meets one of the lighter half.
-        match_rounds: at most so many rounds in which the heaviest GPUs look for the best partner of all.
-        proposers: how many of the heaviest GPUs do so.
-        double_steps: at most so many steps that also exchange two replicas for two; 0: none.
-        candidates: pairs of pairs that such a step may try: it meets the lightest GPUs only, candidates / C(S, 2)**2
-            of them, and is left out where that is below 1.
-    """
-
-    pair_rounds: int
-    match_rounds: int
-    proposers: int = 3
-    double_steps: int = 0
-    candidates: int = 2048
-
-    def __post_init__(self) -> None:
-        for name in ("pair_rounds", "match_rounds", "double_steps", "candidates"):
-            _at_least_0(f"Exchange.{name}", getattr(self, name))
-        _at_least_1("Exchange.proposers", self.proposers)
+__all__ = [
+    "DEFAULT_POLICY",
+    "DEFAULT_REPLAN_POLICY",
+    "EFFORTS",
+    "POLICIES",
+    "Corner",
+    "Counts",
+    "Donors",
+    "Exchange",
+    "Fixup",
+    "GpuPack",
+    "GroupPack",
+    "Nearest",
+    "Paired",
+    "Peak",
+    "PeakEstimate",
+    "Policy",
+    "Replan",
+    "Tie",
+    "named_policies",
+    "resolve_policy",
+]
 
 
 @dataclass(frozen=True)
@@ -121,10 +62,14 @@ class Policy:
         gpu_pack: how replicas are packed onto the GPUs of a node; `spread` avoids GPUs that hold the expert; `blocks`
             fills one slot of all GPUs at a time and never doubles an expert on a GPU that `capped` counts can spare it.
         gpu_refine: swaps of replicas between the GPUs of a node, or None.
+        replan: plan from the placement in force by moves that pay; the stages above then make the fresh plan that such
+            a search begins with where nothing is in force. None: the stages above are the plan.
 
     Raises:
+        TypeError: a field holds something of another type than it lists.
         ValueError: a field is none of the values its type lists; `Paired` without `capped` counts, or `Fixup` with
-            them; `Exchange` without `blocks`, both of which work in fixed point, or another refinement with them.
+            them; `Exchange` without `blocks`, both of which work in fixed point, or another refinement with them;
+            `replan` with stages other than the fresh plan's.
     """
 
     name: str
@@ -134,11 +79,18 @@ class Policy:
     fixup: Fixup | Paired | None = None
     gpu_pack: GpuPack = "plain"
     gpu_refine: Nearest | Corner | Peak | Exchange | None = None
+    replan: Replan | None = None
 
     def __post_init__(self) -> None:
-        _one_of("Policy.counts", self.counts, get_args(Counts))
-        _one_of("Policy.gpu_pack", self.gpu_pack, get_args(GpuPack))
-        _one_of("Policy.group_pack", self.group_pack, get_args(GroupPack))
+        if not isinstance(self.name, str):
+            raise TypeError(f"Policy.name={self.name!r} must be a str, not {type(self.name).__name__}")
+        one_of("Policy.counts", self.counts, get_args(Counts))
+        one_of("Policy.gpu_pack", self.gpu_pack, get_args(GpuPack))
+        one_of("Policy.group_pack", self.group_pack, get_args(GroupPack))
+        stage_of("Policy.group_refine", self.group_refine, (Nearest, Corner))
+        stage_of("Policy.fixup", self.fixup, (Fixup, Paired))
+        stage_of("Policy.gpu_refine", self.gpu_refine, (Nearest, Corner, Peak, Exchange))
+        stage_of("Policy.replan", self.replan, (Replan,))
         if self.counts == "capped" and isinstance(self.fixup, Fixup):
             raise ValueError(f"Policy.fixup={self.fixup!r} must be Paired or None with counts='capped'")
         if self.counts != "capped" and isinstance(self.fixup, Paired):
@@ -146,21 +98,22 @@ class Policy:
         if self.gpu_refine is not None and isinstance(self.gpu_refine, Exchange) != (self.gpu_pack == "blocks"):
             needed = "Exchange or None" if self.gpu_pack == "blocks" else "Nearest, Corner, Peak or None"
             raise ValueError(f"Policy.gpu_refine={self.gpu_refine!r} must be {needed} with gpu_pack={self.gpu_pack!r}")
+        if self.replan is not None:
+            self._check_fresh_plan()
 
-
-def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
-
-
-def _at_least_1(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name}={value!r} must be at least 1")
-
-
-def _at_least_0(name: str, value: int) -> None:
-    if value < 0:
-        raise ValueError(f"{name}={value!r} must be at least 0")
+    def _check_fresh_plan(self) -> None:
+        """Replanning makes its fresh plan in one way: `partition`, `capped` counts, `blocks`, then its own swaps."""
+        needed = {
+            "group_pack": "partition",
+            "group_refine": None,
+            "counts": "capped",
+            "fixup": None,
+            "gpu_pack": "blocks",
+            "gpu_refine": None,
+        }
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"Policy.{name}={getattr(self, name)!r} must be {value!r} with replan={self.replan!r}")
 
 
 _BALANCED = Policy(
@@ -212,10 +165,11 @@ POLICIES: dict[str, Policy] = {
             gpu_refine=Peak(),
         ),
         _BALANCED,
+        Policy("steady", group_pack="partition", counts="capped", gpu_pack="blocks", replan=Replan()),
     )
 }
 """Every policy by name. `deepseek` is the published baseline; the next five are published improvements of it;
-`balanced` plans at the lower bound."""
+`balanced` plans at the lower bound; `steady` plans for the loads to come, from the placement in force."""
 
 EFFORTS: dict[str, Policy] = {
     "low": replace(_BALANCED, name="balanced_low", gpu_refine=Exchange(pair_rounds=3, match_rounds=0)),
@@ -228,6 +182,9 @@ EFFORTS: dict[str, Policy] = {
 }
 """`balanced` with fewer and with more steps, by effort. Their names are policy names too: `balanced_low` and
 `balanced_high`."""
+
+DEFAULT_REPLAN_POLICY = "steady"
+"""What `plan` uses where no policy is named and a placement is in force."""
 
 DEFAULT_POLICY = "balanced"
 """What `plan` and the command line use where no policy is named; `rebalance_experts` is DeepSeek's function and uses
@@ -243,10 +200,13 @@ def resolve_policy(policy: str | Policy) -> Policy:
     """The Policy named by `policy`, a name of `POLICIES` or of a policy of `EFFORTS`, or `policy` itself.
 
     Raises:
+        TypeError: `policy` is neither.
         ValueError: no policy has that name.
     """
     if isinstance(policy, Policy):
         return policy
+    if not isinstance(policy, str):
+        raise TypeError(f"policy is a {type(policy).__name__}, must be a name or a Policy: policy={DEFAULT_POLICY!r}")
     found = POLICIES.get(policy) or named_policies().get(policy)
     if found is None:
         raise ValueError(f"policy={policy!r} is unknown, must be one of {', '.join(named_policies())}")

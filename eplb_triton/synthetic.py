@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+_FRACTION_BITS = 24  # of numbers that are summed: 2**38 tokens fit an int64
 
 
 def lognormal_series(
@@ -21,7 +24,7 @@ def lognormal_series(
 
     An expert's popularity is log-normal. How skewed it is differs by layer: sigma of the logarithm is drawn evenly
     from `sigma`. From step to step the logarithm drifts (a stationary autoregressive walk), so a plan made on one
-    step fits the next ones less and less. Counts are a multinomial draw: every layer of a step sums to
+    step fits the next ones less and less. Counts are drawn by `draw_counts`: every layer of a step sums to
     tokens_per_step * top_k.
 
     Args:
@@ -32,7 +35,7 @@ def lognormal_series(
         top_k: experts a token is sent to.
         sigma: least and largest standard deviation of the logarithm of the popularity in a layer.
         drift: share of the logarithm's variance that is new in each step, 0 (frozen) to 1 (no memory).
-        seed: the same seed and arguments give the same counts.
+        seed: the same seed and arguments give the same counts, with any NumPy from 1.26 on.
 
     Returns:
         [T, L, E] int64, tokens.
@@ -56,7 +59,40 @@ def lognormal_series(
         if step:
             fresh = random.standard_normal(walk.shape)
             walk = np.sqrt(1 - drift) * walk + np.sqrt(drift) * fresh
-        popularity = np.exp(skew * walk)
-        popularity /= popularity.sum(axis=1, keepdims=True)
-        series[step] = random.multinomial(tokens_per_step * top_k, popularity)
+        series[step] = draw_counts(random, tokens_per_step * top_k, np.exp(skew * walk))
     return torch.from_numpy(series)
+
+
+def draw_counts(random: np.random.Generator, total: int, popularity: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Counts of every expert, as of `total` draws with replacement: means, variances and correlations of a multinomial,
+    where means are a few tokens or more.
+
+    Normal draws, corrected to their sum and rounded, take the place of `Generator.multinomial`, which draws otherwise
+    from NumPy 2.5 on. Sums are of integers, so that no order of addition shows; exp, whose last bit depends on the
+    processor, is rounded to `popularity`'s 24 bits behind the point.
+
+    Args:
+        random: what to draw from: one normal number a count.
+        total: sum of every row.
+        popularity: [..., E], above 0, in any unit about 1.
+
+    Returns:
+        [..., E], at least 0. Ties of rounding: the lower expert first.
+    """
+    chance = np.maximum(np.rint(popularity * 2.0**_FRACTION_BITS), 1)  # whole numbers, exact sums
+    chance /= chance.astype(np.int64).sum(axis=-1, keepdims=True)
+    mean = total * chance
+    fixed = _fixed(mean + np.sqrt(mean) * random.standard_normal(popularity.shape))
+    short = (total << _FRACTION_BITS) - fixed.sum(axis=-1, keepdims=True)
+    fixed = np.maximum(fixed + np.rint(short * chance).astype(np.int64), 0)
+    counts: NDArray[np.int64] = fixed >> _FRACTION_BITS
+    while (short := total - counts.sum(axis=-1, keepdims=True)).any():
+        # a token more where most was cut off, or one less where there are most
+        by = np.where(short > 0, fixed - (counts << _FRACTION_BITS), counts)
+        place = np.argsort(np.argsort(-by, axis=-1, kind="stable"), axis=-1, kind="stable")
+        counts = np.maximum(counts + np.where(place < np.abs(short), np.sign(short), 0), 0)
+    return counts
+
+
+def _fixed(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.rint(values * 2.0**_FRACTION_BITS).astype(np.int64)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, fields
 
+HINT_STEPS = 4096  # exact for every size that is planned for; 2 ms
+"""How far from what was given an error looks for what would do."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
@@ -39,10 +42,10 @@ class Topology:
                 f"{_nearest_multiples(self.num_replicas, self.num_gpus)}"
             )
         if self.hierarchical and self.num_gpus % self.num_nodes:
-            fits = [d for d in _divisors(self.num_replicas) if d % self.num_nodes == 0]
+            fit = _near_divisor(self.num_replicas, self.num_nodes, self.num_gpus)
             hint = (
-                f"the nearest that also divides num_replicas={self.num_replicas} is {_closest(fits, self.num_gpus)}"
-                if fits
+                f"the nearest that also divides num_replicas={self.num_replicas} is {fit}"
+                if fit
                 else _nearest_multiples(self.num_gpus, self.num_nodes)
             )
             raise ValueError(
@@ -57,7 +60,7 @@ class Topology:
             ValueError: E is 0; P < E; in hierarchical planning E is no multiple of `num_groups`.
         """
         if num_experts < 1:
-            raise ValueError(f"weight has num_experts={num_experts}, must be at least 1: it is [layers, experts]")
+            raise ValueError(f"num_experts={num_experts} must be at least 1: loads are [layers, experts]")
         if self.num_replicas < num_experts:
             enough = -(-num_experts // self.num_gpus) * self.num_gpus
             raise ValueError(
@@ -65,34 +68,44 @@ class Topology:
                 f"the nearest that num_gpus={self.num_gpus} divides is {enough}"
             )
         if self.hierarchical and num_experts % self.num_groups:
-            fits = [g for g in _divisors(num_experts) if g % self.num_nodes == 0]
+            fit = _near_divisor(num_experts, self.num_nodes, self.num_groups)
             hint = (
-                f"the nearest num_groups that would do is {_closest(fits, self.num_groups)}"
-                if fits
+                f"the nearest num_groups that would do is {fit}"
+                if fit
                 else f"no num_groups does with num_nodes={self.num_nodes}; num_groups=1, num_nodes=1 plans globally"
             )
             raise ValueError(
                 f"num_groups={self.num_groups} must divide num_experts={num_experts} in hierarchical planning; {hint}"
             )
 
-    def map_shapes(self, num_layers: int, num_experts: int, *, log2phy: bool = True) -> dict[str, tuple[int, ...]]:
+    def map_shapes(
+        self, num_layers: int, num_experts: int, *, log2phy: bool | int = True
+    ) -> dict[str, tuple[int, ...]]:
         """The shape of every map of a plan, by the map's name: where shapes are asked for, they come from here.
 
         Args:
             num_layers: L.
             num_experts: E.
-            log2phy: whether to name `log2phy` too, at its full width: no expert can have more than P - E + 1 replicas.
+            log2phy: whether to name `log2phy` too: False, True for its full width, or a width.
 
         Returns:
-            `phy2log` [L, P], `phyrank` [L, P], `logcnt` [L, E], `log2phy` [L, E, P - E + 1].
+            `phy2log` [L, P], `phyrank` [L, P], `logcnt` [L, E], `bad` [L, N], `log2phy` [L, E, width].
+
+        Raises:
+            ValueError: E does not fit, there are less than 0 layers, or the width is below 1.
         """
+        if num_layers < 0:
+            raise ValueError(f"num_layers={num_layers} must be at least 0")
+        self.check_experts(num_experts)
         shapes: dict[str, tuple[int, ...]] = {
             "phy2log": (num_layers, self.num_replicas),
             "phyrank": (num_layers, self.num_replicas),
             "logcnt": (num_layers, num_experts),
+            "bad": (num_layers, self.planned_nodes),
         }
-        if log2phy:
-            shapes["log2phy"] = (num_layers, num_experts, self.log2phy_width(num_experts))
+        if log2phy is not False:
+            width = self.log2phy_width(num_experts) if log2phy is True else _count("log2phy", log2phy)
+            shapes["log2phy"] = (num_layers, num_experts, width)
         return shapes
 
     def log2phy_width(self, num_experts: int) -> int:
@@ -130,6 +143,18 @@ class Topology:
         return self.num_gpus // self.planned_nodes
 
 
+def check_topology(topology: object) -> None:
+    """Refuse what is no Topology.
+
+    Raises:
+        TypeError: names what came.
+    """
+    if not isinstance(topology, Topology):
+        raise TypeError(
+            f"topology is a {type(topology).__name__}, must be a Topology: Topology(num_replicas=..., num_gpus=...)"
+        )
+
+
 def _count(name: str, value: object) -> int:
     """`value` as a Python int of at least 1 (NumPy integers pass, bool and float do not)."""
     if isinstance(value, bool):
@@ -148,10 +173,15 @@ def _nearest_multiples(value: int, of: int) -> str:
     return f"the nearest are {below} and {above}" if below else f"the nearest is {above}"
 
 
-def _divisors(value: int) -> list[int]:
-    return [d for d in range(1, value + 1) if value % d == 0]
-
-
-def _closest(fits: list[int], value: int) -> int:
-    """The element nearest to `value`; ties: the lower."""
-    return min(fits, key=lambda fit: (abs(fit - value), fit))
+def _near_divisor(value: int, of: int, near: int) -> int | None:
+    """The multiple of `of` nearest to `near` that divides `value`, ties: the lower; None if there is none. Where
+    the `HINT_STEPS` nearest on each side have none, the lowest: counts from a file may be of any size."""
+    if value % of:
+        return None
+    lower, upper = near // of * of, -(-near // of) * of
+    for step in range(HINT_STEPS):
+        sides = sorted((lower - step * of, upper + step * of), key=lambda fit: (abs(fit - near), fit))
+        for fit in sides:
+            if 0 < fit <= value and value % fit == 0:
+                return fit
+    return of

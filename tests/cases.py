@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
-from bench.families import FAMILIES, loads
 from eplb_triton import POLICIES, Topology
+from eplb_triton.testing import FAMILIES, loads
+from eplb_triton.testing.strategies import Shape, shapes
 
 __all__ = [
     "FAMILIES",
@@ -32,33 +32,8 @@ __all__ = [
 GOLDEN = Path(__file__).parent / "golden"
 MEAN_OVER_ROWS = {name for name, policy in POLICIES.items() if policy.counts in ("dispersion", "simulated")}
 """Policies in which a layer's plan depends on the other layers of the call."""
-PUBLISHED = [name for name in POLICIES if name != "balanced"]
+PUBLISHED = [name for name, policy in POLICIES.items() if policy.gpu_pack != "blocks"]
 """Policies of other programs, whose plans are recorded in `golden`."""
-
-
-class Shape(NamedTuple):
-    """A number of experts and a topology that fits it."""
-
-    experts: int
-    topology: Topology
-
-
-@st.composite
-def shapes(draw: st.DrawFn, max_experts: int = 64) -> Shape:
-    """Hierarchical and global shapes: one GPU, one expert, capacity 1, no redundancy and odd sizes included."""
-    nodes = draw(st.integers(1, 4))
-    groups = nodes * draw(st.integers(1, 4))
-    experts = groups * draw(st.integers(1, max(1, max_experts // groups)))
-    gpus = nodes * draw(st.integers(1, 6))
-    slots = -(-experts // gpus) + draw(st.integers(0, 4))
-    if draw(st.booleans()):  # global planning: groups that no node count divides are ignored
-        return Shape(
-            draw(st.integers(1, experts)),
-            Topology(num_replicas=gpus * slots, num_gpus=gpus, num_groups=nodes + 1, num_nodes=nodes)
-            if nodes > 1
-            else Topology(num_replicas=gpus * slots, num_gpus=gpus),
-        )
-    return Shape(experts, Topology(num_replicas=gpus * slots, num_gpus=gpus, num_groups=groups, num_nodes=nodes))
 
 
 class GoldenCase(NamedTuple):

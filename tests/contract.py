@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Iterable
 
 from bench.compiled import Compiled
-from bench.listing import Instruction, functions, parse_ptx, parse_sass
+from bench.listing import Instruction, Listing, functions, parse_functions, parse_sass
 
 REGISTERS = {1: 168, 4: 128, 8: 128, 16: 128}
 """Most registers a thread, by warps of the program. One warp: a few programs a multiprocessor, latency is all that
 counts; 16 warps of 128 are all of a multiprocessor's registers."""
 SGPR_SPILLS = 128
 """Most scalar registers kept in lanes of a vector register (AMD has 102): a move each, no memory."""
+CALL_FRAME = 16
+"""Most bytes of memory a thread on AMD: where a stage that calls a sort keeps the way back, one store and one load a
+call. Nothing is spilled there."""
 STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")
 """The serial steps: a plan is hundreds of them, one after the other."""
 MAY_WAIT = {
@@ -27,6 +30,7 @@ MAY_WAIT = {
 both needed and cheap. `pack_spread`: once an item, for the labels that a scan reads."""
 
 _DIVISION_FMAS = 5  # v_fma and v_fmac in AMD's expansion of an IEEE division, float32 and float64 alike
+_WHOLE_DIVISION = "0x4f7ffffe"  # 2^32 less a little, by which AMD's expansion of an integer division scales
 _SQUARE_ROOT_FMAS = 7  # and of a float64 square root
 
 
@@ -38,7 +42,17 @@ def broken_rules(kernel: Compiled) -> list[str]:
 
 
 def _in_ptx(kernel: Compiled) -> list[str]:
-    listing = parse_ptx(kernel.ptx)
+    listings = parse_functions(kernel.ptx)
+    broken = [rule for listing in listings for rule in _inexact_in_ptx(listing)]
+    if re.search(r"\.local\s+\.align", kernel.ptx):
+        broken.append("local memory declared")
+    if kernel.num_warps == 1:
+        loops = [[listing.instructions[i] for i in loop.body] for listing in listings for loop in listing.loops]
+        broken += _waiting_loops(loops) + _slow_steps(loops)
+    return broken
+
+
+def _inexact_in_ptx(listing: Listing) -> list[str]:
     broken = []
     for instruction in listing.instructions:
         opcode = instruction.opcode
@@ -54,17 +68,12 @@ def _in_ptx(kernel: Compiled) -> list[str]:
             broken.append(_rule("not said to round to nearest, so ptxas may contract it", instruction))
         if "local" in parts:
             broken.append(_rule("local memory", instruction))
-    if ".local" in kernel.ptx.partition("{")[2].partition("ld.param")[0]:
-        broken.append("local memory declared")
-    if kernel.num_warps == 1:
-        loops = [[listing.instructions[i] for i in loop.body] for loop in listing.loops]
-        broken += _waiting_loops(loops) + _slow_steps(loops)
     return broken
 
 
 def _waiting_loops(loops: Iterable[list[Instruction]]) -> list[str]:
-    """Barriers inside a loop of a one-warp kernel, but for those of MAY_WAIT."""
-    barriers = [instruction for loop in loops for instruction in loop if instruction.opcode.startswith("bar")]
+    """Barriers inside a loop of a one-warp kernel, but for those of MAY_WAIT; a call counts as one, it may hold any."""
+    barriers = [instruction for loop in loops for instruction in loop if instruction.opcode.startswith(("bar", "call"))]
     return [
         _rule("barrier inside a serial loop", barrier)
         for barrier in barriers
@@ -100,7 +109,7 @@ def _in_amdgcn(kernel: Compiled) -> list[str]:
     broken = []
     for name, most in (
         ("vgpr_spill_count", 0),
-        ("private_segment_fixed_size", 0),
+        ("private_segment_fixed_size", CALL_FRAME),
         ("sgpr_spill_count", SGPR_SPILLS),
     ):
         if (found := _number(text, rf"\.{name}:\s+(\d+)")) > most:
@@ -116,13 +125,15 @@ def _in_amdgcn(kernel: Compiled) -> list[str]:
     counts = Counter(re.findall(r"^\s+([sv]_\w+)", text, re.MULTILINE))
     if changes := [name for name in counts if name.startswith(("s_setreg", "s_denorm_mode", "s_round_mode"))]:
         broken.append(f"mode of arithmetic changed by {', '.join(changes)}")
+    whole = len(re.findall(rf"v_mul_f32\S* .*{_WHOLE_DIVISION}", text))
     for bits in ("f32", "f64"):
-        broken += _inexact_on_amd(counts, bits)
+        broken += _inexact_on_amd(counts, bits, whole if bits == "f32" else 0)
     return broken
 
 
-def _inexact_on_amd(counts: Counter[str], bits: str) -> list[str]:
-    """Fused operations and approximate reciprocals that do not belong to an IEEE division or square root."""
+def _inexact_on_amd(counts: Counter[str], bits: str, whole: int) -> list[str]:
+    """Fused operations and approximate reciprocals that do not belong to an IEEE division or square root, nor to one of
+    the `whole` divisions of integers, which begin with an estimate and correct it."""
 
     def found(*kinds: str) -> int:
         kind = re.compile(rf"v_({'|'.join(kinds)})_{bits}(_\w+)?")
@@ -133,7 +144,7 @@ def _inexact_on_amd(counts: Counter[str], bits: str) -> list[str]:
     broken = []
     if (fused := found("fma", "fmac", "mad", "mac", "pk_fma", "fmamk", "fmaak")) != expected:
         broken.append(f"{fused} fused {bits} multiply-adds, must be {expected}: {divisions} divisions, {roots} roots")
-    if (estimates := found("rcp")) != divisions:
+    if (estimates := found("rcp")) != divisions + whole:
         broken.append(
             f"approximate {bits} division: {estimates} reciprocals, must be one each of {divisions} divisions"
         )

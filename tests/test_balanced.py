@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eplb_triton import EFFORTS, Placement, Topology, plan
+from eplb_triton import EFFORTS, Placement, Topology, lower_bound, plan
 from eplb_triton.partitions import all_partitions, num_partitions
 from tests.backends import CPU_BACKENDS
 from tests.cases import FAMILIES, Shape, loads, shapes
+from tests.comparing import assert_same
 
 pytestmark = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
@@ -49,8 +50,8 @@ def test_a_layer_is_planned_alone(backend: str, shape: Shape, family: str, seed:
     weight = loads(family, seed, 4, shape.experts)
     whole = plan(weight, shape.topology, policy="balanced", backend=backend)
     single = plan(weight[2:3], shape.topology, policy="balanced", backend=backend)
-    assert torch.equal(whole.phy2log[2:3], single.phy2log)
-    assert torch.equal(whole.phyrank[2:3], single.phyrank)
+    assert_same(whole.phy2log[2:3], single.phy2log, "phy2log")
+    assert_same(whole.phyrank[2:3], single.phyrank, "phyrank")
 
 
 @settings(max_examples=60, deadline=None)
@@ -62,7 +63,8 @@ def test_the_unit_of_the_loads_does_not_matter(backend: str, shape: Shape, famil
     weight = loads(family, seed, 2, shape.experts)
     if family not in ("denormal", "tiny", "huge"):
         scaled = plan(weight * 2.0**power, shape.topology, policy="balanced", backend=backend)
-        assert torch.equal(scaled.phy2log, plan(weight, shape.topology, policy="balanced", backend=backend).phy2log)
+        unscaled = plan(weight, shape.topology, policy="balanced", backend=backend)
+        assert_same(scaled.phy2log, unscaled.phy2log, "phy2log")
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,7 +91,7 @@ def test_groups_go_to_nodes_in_the_best_partition(backend: str, groups: int, nod
     if groups == 8:
         orders = torch.tensor([[g for node in ways for g in node] for ways in all_partitions(groups, nodes)])
     best = of_group[:, orders].view(6, len(orders), nodes, size).sum(3).amax(2).amin(1)
-    assert torch.equal(placement.gpu_loads(weight).amax(1), best.double())
+    assert_same(placement.gpu_loads(weight).amax(1), best.double(), "largest load")
 
 
 @pytest.mark.parametrize(("items", "packs"), [(8, 4), (8, 2), (6, 3), (4, 4), (5, 1), (9, 3), (12, 2)])
@@ -100,6 +102,21 @@ def test_partitions_are_all_there_is(backend: str, items: int, packs: int) -> No
     for way in ways:
         assert sorted(itertools.chain(*way)) == list(range(items))
         assert [min(node) for node in way] == sorted(min(node) for node in way)
+
+
+def test_a_thousand_groups_on_as_many_nodes(backend: str) -> None:
+    """One way only, and a thousand packs deep."""
+    assert num_partitions(1000, 1000) == 1
+    assert all_partitions(1000, 1000) == (tuple((item,) for item in range(1000)),)
+    topology = Topology(num_replicas=1000, num_gpus=1000, num_groups=1000, num_nodes=1000)
+    assert plan(torch.ones(1, 1000), topology, backend=backend).phy2log.tolist() == [list(range(1000))]
+    assert lower_bound(torch.ones(1, 1000), topology).tolist() == [1]
+
+
+def test_more_items_than_can_be_counted(backend: str) -> None:
+    for items, packs in ((10**6, 2), (10**6, 10**5), (10**6, 5 * 10**5), (14, 2), (12, 6)):
+        assert num_partitions(items, packs) > 1000, (items, packs)
+    assert num_partitions(10**6, 1) == num_partitions(10**6, 10**6) == 1
 
 
 def test_more_groups_than_can_be_tried(backend: str) -> None:

@@ -9,10 +9,11 @@ import torch
 
 from bench.cases import CASES, Case, select
 from bench.loads import WINDOWS, MissingTraceError, digest, series
-from bench.quality import canonical, quality, same_layers
+from bench.quality import quality, same_layers
 from bench.random_cases import random_cases
 from bench.ties import CAUSES, causes
 from eplb_triton import Placement, Topology, plan
+from eplb_triton.testing import canonical
 
 DRAWN = [case for case in CASES if case.family != "recorded" and case.layers * case.experts < 30_000]
 

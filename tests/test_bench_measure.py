@@ -55,6 +55,7 @@ def test_warm_calls_come_before_timed_ones_and_are_not_counted() -> None:
     assert len(timings["a"].milliseconds) == 3
 
 
+@pytest.mark.full
 def test_a_fast_planner_gets_more_rounds_than_a_slow_one_up_to_the_most() -> None:
     calls: dict[str, list[Call]] = {"fast": [lambda: None], "slow": [lambda: sum(range(300_000))]}
     timings = measure.interleave(calls, 0.01)

@@ -15,7 +15,7 @@ from bench.machine import ROOT
 from bench.tables import source
 from eplb_triton import POLICIES, Topology
 
-DOCUMENTS = [ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "policies.md", ROOT / "README.md"]
+DOCUMENTS = [ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "policies.md"]
 PLANNERS = "deepseek@reference,adaptive_tail_and_fixup@reference"
 
 
@@ -79,6 +79,7 @@ def test_a_wrong_name_is_refused_in_a_line() -> None:
     assert "matches none of" in done.output
 
 
+@pytest.mark.full
 def test_a_study_of_one_sweep_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = [(float(layers), scale._case(layers, 16, 32, 8)) for layers in (1, 2, 4, 8)]
     monkeypatch.setattr(scale, "sweeps", lambda: {"L": points})
@@ -88,6 +89,7 @@ def test_a_study_of_one_sweep_writes_a_report(tmp_path: Path, monkeypatch: pytes
     assert "| L | `deepseek@reference` | 1 to 8 |" in (tmp_path / "REPORT.md").read_text()
 
 
+@pytest.mark.full
 def test_the_balance_study_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [case for case in balance.drawn(2, 0) if case.name == "V3, global"]
     monkeypatch.setattr(balance, "drawn", lambda layers, seed: cases)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from eplb_triton import BALANCEDNESS, EFFORTS, POLICIES, Placement, Policy, Topology, plan
-from eplb_triton.cli import comparing
-from eplb_triton.formats import read_plan
+from eplb_triton import BALANCEDNESS, EFFORTS, POLICIES, Placement, Policy, Topology, backends, plan
+from eplb_triton.cli import comparing, options, plots
+from eplb_triton.formats import plans, read_plan
 from eplb_triton.synthetic import lognormal_series
 from tests.commands import SERIES, SIZE, TOPOLOGY, rows, run, save_loads, save_plan
 
@@ -227,3 +227,27 @@ def test_demo_shows_every_policy_and_what_to_try_next(tmp_path: Path, monkeypatc
     hint = next(line for line in out.splitlines() if " plan 'made up.npz' " in line)
     assert run("plan", "made up.npz", *hint.split("'")[2].split())[0] == 0
     assert (tmp_path / "plan.npz").exists()
+
+
+def test_help_names_what_the_library_takes() -> None:
+    """The options are declared without PyTorch, and so on their own."""
+    assert options.BACKENDS == backends.BACKENDS
+    assert options.PLAN_SUFFIXES == plans.PLAN_SUFFIXES
+    out = run("--help").out
+    for status in ("0  done", "1  the plan is invalid", "2  something given", "130  interrupted", "141  the reader"):
+        assert status in out
+
+
+def test_policies_have_colours_and_markers_of_their_own() -> None:
+    styles = list(zip(POLICIES, plots._styles(), strict=False))
+    for key in ("color", "marker"):
+        assert len({style[key] for _, style in styles}) == len(POLICIES)
+
+
+def test_escape_sequences_in_a_plan_do_not_reach_the_terminal(plan_file: Path, loads: Path) -> None:
+    plan_file.write_text(plan_file.read_text().replace('"policy": "balanced"', '"policy": "red\\u001b[31m"'))
+    for command in (["check", plan_file], ["score", plan_file, loads]):
+        status, out, _ = run(*command)
+        assert status == 0
+        assert r"red\x1b[31m" in out
+        assert "\x1b" not in out

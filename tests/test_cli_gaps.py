@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -181,10 +182,26 @@ def test_a_gap_below_0_by_a_rounding_error_is_0() -> None:
 
 
 def test_nothing_is_cut_at_80_columns(loads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And names are broken where their words end, nowhere else."""
     monkeypatch.setattr(terminal, "PIPE_WIDTH", 80)
-    for command in ("plan", "compare"):
-        _, out, _ = run(command, loads, *SIZE, *(["--per-layer"] if command == "compare" else []))
+    words = {word + "_" * (word != policy.split("_")[-1]) for policy in POLICIES for word in policy.split("_")}
+    for arguments in (["compare"], ["compare", "--per-layer"], *(["plan", "--policy", policy] for policy in POLICIES)):
+        _, out, _ = run(arguments[0], loads, *SIZE, *arguments[1:])
         assert "…" not in out
-        assert "balanced" in out
-    names = "".join(line[:16].strip() for line in out.partition("none")[2].partition("\n\n")[0].splitlines())
-    assert all(name in names for name in POLICIES)
+        for cell in out.partition("\n")[2].split():  # the first line is the path
+            if "_" in cell:
+                assert all(part in words for part in re.findall(r"[^_]+_?", cell)), cell
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (42, ["top2_tail_adaptive_and_second_light_refine"]),
+        (24, ["top2_tail_adaptive_and_", "second_light_refine"]),
+        (12, ["top2_tail_", "adaptive_", "and_second_", "light_refine"]),
+        (0, ["top2_", "tail_", "adaptive_", "and_", "second_", "light_", "refine"]),
+    ],
+)
+def test_a_name_is_broken_between_words(width: int, lines: list[str]) -> None:
+    assert terminal.broken("top2_tail_adaptive_and_second_light_refine", width).split("\n") == lines
+    assert terminal.broken("none (experts in order)", 16) == "none (experts in\norder)"

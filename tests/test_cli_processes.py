@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import resource
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -115,6 +116,63 @@ def test_a_full_stdout_is_one_line(tmp_path: Path, loads: Path) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, **options({}))
     assert done.returncode == 2
     assert done.stderr == "eplb-triton: cannot write to stdout: No space left on device\n"
+
+
+def test_help_does_without_pytorch() -> None:
+    """It took 1.8 s, all of it to import what help has no use for."""
+    code = (
+        "import sys; from eplb_triton.cli import main; main(sys.argv[1:])\n"
+        "print(*({'torch', 'numpy', 'rich', 'numba'} & set(sys.modules)))"
+    )
+    for arguments in (["--help"], ["plan", "--help"], ["demo", "--help"], ["--version"]):
+        result = launch(*arguments, code=code)
+        assert (result.status, result.err, result.out.splitlines()[-1]) == (0, "", ""), arguments
+
+
+def test_a_reader_that_goes_is_no_invalid_plan(loads: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        process("plan", loads, *SIZE), stdout=theirs, stderr=subprocess.PIPE, check=False, **options({})
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "1>&- 2>&-"])
+def test_closed_streams_are_no_traceback(loads: Path, closed: str) -> None:
+    command = f"exec {shlex.join(process('plan', loads, *SIZE))} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=False, **options({}))
+    told = "" if "2" in closed else "eplb-triton: cannot write to stdout: it is closed\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+
+
+@pytest.mark.parametrize("module", ["program", "planning"])
+def test_an_interrupt_while_modules_are_imported_is_one_line(loads: Path, module: str) -> None:
+    code = f"""
+import sys
+from eplb_triton.cli import main
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "eplb_triton.cli.{module}":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+sys.exit(main())
+"""
+    result = launch("plan", loads, *SIZE, code=code)
+    assert (result.status, result.out, result.err.strip()) == (130, "", "eplb-triton: interrupted")
+
+
+def test_a_backend_that_is_not_installed_is_one_line(loads: Path) -> None:
+    code = "import sys; sys.modules[sys.argv.pop()] = None; from eplb_triton.cli import main; sys.exit(main())"
+    for backend, package, install in (("cpu", "numba", "'eplb-triton[cpu]'"), ("triton", "triton", "triton")):
+        result = launch("plan", loads, *SIZE, "--backend", backend, package, code=code)
+        refused(result, f"--backend {backend} needs {package}: pip install {install}")
+    result = launch("plan", loads, *SIZE, "numba", code=code)
+    assert result.status == 0
+    assert result.err == (
+        "eplb-triton: planning without numba takes 5 to 100 times as long: pip install 'eplb-triton[cpu]'\n"
+    )
 
 
 def test_without_the_extra_each_command_names_it(tmp_path: Path, loads: Path) -> None:

@@ -71,7 +71,7 @@ def test_every_command_refuses_bad_loads(
         (["--replicas", 10**12], "--replicas 1000000000000 must be at most 1048576"),
         (["--replicas", "many"], "'many' is not a valid integer. (see eplb-triton plan --help)"),
         (["--policy", "best"], "'best' is not one of 'deepseek'"),
-        (["--policy", "best"], "'balanced', 'balanced_low', 'balanced_high'. (see"),
+        (["--policy", "best"], "'balanced', 'steady', 'balanced_low', 'balanced_high'. (see"),
         (["--backend", "abacus"], "'abacus' is not one of"),
         (["--window", 0], "'--window': 0 is not in the range"),
         (["--key", "other"], "expected an array named 'other'; found loads"),
@@ -100,7 +100,7 @@ def test_outputs_are_refused_before_the_loads_are_read(tmp_path: Path) -> None:
 
 def test_a_load_too_large_to_plan_names_the_file(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([[1.0, 1e31]]))
-    refused(run("plan", tmp_path / "x.npy", "--replicas", 2, "--gpus", 1), "x.npy: weight[0, 1]=1e+31")
+    refused(run("plan", tmp_path / "x.npy", "--replicas", 2, "--gpus", 1), "x.npy: loads[0, 1]=1e+31")
     status, _, err = run("compare", tmp_path / "x.npy", "--replicas", 2, "--gpus", 1)
     assert (status, err.count("\n")) == (2, 1)
     assert "x.npy: weight[0, 1]=1e+31" in err

@@ -1,7 +1,8 @@
 """The compiled kernels, run on the CPU instruction by instruction: the reference's bits, no race, within bounds.
 
 What a GPU test would prove but for the hardware itself, and for missing barriers more: compute-sanitizer's racecheck
-does not look at global memory. DeepSeek-V3 in the default set, larger shapes behind `-m slow`.
+does not look at global memory. `make test` runs one of the two shapes of DeepSeek-V3 a policy, in turn, as the contract
+compiles them; larger shapes are behind `-m slow`.
 """
 
 from __future__ import annotations
@@ -12,23 +13,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import triton
+from _pytest.mark.structures import ParameterSet
 
-from bench.cases import CASES
+from bench.cases import CASES, Case
 from bench.compiled import compile_kernel, compile_plan
-from bench.families import loads
 from bench.ptx.machine import FaultError
 from bench.ptx.memory import Memory, OutOfBoundsError, RaceError
 from bench.ptx.plans import run_plan
 from eplb_triton import POLICIES, plan
 from eplb_triton.kernels.specs import launch_plan
+from eplb_triton.testing.families import loads
+from tests.comparing import assert_same
 from tests.planting import Planter
+from tests.sizes import full_unless
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
 
 BY_NAME = {case.name: case for case in CASES}
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3", "kimi-k2", "512-to-1024", "1024-to-2048")]
+V3 = ("v3-hierarchical", "v3-global")
+LARGE = ("qwen3", "kimi-k2", "512-to-1024", "1024-to-2048")
 
 
 @pytest.fixture
@@ -37,25 +41,36 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Planter]:
     Planter.forget()
 
 
-@pytest.mark.parametrize("case", ["v3-hierarchical", "v3-global", *SLOW])
-@pytest.mark.parametrize("policy", POLICIES)
+def _plans() -> Iterator[ParameterSet]:
+    for number, policy in enumerate(POLICIES):
+        for case in V3:
+            yield pytest.param(policy, case, marks=full_unless(case == V3[number % 2]))
+        for case in LARGE:
+            yield pytest.param(policy, case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("policy", "case"), list(_plans()))
 def test_equals_the_reference(policy: str, case: str) -> None:
     shape = BY_NAME[case]
-    kernels = list(compile_plan(shape, POLICIES[policy], "sm_90"))
-    launch = launch_plan(shape.topology, shape.experts, POLICIES[policy], want_log2phy=True)
+    kernels = list(compile_plan(shape, POLICIES[policy], "sm_90", inlined=True))
+    launch = launch_plan(shape.topology, shape.experts, POLICIES[policy], log2phy_width=_width(shape))
     for family in ("continuous", "mostly idle"):
         weight = loads(family, 3, 1, shape.experts)
-        want = plan(weight, shape.topology, policy=policy, backend="reference")
+        want = plan(weight, shape.topology, policy=policy, backend="reference", log2phy=True)
         got = run_plan(kernels, launch, shape.topology, weight).maps
         for name in ("phy2log", "phyrank", "logcnt", "log2phy"):
-            assert torch.equal(got[name], getattr(want, name)), (family, name)
+            assert_same(got[name], getattr(want, name), f"{name} of {family}")
         assert (got["bad"] == -1).all()
+
+
+def _width(shape: Case) -> int:
+    return shape.topology.num_replicas - shape.experts + 1
 
 
 def test_bad_loads_count_as_zero() -> None:
     shape = BY_NAME["v3-hierarchical"]
-    kernels = list(compile_plan(shape, POLICIES["deepseek"], "sm_90"))
-    launch = launch_plan(shape.topology, shape.experts, POLICIES["deepseek"], want_log2phy=True)
+    kernels = list(compile_plan(shape, POLICIES["deepseek"], "sm_90", inlined=True))
+    launch = launch_plan(shape.topology, shape.experts, POLICIES["deepseek"], log2phy_width=_width(shape))
     weight = loads("continuous", 0, 1, shape.experts)
     bad = {3: float("nan"), 70: float("inf"), 200: -1.0, 255: 2.0**101}
     for expert, load in bad.items():
@@ -65,14 +80,14 @@ def test_bad_loads_count_as_zero() -> None:
     assert 3 in got["bad"]
     weight[0, list(bad)] = 0.0
     want = plan(weight, shape.topology, policy="deepseek", backend="reference")
-    assert torch.equal(got["phy2log"], want.phy2log)
-    assert torch.equal(got["log2phy"], want.log2phy)
+    assert_same(got["phy2log"], want.phy2log, "phy2log")
+    assert_same(got["log2phy"], want.slots_of_experts(), "log2phy")
 
 
 def _run_planted(specs: Any) -> None:
     shape = BY_NAME["v3-hierarchical"]
-    launch = specs.launch_plan(shape.topology, shape.experts, POLICIES["deepseek"], want_log2phy=True)
-    kernels = [compile_kernel(spec, "sm_90") for spec in launch.kernels]
+    launch = specs.launch_plan(shape.topology, shape.experts, POLICIES["deepseek"], log2phy_width=_width(shape))
+    kernels = [compile_kernel(spec, "sm_90", inlined=True) for spec in launch.kernels]
     run_plan(kernels, launch, shape.topology, loads("continuous", 3, 1, shape.experts))
 
 

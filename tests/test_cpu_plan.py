@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eplb_triton import POLICIES, Topology
 from tests.cases import loads
+from tests.comparing import assert_same, assert_same_maps
 
 pytest.importorskip("eplb_triton.cpu", reason="needs the extra: pip install 'eplb-triton[cpu]'", exc_type=ImportError)
 
@@ -54,8 +55,8 @@ def test_fills_what_it_is_given(policy: str, dtype: torch.dtype) -> None:
     for name in ("continuous", "zipf"):
         maps = dirty_maps(dtype, MOST)
         compiled(family(name), maps)
-        for got, want in zip(maps[:3], plan_layers(family(name), TOPOLOGY, POLICIES[policy]), strict=True):
-            assert torch.equal(got, want.to(dtype))
+        want = plan_layers(family(name), TOPOLOGY, POLICIES[policy])
+        assert_same_maps(maps[:3], [tensor.to(dtype) for tensor in want], name)
         assert maps.log2phy is not None
         assert (maps.bad == -1).all()
         for layer in range(LAYERS):
@@ -76,7 +77,7 @@ def test_more_replicas_than_log2phy_is_wide(width: int) -> None:
         compiled(family("zipf"), maps)
     assert whole.log2phy is not None
     assert cut.log2phy is not None
-    assert torch.equal(cut.log2phy, whole.log2phy[..., :width])
+    assert_same(cut.log2phy, whole.log2phy[..., :width], "log2phy")
     assert cut.log2phy._base is not None
     assert (cut.log2phy._base[..., width:] == 77).all()
     nodes = torch.arange(TOPOLOGY.num_replicas) // TOPOLOGY.replicas_per_node
@@ -98,7 +99,7 @@ def test_allocates_no_tensor_and_takes_arrays(monkeypatch: pytest.MonkeyPatch) -
     for got, want in zip(arrays, maps, strict=True):
         assert got is not None
         assert want is not None
-        assert torch.equal(got, want)
+        assert_same(got, want, "a map")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -116,7 +117,7 @@ def test_one_object_many_threads(policy: str) -> None:
         together = list(callers.map(call, range(8)))
     for nth in range(8):
         for got, want in zip(together[nth], call(nth), strict=True):
-            assert np.array_equal(got, want)
+            assert_same(got, want, f"a map of call {nth}")
 
 
 def test_no_layers_and_layers_without_log2phy() -> None:

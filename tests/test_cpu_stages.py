@@ -18,6 +18,7 @@ import eplb_reference.replicate
 import eplb_reference.replicate_waterfill
 from eplb_triton.policy import Donors, PeakEstimate, Tie
 from tests.cases import FAMILIES, loads, stage_arrays, stage_groups
+from tests.comparing import assert_each_same, assert_same
 
 pytest.importorskip("eplb_triton.cpu", reason="needs the extra: pip install 'eplb-triton[cpu]'", exc_type=ImportError)
 
@@ -27,6 +28,7 @@ from eplb_triton.cpu.compiled import runnable
 
 new_work, new_trees = runnable(arith.new_work), runnable(tournament.new_trees)
 descending_order = runnable(arith.descending_order)
+
 NO_LIST = np.empty(0, np.int64)
 
 
@@ -61,7 +63,7 @@ def test_recorded_fixups(group: str) -> None:
     state = {name: array.numpy() for name, array in stage_arrays(group).items()}
     for row, counts in enumerate(state["counts"]):
         move(state["weight"][row], counts, NO_LIST, NO_LIST, int(moves), donors, peak, tie)
-        assert np.array_equal(counts, state["after"][row]), row
+        assert_same(counts, state["after"][row], f"counts of row {row}")
 
 
 @pytest.mark.parametrize("group", stage_groups("refine"))
@@ -71,8 +73,8 @@ def test_recorded_refinements(group: str) -> None:
     for row in range(len(state["weight"])):
         before = [state[name][row] for name in ("weight", "labels", "pack", "slot")]
         refined(rule, *before, int(num_packs), *map(int, numbers))
-        assert np.array_equal(state["pack"][row], state["pack_after"][row]), row
-        assert np.array_equal(state["slot"][row], state["slot_after"][row]), row
+        assert_same(state["pack"][row], state["pack_after"][row], f"packs of row {row}")
+        assert_same(state["slot"][row], state["slot_after"][row], f"slots of row {row}")
 
 
 @pytest.mark.parametrize("group", stage_groups("spread"))
@@ -80,8 +82,8 @@ def test_recorded_spreads(group: str) -> None:
     state = {name: array.numpy() for name, array in stage_arrays(group).items()}
     for row in range(len(state["weight"])):
         pack_of, slot_of = spread(state["weight"][row], state["labels"][row], int(group.split("/")[1]))
-        assert np.array_equal(pack_of, state["pack"][row]), row
-        assert np.array_equal(slot_of, state["slot"][row]), row
+        assert_same(pack_of, state["pack"][row], f"packs of row {row}")
+        assert_same(slot_of, state["slot"][row], f"slots of row {row}")
 
 
 def states(experts: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -101,8 +103,7 @@ def test_picks_from_any_counts(rule: str, experts: int) -> None:
         getattr(eplb_reference.replicate, rule)(weights, counts, expert, rank, 3, 11)
         for row in range(20):
             runnable(getattr(replicate, rule))(*(array[row] for array in ours), 3, 11, new_trees(3, experts))
-        for got, want in zip(ours, (weights, counts, expert, rank), strict=True):
-            assert np.array_equal(got, want.numpy())
+        assert_each_same(ours, (weights, counts, expert, rank), "weights", "counts", "expert", "rank")
 
 
 @pytest.mark.parametrize("rule", ["dispersion_tail", "simulated_tail"])
@@ -129,9 +130,9 @@ def test_waterfill_and_its_list(experts: int) -> None:
                 runnable(replicate_waterfill.waterfill_counts)(
                     weights[row].numpy(), num_replicas, counts, new_trees(3, experts)
                 )
-                assert np.array_equal(counts, want[row].numpy())
+                assert_same(counts, want[row], f"counts of row {row}")
                 runnable(replicate_waterfill.list_by_expert)(counts, expert, rank)
-                assert np.array_equal([expert, rank], [column[row].numpy() for column in want_list])
+                assert_each_same([expert, rank], [column[row] for column in want_list], "expert", "rank")
 
 
 FIXUPS = [
@@ -152,8 +153,7 @@ def test_fixups_that_no_policy_combines(donors: Donors, peak: PeakEstimate, tie:
             eplb_reference.fixup.move_replicas(weights, *want, 3, donors, peak, tie)
             for row in range(20):
                 move(weights[row].numpy(), ours[0][row], ours[1][row], ours[2][row], 3, donors, peak, tie)
-            for mine, theirs in zip(ours, want, strict=True):
-                assert np.array_equal(mine, theirs.numpy())
+            assert_each_same(ours, want, "counts", "expert", "rank")
             moved += int((want[0] != before).any(1).sum())
     assert moved > 0 or peak == "others"  # which never moves one
 
@@ -174,9 +174,9 @@ def test_packs_of_any_items(num_packs: int, capacity: int) -> None:
             pack_of, slot_of = np.empty(n, np.int64), np.empty(n, np.int64)
             room = new_work(n, num_packs), new_trees(1, num_packs)[0]
             runnable(pack.pack_plain)(weights[row].numpy(), num_packs, pack_of, slot_of, *room)
-            assert np.array_equal([pack_of, slot_of], [tensor[row].numpy() for tensor in plain])
+            assert_each_same([pack_of, slot_of], [tensor[row] for tensor in plain], "packs", "slots")
             got = spread(weights[row].numpy(), labels[row].numpy(), num_packs)
-            assert np.array_equal(got, [tensor[row].numpy() for tensor in spreads])
+            assert_each_same(got, [tensor[row] for tensor in spreads], "packs", "slots")
 
 
 @pytest.mark.parametrize("rule", ["nearest 2 1", "nearest 5 2", "corner 1", "corner 2", "corner 6", "peak"])
@@ -198,7 +198,7 @@ def test_refinements_of_any_packing(rule: str, num_packs: int, capacity: int) ->
         for row in range(20):
             state = weights[row].numpy(), labels[row].numpy(), ours[0][row], ours[1][row], num_packs
             refined(name, *state, *map(int, numbers))
-        assert np.array_equal(ours, [tensor.numpy() for tensor in want])
+        assert_each_same(ours, want, "packs", "slots")
 
 
 def test_one_more_corner_step_where_the_gpus_are_uneven() -> None:
@@ -221,4 +221,4 @@ def test_the_sort_is_stable(n: int) -> None:
     for family in FAMILIES:
         values = loads(family, 17, 1, n)[0].numpy() if n else np.empty(0, np.float32)
         order = descending_order(values, new_work(n, 1))
-        assert np.array_equal(order, np.argsort(-values.astype(np.float64), kind="stable"))
+        assert_same(order, np.argsort(-values.astype(np.float64), kind="stable"), f"order of {family}")

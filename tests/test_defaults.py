@@ -14,6 +14,7 @@ import eplb_reference
 import eplb_triton
 from eplb_triton import POLICIES, Topology, lower_bound, plan
 from tests.cases import loads
+from tests.comparing import assert_same_maps
 
 SHAPES = {
     "hierarchical": (12, Topology(num_replicas=24, num_gpus=8, num_groups=4, num_nodes=2)),
@@ -50,10 +51,10 @@ def test_reference_plans_are_the_same_under_any_default(shape: str, policy: str)
     for default in DTYPES:
         with default_dtype(default):
             got = maps(weight, topology, policy)
-        assert all(map(torch.equal, got, want)), default
+        assert_same_maps(got, want, str(default))
     with torch.device("meta"):
         got = maps(weight, topology, policy)
-    assert all(map(torch.equal, got, want))
+    assert_same_maps(got, want, "meta")
 
 
 def test_sums_stay_float32_where_float64_would_plan_otherwise() -> None:
@@ -62,7 +63,7 @@ def test_sums_stay_float32_where_float64_would_plan_otherwise() -> None:
     topology = Topology(num_replicas=6, num_gpus=2)
     want = maps(weight, topology, "deepseek")
     with default_dtype(torch.float64):
-        assert all(map(torch.equal, maps(weight, topology, "deepseek"), want))
+        assert_same_maps(maps(weight, topology, "deepseek"), want)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -13,7 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from eplb_triton.formats import FormatError, LoadSeries, RoutingTrace, read_loads, recordings
+from eplb_triton.formats import (
+    FormatError,
+    LoadSeries,
+    RoutingTrace,
+    check_writable,
+    read_loads,
+    recordings,
+    write_whole,
+)
+from eplb_triton.printing import printable
 
 RNG = np.random.default_rng(0)
 LOADS = RNG.integers(0, 1000, (3, 8))  # [L, E]
@@ -268,3 +278,96 @@ def test_broken_bytes_raise_nothing_but_format_errors(tmp_path: Path, suffix: st
             read_loads(broken)
         except FormatError as error:
             assert "\n" not in str(error)  # noqa: PT017 - most broken files still hold loads
+
+
+def repeated_lists(path: Path) -> None:
+    """10^9 numbers in a file of a few hundred bytes: every list holds the one before ten times."""
+    value: list[Any] = [1.0] * 10
+    for _ in range(8):
+        value = [value] * 10
+    torch.save(value, path)
+
+
+def sparse(path: Path) -> None:
+    torch.save(torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (10**5, 10**5)), path)
+
+
+def quantized(path: Path) -> None:
+    torch.save(torch.quantize_per_tensor(torch.ones(2, 4), 1.0, 0, torch.quint8), path)
+
+
+def jagged(path: Path) -> None:
+    torch.save(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), path)
+
+
+TENSORS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "meta": (lambda path: torch.save(torch.ones(2, 4, device="meta"), path), "a tensor is on the meta device"),
+    "quantized": (quantized, "a tensor has the quantized dtype torch.quint8"),
+    "nested": (jagged, ""),  # the text depends on PyTorch: some refuse to load it
+    "sparse": (sparse, ""),
+    "expanded": (
+        lambda path: torch.save(torch.ones(1).expand(60_000, 60_000), path),
+        "a view of shape [60000, 60000] of fewer numbers; tensor.contiguous() before saving it",
+    ),
+    "repeated lists": (repeated_lists, " and in an earlier place"),
+    "a repeated tensor": (lambda path: torch.save([torch.ones(2)] * 3, path), "the same list at [1] and in an earlier"),
+    "conjugated": (lambda path: torch.save(torch.ones(2, 4, dtype=torch.complex64).conj(), path), "of type complex64"),
+    "boolean": (lambda path: torch.save(torch.ones(2, 4, dtype=torch.bool), path), "values of type bool"),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_tensors_that_are_not_loads_are_refused_before_they_fill_memory(tmp_path: Path, name: str) -> None:
+    make, text = TENSORS[name]
+    make(tmp_path / "x.pt")
+    assert (tmp_path / "x.pt").stat().st_size < 20_000
+    assert text in found(tmp_path / "x.pt")
+
+
+def test_lists_of_tensors_and_negated_views_are_loads(tmp_path: Path) -> None:
+    torch.save([torch.ones(3), torch.zeros(3)], tmp_path / "x.pt")
+    assert read_loads(tmp_path / "x.pt").loads(0, 1).tolist() == [[1, 1, 1], [0, 0, 0]]
+    torch.save(torch.complex(torch.ones(1, 2), -torch.ones(1, 2)).conj().imag, tmp_path / "y.pt")
+    assert read_loads(tmp_path / "y.pt").loads(0, 1).tolist() == [[1, 1]]
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))  # root may look everywhere
+
+    monkeypatch.setattr(Path, "stat", closed)
+    assert found(tmp_path / "x.npy") == "Permission denied"
+    with pytest.raises(FormatError, match="Permission denied"):
+        check_writable(tmp_path / "x.npy")
+
+
+def test_paths_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    circle = tmp_path / "x.npy"
+    circle.symlink_to(circle)
+    assert found(circle) == "Too many levels of symbolic links"
+    long = tmp_path / ("x" * 300 + ".npy")
+    assert found(long) == "File name too long"
+    for path in (circle, long):
+        with pytest.raises(FormatError, match=r"expected a file that can be written; found (Too many|File name)"):
+            check_writable(path)
+        with pytest.raises(FormatError, match=r"expected a file that can be written; found (Too many|File name)"):
+            write_whole(path, b"")
+    assert circle.is_symlink()
+    assert found(save(tmp_path / "y.npy", LOADS) / "x.npy") == "no such file"
+
+
+def test_escape_sequences_of_a_file_stay_in_it(tmp_path: Path) -> None:
+    named: dict[str, Any] = {"a\x1b[31m": LOADS, "b": LOADS}
+    np.savez(tmp_path / "x.npz", **named)
+    assert found(tmp_path / "x.npz") == r"a\x1b[31m, b"
+    assert printable("1\n\x1b]0;title\x07 \u202e") == r"1 \x1b]0;title\x07 \u202e"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o600, 0o664])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    write_whole(path, b"new")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", mode)

@@ -9,6 +9,7 @@ from eplb_reference import fixup, pack, refine
 from eplb_triton import Topology, plan, rebalance_experts
 from tests.backends import CPU_BACKENDS
 from tests.cases import PUBLISHED, golden_cases, stage_arrays, stage_groups, unordered
+from tests.comparing import assert_each_same, assert_same
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -20,8 +21,8 @@ def test_exact_slot_by_slot(policy: str, backend: str) -> None:
             continue
         phy2log, logcnt = case.plans[policy]
         got = plan(case.weight, case.topology, policy=policy, backend=backend)
-        assert torch.equal(got.phy2log, phy2log), case.name
-        assert torch.equal(got.logcnt, logcnt), case.name
+        assert_same(got.phy2log, phy2log, f"phy2log of {case.name}")
+        assert_same(got.logcnt, logcnt, f"logcnt of {case.name}")
         cases += 1
     assert cases == 649
 
@@ -35,7 +36,7 @@ def test_placements_of_the_original_programs(policy: str, backend: str) -> None:
             continue
         phy2log, logcnt = case.plans[policy]
         got = plan(case.weight, case.topology, policy=policy, backend=backend)
-        assert torch.equal(got.logcnt, logcnt), case.name
+        assert_same(got.logcnt, logcnt, f"logcnt of {case.name}")
         assert unordered(got.phy2log, case.topology) == unordered(phy2log, case.topology), case.name
         cases += 1
     assert cases == (48 if policy == "deepseek" else 45)
@@ -65,7 +66,7 @@ def test_fixup_stage(group: str) -> None:
     state = stage_arrays(group)
     counts = state["counts"]
     fixup.move_replicas(state["weight"], counts, None, None, int(moves), donors, peak, tie)  # type: ignore[arg-type]
-    assert torch.equal(counts, state["after"])
+    assert_same(counts, state["after"], "counts")
 
 
 @pytest.mark.parametrize("group", stage_groups("refine"))
@@ -80,13 +81,11 @@ def test_refine_stage(group: str) -> None:
         got = refine.refine_corner(*position, int(numbers[0]))
     else:
         got = refine.refine_peak(state["weight"], state["labels"], *position[1:])
-    assert torch.equal(got[0], state["pack_after"])
-    assert torch.equal(got[1], state["slot_after"])
+    assert_each_same(got, (state["pack_after"], state["slot_after"]), "packs", "slots")
 
 
 @pytest.mark.parametrize("group", stage_groups("spread"))
 def test_spread_stage(group: str) -> None:
     state = stage_arrays(group)
     got = pack.pack_spread(state["weight"], state["labels"], int(group.split("/")[1]))
-    assert torch.equal(got[0], state["pack"])
-    assert torch.equal(got[1], state["slot"])
+    assert_each_same(got, (state["pack"], state["slot"]), "packs", "slots")

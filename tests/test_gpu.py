@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.families import FAMILIES, loads
 from bench.gpu_shapes import MODELS, SMALL, V3
 from eplb_triton import POLICIES, Topology, plan
-from eplb_triton.kernels.launcher import Outputs, first_bad_load, launch
-from eplb_triton.kernels.specs import launch_plan
+from eplb_triton.kernels.launcher import Launch, Outputs, first_bad_load, launch
 from eplb_triton.ops import rebalance
+from eplb_triton.testing.families import FAMILIES, loads
+from tests.comparing import assert_same
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,7 +37,8 @@ def _assert_plan(out: Outputs, weight: Tensor, topology: Topology, policy: str) 
     for name in ("phy2log", "phyrank", "logcnt", "log2phy"):
         got = getattr(out, name)
         if got is not None:
-            assert torch.equal(got.cpu().long(), getattr(want, name)), name
+            its = want.slots_of_experts() if name == "log2phy" else getattr(want, name)
+            assert_same(got.cpu().long(), its, name)
 
 
 def _v3(seed: int = 0, family: str = "continuous") -> Tensor:
@@ -72,7 +73,7 @@ def test_public_entry(policy: str) -> None:
         assert got.phy2log.is_cuda
         assert got.phy2log.dtype == torch.int64
         assert got.fingerprint() == want.fingerprint()
-        assert torch.equal(got.log2phy.cpu(), want.log2phy)
+        assert_same(got.slots_of_experts().cpu(), want.slots_of_experts(), "log2phy")
         got.validate()
 
 
@@ -110,14 +111,18 @@ def _empty_outputs(layers: int) -> Outputs:
     return Outputs(maps[0], maps[1], maps[2], maps[3], maps[4].int())
 
 
+def _planned(policy: str) -> Launch:
+    width = V3.topology.num_replicas - V3.experts + 1
+    return Launch(V3.topology, V3.layers, V3.experts, POLICIES[policy], log2phy_width=width, device="cuda")
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_out_allocates_nothing(policy: str) -> None:
     weight = _v3().cuda()
     out = _empty_outputs(V3.layers)
-    workspace = launch_plan(V3.topology, V3.experts, POLICIES[policy], want_log2phy=True).workspace(V3.layers, "cuda")
-    launch(weight, V3.topology, POLICIES[policy], out=out, workspace=workspace)
+    planned = _planned(policy)
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
-    plan(weight, V3.topology, policy=policy, backend="triton", out=out, workspace=workspace)
+    planned(weight, out)
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
     _assert_plan(out, weight.cpu(), V3.topology, policy)
 
@@ -146,22 +151,18 @@ def test_never_waits(policy: str) -> None:
 def test_graph_replays_on_changed_loads(policy: str) -> None:
     weight = _v3().cuda()
     out = _empty_outputs(V3.layers)
-    workspace = launch_plan(V3.topology, V3.experts, POLICIES[policy], want_log2phy=True).workspace(V3.layers, "cuda")
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        launch(weight, V3.topology, POLICIES[policy], out=out, workspace=workspace)
-    torch.cuda.current_stream().wait_stream(aside)
+    planned = _planned(policy)  # whose first launch is the captured one
+    plan(weight, V3.topology, policy=policy, backend="triton")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        launch(weight, V3.topology, POLICIES[policy], out=out, workspace=workspace)
+        planned(weight, out)
         through_plan = plan(weight, V3.topology, policy=policy, backend="triton")
     for seed, family in enumerate(FAMILIES):
         fresh = _v3(seed, family)
         weight.copy_(fresh)
         graph.replay()
         _assert_plan(out, fresh, V3.topology, policy)
-        assert torch.equal(through_plan.phy2log, out.phy2log), family
+        assert_same(through_plan.phy2log.cpu(), out.phy2log.cpu(), f"phy2log of {family}")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -204,9 +205,9 @@ def test_traced_whole_by_torch_compile(policy: str) -> None:
         weight = _v3(seed)
         want = plan(weight * 2.0, V3.topology, policy=policy, backend="reference")
         phy2log, log2phy, logcnt = traced(weight.cuda())
-        assert torch.equal(phy2log.cpu(), want.phy2log)
-        assert torch.equal(log2phy.cpu(), want.log2phy)
-        assert torch.equal(logcnt.cpu(), want.logcnt)
+        assert_same(phy2log.cpu(), want.phy2log, "phy2log")
+        assert_same(log2phy.cpu(), want.slots_of_experts(), "log2phy")
+        assert_same(logcnt.cpu(), want.logcnt, "logcnt")
 
 
 def test_operator_checks() -> None:

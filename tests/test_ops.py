@@ -9,6 +9,7 @@ from torch import Tensor
 from eplb_triton import POLICIES, rebalance_experts
 from eplb_triton.ops import rebalance
 from tests.cases import loads
+from tests.comparing import assert_each_same, assert_same
 
 COUNTS = (16, 4, 2, 8)
 
@@ -26,11 +27,9 @@ def test_opcheck_of_odd_inputs() -> None:
 def test_gives_the_plan() -> None:
     """DeepSeek's where no policy is named, as `rebalance_experts`."""
     weight = loads("continuous", 2, 3, 12)
-    assert torch.equal(rebalance(weight, *COUNTS)[0], rebalance(weight, *COUNTS, "deepseek")[0])
-    for got, want in zip(
-        torch.ops.eplb_triton.rebalance(weight, *COUNTS), rebalance_experts(weight, *COUNTS), strict=True
-    ):
-        assert torch.equal(got, want)
+    assert_same(rebalance(weight, *COUNTS)[0], rebalance(weight, *COUNTS, "deepseek")[0], "phy2log")
+    got = torch.ops.eplb_triton.rebalance(weight, *COUNTS)
+    assert_each_same(got, rebalance_experts(weight, *COUNTS), "phy2log", "log2phy", "logcnt")
 
 
 def test_compiles_without_a_graph_break() -> None:

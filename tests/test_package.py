@@ -33,7 +33,9 @@ def test_imports_without_triton_or_a_gpu() -> None:
 
 
 def test_public_names() -> None:
-    assert set(eplb_triton.__all__) <= set(vars(eplb_triton))
+    assert set(eplb_triton.__all__) <= set(dir(eplb_triton))
+    with pytest.raises(AttributeError, match="module 'eplb_triton' has no attribute 'plam'"):
+        getattr(eplb_triton, "plam")  # noqa: B009 - the expression alone would be one without effect
     for name in eplb_triton.__all__:
         value = getattr(eplb_triton, name)
         assert isinstance(value, (str, dict)) or value.__doc__, name
@@ -53,19 +55,31 @@ def test_no_function_bears_the_name_of_a_module_beside_it() -> None:
 
 
 def test_nobody_imports_the_planner() -> None:
-    """But the package's own fronts, and the command line, which is a user of the library."""
+    """But the package's own fronts, and the command line and what tests are made of, which are users of the library."""
     for package in (Path(eplb_triton.__file__).parent, Path(eplb_reference.__file__).parent):
         for path in package.rglob("*.py"):
-            front = path.parent.name == "cli" or path.name in ("__init__.py", "ops.py")
+            front = path.parent.name in ("cli", "testing", "integrations") or path.name in ("__init__.py", "ops.py")
             assert front or "eplb_triton.planner" not in path.read_text(), path
 
 
-def test_readme_example_prints_what_it_says() -> None:
-    readme = (ROOT / "README.md").read_text()
-    program, output = re.search(r"```python\n(.*?)```\n+```text\n(.*?)```", readme, re.DOTALL).groups()  # type: ignore[union-attr]
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == output
+@pytest.mark.parametrize("document", ["README.md", "docs/serving.md"])
+def test_every_block_of_a_document_runs_as_it_is_pasted(document: str) -> None:
+    """And prints what stands under it, where something does; a block that needs a GPU is compiled alone."""
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"```python\n(.*?)```\n+(?:```text\n(.*?)```)?", text, re.DOTALL)
+    assert blocks
+    for program, output in blocks:
+        if "torch.cuda" in program:
+            compile(program, document, "exec")
+            continue
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert not output or done.stdout == output
+
+
+def test_readme_has_no_link_that_dies_on_a_package_index() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
+        assert target.startswith(("https://", "#")), target
 
 
 def test_readme_names_every_policy() -> None:
@@ -91,3 +105,13 @@ def test_versions_agree() -> None:
     stated = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert stated is not None
     assert stated.group(1) == eplb_triton.__version__
+
+
+def test_requirements_can_be_met_and_the_command_line_brings_what_it_needs() -> None:
+    """Each torch pins the Triton that it brings: 2.8 pins 3.4."""
+    project = (ROOT / "pyproject.toml").read_text()
+    assert '"torch>=2.8"' in project
+    assert "\"triton>=3.4; platform_system == 'Linux'\"" in project
+    (cli,) = (line for line in project.splitlines() if line.startswith("cli = "))
+    assert all(package in cli for package in ("click", "rich", "matplotlib", "numba"))
+    assert all(f'"Programming Language :: Python :: 3.{minor}"' in project for minor in range(10, 14))

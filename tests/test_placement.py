@@ -22,7 +22,7 @@ def test_from_phy2log_ranks_in_slot_order() -> None:
     placement = placed([0, 1, 2, 0, 3, 0], [3, 2, 1, 0, 3, 2])
     assert placement.phyrank.tolist() == [[0, 0, 0, 1, 0, 2], [0, 0, 0, 0, 1, 1]]
     assert placement.logcnt.tolist() == [[3, 1, 1, 1], [1, 1, 2, 2]]
-    assert placement.log2phy.tolist()[0] == [[0, 3, 5], [1, -1, -1], [2, -1, -1], [4, -1, -1]]
+    assert placement.slots_of_experts().tolist()[0] == [[0, 3, 5], [1, -1, -1], [2, -1, -1], [4, -1, -1]]
     placement.validate()
 
 
@@ -30,13 +30,55 @@ def test_log2phy_is_in_rank_order_not_slot_order() -> None:
     placement = placed([0, 1, 2, 0, 3, 0])
     turned = dataclasses.replace(placement, phyrank=torch.tensor([[2, 0, 0, 0, 0, 1]]))
     turned.validate()
-    assert turned.log2phy[0, 0].tolist() == [3, 5, 0]
+    assert turned.slots_of_experts()[0, 0].tolist() == [3, 5, 0]
 
 
-def test_log2phy_is_built_when_asked_for() -> None:
-    placement = plan(torch.rand(2, 4), TOPOLOGY)
-    assert "log2phy" not in vars(placement)
-    assert placement.log2phy is placement.log2phy
+def test_log2phy_is_there_where_asked_for() -> None:
+    assert plan(torch.rand(2, 4), TOPOLOGY).log2phy is None
+    placement = plan(torch.rand(2, 4), TOPOLOGY, log2phy=True)
+    assert placement.log2phy is not None
+    assert placement.log2phy.equal(placement.slots_of_experts())
+    narrow = Placement.from_phy2log(torch.tensor([[0, 1, 2, 0, 3, 0]]), 4, TOPOLOGY, log2phy=2)
+    assert narrow.log2phy is not None
+    assert narrow.log2phy.tolist() == [[[0, 3], [1, -1], [2, -1], [4, -1]]]
+    assert narrow.bad is not None
+    assert narrow.bad.tolist() == [[-2]]
+    with pytest.raises(ValueError, match="log2phy has room for 2 replicas of an expert, must have for 3"):
+        narrow.raise_if_bad()
+
+
+def test_slots_without_an_expert() -> None:
+    partial = placed([0, 1, 2, -1, 3, -1], [0, 1, 2, 3, 0, 1])
+    assert partial.partial
+    assert partial.phyrank.tolist()[0] == [0, 0, 0, -1, 0, -1]
+    assert partial.logcnt.tolist()[0] == [1, 1, 1, 1]
+    assert partial.slots_of_experts().tolist()[0][0] == [0, -1, -1]
+    full = placed([0, 1, 2, 3, 3, 2], [0, 1, 2, 3, 0, 1])
+    assert full.moved(partial).slots.tolist() == [2, 0]
+    assert full.moved(partial).fetches.tolist() == [2, 0]
+    assert partial.duplicates().tolist() == [0, 0]
+    with pytest.raises(ValueError, match="layer 0, slot 3 holds no expert, must hold one for loads of GPUs"):
+        partial.gpu_loads(torch.ones(2, 4))
+    with pytest.raises(ValueError, match="layer 0: expert 3 has no replica, must have one for loads of GPUs"):
+        placed([0, 1, 2, 0, 1, 2]).gpu_loads(torch.ones(1, 4))
+    with pytest.raises(ValueError, match="layer 0, slot 3: phy2log names expert -1, must be 0 to 3"):
+        partial.validate()
+
+
+def test_bad_loads_are_never_judged_balanced() -> None:
+    placement = placed([0, 1, 2, 0, 3, 0])
+    for load in (torch.nan, -1.0, torch.inf):
+        loads = torch.tensor([[30.0, 1.0, load, 3.0]])
+        for judge in (placement.gpu_loads, placement.balancedness, placement.gap):
+            with pytest.raises(ValueError, match=r"loads\[0, 2\]=.* must be a finite load of at least 0"):
+                judge(loads)
+
+
+def test_maps_of_floats_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"phy2log has dtype torch.float32, must be torch.int64 or torch.int32"):
+        Placement.from_phy2log(torch.tensor([[0.5, 1, 2, 0, 3, 0]]), 4, TOPOLOGY)
+    with pytest.raises(ValueError, match=r"logcnt has dtype torch.float32, must be torch.int64 or torch.int32"):
+        dataclasses.replace(placed([0, 1, 2, 0, 3, 0]), logcnt=torch.ones(1, 4)).validate()
 
 
 def test_spread_in_order() -> None:
@@ -62,7 +104,7 @@ def test_idle_layers_are_balanced() -> None:
 
 
 def test_gpu_loads_of_another_shape() -> None:
-    with pytest.raises(ValueError, match=r"weight has shape \(2, 4\), must be \[layers, experts\] = \(1, 4\)"):
+    with pytest.raises(ValueError, match=r"loads has shape \(2, 4\), must be \[layers, experts\] = \(1, 4\)"):
         placed([0, 1, 2, 0, 3, 0]).gpu_loads(torch.zeros(2, 4))
 
 
@@ -164,5 +206,5 @@ def test_validate_names_the_first_broken_rule(placement: Placement, message: str
 def test_from_phy2log_refuses_what_is_no_map() -> None:
     with pytest.raises(ValueError, match=r"phy2log has shape \(1, 5\), must be \[layers, num_replicas=6\]"):
         placed([0, 1, 2, 3, 0])
-    with pytest.raises(ValueError, match="layer 0, slot 2: phy2log names expert 9, must be 0 to 3"):
+    with pytest.raises(ValueError, match="layer 0, slot 2: phy2log names expert 9, must be -1 to 3"):
         placed([0, 1, 9, 3, 0, 1])

@@ -4,36 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from eplb_triton import EFFORTS, POLICIES, Placement, Policy, Topology, plan, rebalance_experts
-from eplb_triton.planner import resolve_backend
-from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, resolve_policy
+from eplb_triton.backends import resolve_backend
+from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, resolve_policy
 from tests.backends import CPU_BACKENDS
+from tests.comparing import assert_same
 
 TOPOLOGY = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)
 WEIGHT = torch.arange(24.0).reshape(2, 12)
 
 
 def test_plan_returns_a_placement() -> None:
-    placement = plan(WEIGHT, TOPOLOGY, policy="hybrid_tail_waterfill")
+    placement = plan(WEIGHT, TOPOLOGY, policy="hybrid_tail_waterfill", log2phy=True)
     assert isinstance(placement, Placement)
     assert placement.topology is TOPOLOGY
     assert placement.policy == "hybrid_tail_waterfill"
     assert placement.phy2log.shape == (2, 16)
+    assert placement.log2phy is not None
     assert placement.log2phy.shape == (2, 12, 5)
     assert placement.logcnt.shape == (2, 12)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_int32_maps(backend: str) -> None:
-    wide, narrow = (plan(WEIGHT, TOPOLOGY, backend=backend, dtype=dtype) for dtype in (torch.int64, torch.int32))
+    wide, narrow = (
+        plan(WEIGHT, TOPOLOGY, backend=backend, dtype=dtype, log2phy=True) for dtype in (torch.int64, torch.int32)
+    )
     narrow.validate()
     for name in ("phy2log", "phyrank", "logcnt", "log2phy"):
         assert getattr(narrow, name).dtype == torch.int32
-        assert getattr(narrow, name).equal(getattr(wide, name).to(torch.int32))
+        assert_same(getattr(narrow, name), getattr(wide, name).to(torch.int32), name)
     assert narrow.fingerprint() == wide.fingerprint()
     assert narrow.gpu_loads(WEIGHT).equal(wide.gpu_loads(WEIGHT))
     assert narrow.duplicates().equal(wide.duplicates())
@@ -45,7 +50,7 @@ def test_auto_takes_the_compiled_backend_where_numba_is(monkeypatch: pytest.Monk
     assert resolve_backend("auto", cpu) == "cpu"
     assert resolve_backend("auto", gpu) == "triton"
     assert resolve_backend("reference", gpu) == "reference"
-    monkeypatch.setattr("eplb_triton.planner._imports", lambda package: False)
+    monkeypatch.setattr("eplb_triton.backends._imports", lambda package: False)
     assert resolve_backend("auto", cpu) == "reference"
     assert resolve_backend("auto", gpu) == "reference"
 
@@ -76,16 +81,17 @@ def test_efforts_have_names() -> None:
 def test_rebalance_experts_is_deepseeks_function() -> None:
     phy2log, log2phy, logcnt = rebalance_experts(WEIGHT, 16, 4, 2, 8)
     placement = plan(WEIGHT, TOPOLOGY, policy="deepseek")
-    assert phy2log.equal(placement.phy2log)
-    assert log2phy.equal(placement.log2phy)
-    assert logcnt.equal(placement.logcnt)
+    assert_same(phy2log, placement.phy2log, "phy2log")
+    assert_same(log2phy, placement.slots_of_experts(), "log2phy")
+    assert_same(logcnt, placement.logcnt, "logcnt")
     by_name = rebalance_experts(weight=WEIGHT, num_replicas=16, num_groups=4, num_nodes=2, num_gpus=8)
     assert all(a.equal(b) for a, b in zip(by_name, (phy2log, log2phy, logcnt), strict=True))
 
 
 def test_no_layers() -> None:
-    placement = plan(torch.empty(0, 12), TOPOLOGY)
+    placement = plan(torch.empty(0, 12), TOPOLOGY, log2phy=True)
     assert placement.phy2log.shape == (0, 16)
+    assert placement.log2phy is not None
     assert placement.log2phy.shape == (0, 12, 5)
     assert placement.logcnt.shape == (0, 12)
     placement.validate()
@@ -102,10 +108,10 @@ def _with(value: float, layer: int, expert: int, dtype: torch.dtype = torch.floa
     ("weight", "message"),
     [
         (torch.ones(12), r"weight has shape \(12,\), must be 2-D: \[layers, experts\]"),
-        (torch.ones(1, 2, 12), r"weight has shape \(1, 2, 12\), must be 2-D"),
+        (torch.ones(1, 1, 2, 12), r"weight has shape \(1, 1, 2, 12\), must be 2-D"),
         (torch.ones(2, 12, dtype=torch.bool), r"weight has dtype torch.bool, must be real or integer"),
         (torch.ones(2, 12, dtype=torch.complex64), r"weight has dtype torch.complex64, must be real or integer"),
-        (torch.ones(2, 0), r"weight has num_experts=0, must be at least 1"),
+        (torch.ones(2, 0), r"num_experts=0 must be at least 1"),
         (torch.ones(2, 17), r"num_replicas=16 must be at least num_experts=17"),
         (torch.ones(2, 10), r"num_groups=4 must divide num_experts=10"),
         (_with(torch.nan, 1, 3), r"weight\[1, 3\]=nan must be a finite load of at least 0"),
@@ -117,7 +123,7 @@ def _with(value: float, layer: int, expert: int, dtype: torch.dtype = torch.floa
     ],
 )
 def test_refused_weights(weight: Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message.replace("weight", "loads")):
         plan(weight, TOPOLOGY)
     with pytest.raises(ValueError, match=message):
         rebalance_experts(weight, 16, 4, 2, 8)
@@ -133,7 +139,7 @@ def test_loads_are_judged_after_rounding_to_float32() -> None:
 
 @pytest.mark.parametrize("weight", [[[1.0] * 12], None, WEIGHT.numpy()])
 def test_weight_must_be_a_tensor(weight: Any) -> None:
-    with pytest.raises(TypeError, match=f"weight is a {type(weight).__name__}, must be a torch.Tensor"):
+    with pytest.raises(TypeError, match=f"loads is a {type(weight).__name__}, must be a torch.Tensor"):
         plan(weight, TOPOLOGY)
 
 
@@ -151,9 +157,7 @@ def test_refused_options() -> None:
         plan(WEIGHT, TOPOLOGY, dtype=torch.int16)
     with pytest.raises(ValueError, match="check='never' must be 'async' or 'sync'"):
         plan(WEIGHT, TOPOLOGY, check="never")  # type: ignore[arg-type]
-    with pytest.raises(
-        ValueError, match="out and workspace go with backend='triton'; this plan is made by 'reference'"
-    ):
+    with pytest.raises(TypeError, match=r"out is a tuple, must be a Placement"):
         plan(WEIGHT, TOPOLOGY, backend="reference", out=())  # type: ignore[arg-type]
 
 
@@ -196,7 +200,33 @@ def test_refused_policies(make: Any, message: str) -> None:
         make()
 
 
-def test_policies_are_the_published_six_in_order_and_balanced() -> None:
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Policy("x", fixup=3), r"Policy.fixup=3 must be one of Fixup, Paired or None, not int"),  # type: ignore[arg-type]
+        (
+            lambda: Policy("x", group_refine=Peak()),  # type: ignore[arg-type]
+            r"Policy.group_refine=Peak\(\) must be one of Nearest, Corner or None",
+        ),
+        (lambda: Policy("x", gpu_refine="corner"), "Policy.gpu_refine='corner' must be one of Nearest, Corner, Peak"),  # type: ignore[arg-type]
+        (lambda: Policy(3), "Policy.name=3 must be a str, not int"),  # type: ignore[arg-type]
+        (lambda: Corner(steps=True), "Corner.steps=True must be an integer of at least 1, not bool"),
+        (lambda: Corner(steps=1.0), "Corner.steps=1.0 must be an integer of at least 1, not float"),  # type: ignore[arg-type]
+        (lambda: Exchange(2, "8"), "Exchange.match_rounds='8' must be an integer of at least 0, not str"),  # type: ignore[arg-type]
+        (lambda: plan(WEIGHT, TOPOLOGY, policy=["balanced"]), "policy is a list, must be a name or a Policy"),  # type: ignore[arg-type]
+    ],
+)
+def test_policies_of_wrong_types(make: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_counts_of_a_policy_are_python_integers() -> None:
+    assert type(Corner(steps=np.int64(2)).steps) is int
+    assert Corner(steps=np.int64(2)) == Corner(steps=2)
+
+
+def test_policies_are_the_published_six_in_order_and_ours() -> None:
     assert list(POLICIES) == [
         "deepseek",
         "adaptive_tail_and_2x2_fixup",
@@ -205,5 +235,6 @@ def test_policies_are_the_published_six_in_order_and_balanced() -> None:
         "adaptive_tail_and_packer_2x2",
         "hybrid_tail_waterfill",
         "balanced",
+        "steady",
     ]
     assert all(name == policy.name for name, policy in POLICIES.items())

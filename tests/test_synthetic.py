@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from eplb_triton.synthetic import lognormal_series
+from eplb_triton.synthetic import draw_counts, lognormal_series
 
 
 def test_the_default_is_shaped_like_deepseek_v3() -> None:
@@ -67,3 +72,34 @@ def test_no_drift_freezes_the_popularity() -> None:
 def test_refusals(arguments: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         lognormal_series(**arguments)  # type: ignore[arg-type]
+
+
+def test_counts_are_the_same_with_every_numpy() -> None:
+    """Recorded with NumPy 2; the same with 1.26 and with 2.5, whose own multinomial draws otherwise."""
+    digest = hashlib.sha256(lognormal_series(3).numpy().astype("<i8").tobytes()).hexdigest()[:16]
+    assert digest == "49b33cd68d328365"
+    assert lognormal_series(2, 1, 8, tokens_per_step=20, top_k=2, seed=5).tolist() == [
+        [[3, 4, 3, 10, 8, 3, 0, 9]],
+        [[2, 1, 7, 10, 6, 1, 2, 11]],
+    ]
+
+
+@settings(deadline=None)
+@given(
+    total=st.integers(1, 5000),
+    popularity=st.lists(st.floats(2.0**-20, 100), min_size=1, max_size=9),
+    seed=st.integers(0, 99),
+)
+def test_counts_add_up_whatever_is_drawn(total: int, popularity: list[float], seed: int) -> None:
+    counts = draw_counts(np.random.default_rng(seed), total, np.array([popularity, popularity[::-1]]))
+    assert counts.min() >= 0
+    assert counts.sum(1).tolist() == [total, total]
+
+
+def test_counts_vary_like_a_multinomial() -> None:
+    popularity = np.array([1.0, 2.0, 3.0, 4.0])
+    total, chance = 5000, popularity / popularity.sum()
+    counts = draw_counts(np.random.default_rng(1), total, np.tile(popularity, (40_000, 1))).astype(float)
+    want = total * (np.diag(chance) - np.outer(chance, chance))
+    assert np.abs(counts.mean(0) - total * chance).max() < 1
+    assert np.abs(np.cov(counts.T) - want).max() < 0.03 * want.max()

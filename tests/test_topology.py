@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eplb_triton import Topology
+from eplb_triton.topology import _near_divisor, check_topology
 
 NAMES = ("num_replicas", "num_groups", "num_nodes", "num_gpus")
 
@@ -38,11 +42,19 @@ def test_counts_go_by_name() -> None:
         Topology(8, 4)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("log2phy", [True, False])
-def test_map_shapes(log2phy: bool) -> None:
+@pytest.mark.parametrize(("log2phy", "width"), [(True, 33), (False, None), (7, 7)])
+def test_map_shapes(log2phy: bool | int, width: int | None) -> None:
     shapes = Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4).map_shapes(58, 256, log2phy=log2phy)
-    maps = {"phy2log": (58, 288), "phyrank": (58, 288), "logcnt": (58, 256), "log2phy": (58, 256, 33)}
-    assert shapes == {name: shape for name, shape in maps.items() if log2phy or name != "log2phy"}
+    maps = {"phy2log": (58, 288), "phyrank": (58, 288), "logcnt": (58, 256), "bad": (58, 4)}
+    assert shapes == (maps | {"log2phy": (58, 256, width)} if width else maps)
+
+
+def test_map_shapes_that_are_none() -> None:
+    topology = Topology(num_replicas=16, num_gpus=8)
+    with pytest.raises(ValueError, match="log2phy=0 must be at least 1"):
+        topology.map_shapes(1, 12, log2phy=0)
+    with pytest.raises(ValueError, match="num_layers=-1 must be at least 0"):
+        topology.map_shapes(-1, 12)
 
 
 def test_is_frozen_and_comparable() -> None:
@@ -91,7 +103,7 @@ def test_counts_must_be_integers(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("experts", "message"),
     [
-        (0, "weight has num_experts=0, must be at least 1: it is [layers, experts]"),
+        (0, "num_experts=0 must be at least 1: loads are [layers, experts]"),
         (
             300,
             "num_replicas=288 must be at least num_experts=300, one replica each; the nearest that num_gpus=32 "
@@ -113,6 +125,29 @@ def test_experts_that_do_not_fit(experts: int, message: str) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole message is compared
         Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4).check_experts(experts)
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("replicas", [10**9, 10**18 + 10, 9 * 10**18])
+def test_counts_of_any_size_are_refused_at_once(replicas: int) -> None:
+    start = time.process_time()
+    with pytest.raises(ValueError, match="num_gpus=10 must be a multiple of num_nodes=4 in hierarchical planning"):
+        Topology(num_replicas=replicas, num_gpus=10, num_groups=4, num_nodes=4)
+    experts = (10**18 + 9) * 4
+    topology = Topology(num_replicas=4 * experts, num_gpus=4, num_groups=3 * 2**40, num_nodes=2)
+    with pytest.raises(ValueError, match=r"the nearest num_groups that would do is 2$"):
+        topology.check_experts(experts)
+    assert time.process_time() - start < 1
+
+
+@given(value=st.integers(1, 400), of=st.integers(1, 12), near=st.integers(1, 400))
+def test_the_nearest_divisor_is_the_nearest(value: int, of: int, near: int) -> None:
+    fits = [fit for fit in range(1, value + 1) if value % fit == 0 and fit % of == 0]
+    assert _near_divisor(value, of, near) == min(fits, key=lambda fit: (abs(fit - near), fit), default=None)
+
+
+def test_what_is_no_topology() -> None:
+    with pytest.raises(TypeError, match=r"topology is a tuple, must be a Topology: Topology\(num_replicas="):
+        check_topology((16, 8))
 
 
 def test_every_suggested_value_would_do() -> None:

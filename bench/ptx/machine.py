@@ -11,7 +11,7 @@ import numpy as np
 from bench.listing import Instruction, Listing, parse_ptx
 from bench.ptx.memory import Array, Memory, OutOfBoundsError, RaceError
 from bench.ptx.operands import constant, split_operands, state_spaces
-from bench.ptx.operations import DTYPES, Operand, compute, reduce_warps, shuffle
+from bench.ptx.operations import ATOMIC, DTYPES, Operand, compute, reduce_warps, shuffle
 
 _SHARED_BYTES = 1 << 17
 _MOST_BLOCKS = 3_000_000
@@ -145,7 +145,7 @@ class Machine:
         literal = np.broadcast_to(constant(text, dtype), self.threads)
         return lambda: literal
 
-    def _compile(self, instruction: Instruction) -> Step:
+    def _compile(self, instruction: Instruction) -> Step:  # noqa: PLR0911 - a kind of instruction each
         text = re.sub(r"^@!?%p\d+\s+", "", instruction.text).rstrip("; ")
         opcode, _, rest = text.partition(" ") if "\t" not in text else text.partition("\t")
         parts = opcode.strip().split(".")
@@ -156,6 +156,8 @@ class Machine:
             return self._barrier(warp=parts[1] == "warp")
         if parts[0] in ("ld", "st", "ldmatrix", "stmatrix"):
             return self._access(parts, operands)
+        if parts[0] in ("atom", "red"):
+            return self._atomic(parts, operands)
         if parts[0] == "mov" and ("{" in operands[0] or "{" in operands[1]):
             return self._move_parts(operands)
         if parts[0] in ("shfl", "redux"):
@@ -281,6 +283,22 @@ class Machine:
                 )
 
         return store
+
+    def _atomic(self, parts: list[str], operands: list[str]) -> Step:
+        """atom and, without the old value, red: 32-bit integers in global memory."""
+        kind, function = DTYPES[parts[-1]], ATOMIC[parts[-2]]
+        if "global" not in parts or kind.itemsize != 4:
+            raise UnsupportedError(".".join(parts))
+        destination = self._register(operands.pop(0), kind) if parts[0] == "atom" else None
+        address, source = self._address(operands[0], shared=False), self._operand(operands[1], kind)
+
+        def step(mask: Array) -> None:
+            threads = np.flatnonzero(mask)
+            before = self._memory.atomic(threads, address()[threads], function, source()[threads])
+            if destination is not None:
+                destination[threads] = before
+
+        return step
 
     def _load_matrices(self, operands: list[str]) -> Step:
         """ldmatrix x4: lane 8m + r gives the address of row r of matrix m; lane t gets word t % 4 of row t // 4."""

@@ -14,6 +14,7 @@ Array = NDArray[Any]
 _GAP = 256  # bytes nobody owns between two tensors
 _NOBODY = -1
 _SEVERAL = -2
+_ATOMIC = -3  # whoever it was: atomic operations are ordered among themselves, and nothing else with them
 
 
 class OutOfBoundsError(Exception):
@@ -83,6 +84,21 @@ class Memory:
         if (self.bytes[place] != values).any():
             raise RaceError("threads of one instruction store different values")
         self._touch(threads, words, self._writer, self._written)
+
+    def atomic(self, threads: Array, addresses: Array, function: Any, values: Array) -> Array:
+        """An operation on 4 bytes each, thread after thread; what they held before, of the type of `values`."""
+        words = self._words(addresses, 4)
+        for who, when in ((self._writer, self._written), (self._reader, self._read)):
+            if (self._unordered(threads, words, who, when) & (who[words] != _ATOMIC)).any():
+                raise RaceError("changes what another thread has " + ("stored" if who is self._writer else "loaded"))
+        held, before = self.bytes.view(values.dtype), np.empty_like(values)
+        for at, word in enumerate(words[:, 0]):
+            before[at] = held[word]
+            held[word] = function(held[word], values[at])
+        self._writer[words] = _ATOMIC
+        self._written[0][words] = self._epoch
+        self._written[1][words] = self._warp_epoch[self._warp[threads]][:, None]
+        return before
 
     def _words(self, addresses: Array, size: int) -> Array:
         if (addresses < 0).any() or (addresses + size > len(self.bytes)).any() or (addresses % size).any():

@@ -67,6 +67,7 @@ _COMPARE: dict[str, Callable[[Array, Array], Array]] = {
     "gtu": lambda a, b: ~(a <= b),
     "geu": lambda a, b: ~(a < b),
 }
+ATOMIC: dict[str, Callable[[Array, Array], Array]] = {"add": np.add, "max": np.maximum, "min": np.minimum}
 _ROUND: dict[str, Callable[[Array], Array]] = {"rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil, "rni": np.rint}
 
 
@@ -76,6 +77,9 @@ def compute(parts: list[str]) -> Computed:
     Raises:
         KeyError: it is not modelled.
     """
+    if parts[-1].endswith("16x2"):
+        half = DTYPES[parts[-1].removesuffix("x2")]
+        return _U32, [_U32, _U32], lambda a, b: _TWO[parts[0]](_parts(a, half), _parts(b, half)).view(_U32)
     name, kind = parts[0], DTYPES[parts[-1]]
     if name in _ONE:
         return kind, [kind], _ONE[name]
@@ -113,6 +117,10 @@ def reduce_warps(operation: str, values: Array) -> Array:
         operation
     ]
     return np.repeat(function.reduce(by_warp, axis=1, dtype=values.dtype), 32)
+
+
+def _parts(a: Array, kind: np.dtype[Any]) -> Array:
+    return np.ascontiguousarray(a).view(kind)
 
 
 def _select(a: Array, b: Array, chosen: Array) -> Array:

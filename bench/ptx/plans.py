@@ -45,20 +45,20 @@ def run_plan(
         "phy2log": (layers, replicas),
         "phyrank": (layers, replicas),
         "logcnt": (layers, experts),
-        "log2phy": (layers, experts, replicas - experts + 1),
+        "log2phy": (layers, experts, launch.shape.log2phy_width),
         "bad": (layers, nodes),
     }
     outputs = {name: np.empty(shape, np.int32 if name == "bad" else np.int64) for name, shape in shapes.items()}
-    tensors = {"weight": weight.numpy()} | outputs
-    tensors |= {name: scratch.numpy() for name, scratch in launch.workspace(layers, "cpu")._asdict().items()}
-    for name, array in tensors.items():
-        if name != "weight":
-            array.view(np.uint8)[...] = 0xAB  # poison
-    tensors["partitions"] = launch.partitions.numpy()
+    tensors = outputs | {"scratch_ptr": launch.scratch(layers, "cpu").numpy()}
+    for array in tensors.values():
+        array.view(np.uint8)[...] = 0xAB  # poison
+    tensors |= {"loads_ptr": weight.numpy(), "partitions_ptr": launch.partitions("cpu").numpy()}
     threads = 32 * kernels[-1].num_warps
     memory = Memory(sum(array.nbytes + 1024 for array in tensors.values()) // 4 * 4 + 1024, threads)
-    at = {f"{name}_ptr": memory.own(array) for name, array in tensors.items()}
-    at |= {"layer_stride": experts, "num_rows": layers * nodes}
+    at = {name: memory.own(array) for name, array in tensors.items()}
+    width = launch.shape.log2phy_width
+    at |= {"layer_stride": experts, "expert_stride": 1, "num_rows": layers * nodes}
+    at |= {"log2phy_layer_stride": experts * width, "log2phy_stride": width}
     machines = []
     for kernel in kernels:
         machine = Machine(kernel.ptx, kernel.num_warps)
@@ -67,5 +67,5 @@ def run_plan(
         for program in programs or list(np.ndindex(layers, nodes)):
             machine.run(memory, arguments, (program[0], program[1]))
         machines.append(machine)
-    found = {name: memory.tensor(at[f"{name}_ptr"], array) for name, array in outputs.items()}
+    found = {name: memory.tensor(at[name], array) for name, array in outputs.items()}
     return Ran({name: torch.from_numpy(array).long() for name, array in found.items()}, machines)

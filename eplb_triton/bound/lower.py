@@ -1,6 +1,6 @@
 """The load below which no placement can bring the heaviest GPU of a layer: what a plan is measured against.
 
-docs/policies.md has the proof of every part.
+docs/bound.md has the proof of every part.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eplb_triton.loads import as_loads
 from eplb_triton.partitions import partitions_to_try
-from eplb_triton.topology import Topology
+from eplb_triton.topology import Topology, check_topology
 
 
 def lower_bound(weight: Tensor, topology: Topology, *, pairing: bool = True) -> Tensor:
@@ -36,6 +36,7 @@ def lower_bound(weight: Tensor, topology: Topology, *, pairing: bool = True) -> 
         ValueError: `weight` is not [layers, experts], not dense, not real, or holds a load that `plan` refuses; the
             topology does not fit it.
     """
+    check_topology(topology)
     loads = as_loads(weight, dtype=torch.float64)
     topology.check_experts(loads.shape[1])
     if len(loads) == 0:

@@ -9,33 +9,22 @@ import shutil
 import sys
 from pathlib import Path
 
-import click
 import numpy as np
 import torch
 from rich.console import Console
 
 from eplb_triton import POLICIES, Topology
+from eplb_triton.backends import resolve_backend
 from eplb_triton.cli import report, words
 from eplb_triton.cli.gaps import lower_bounds
-from eplb_triton.cli.options import (
-    LoadsFile,
-    backend_option,
-    check_output,
-    check_pairing,
-    check_plot,
-    experts_option,
-    loads_argument,
-    pairing_option,
-    plot_option,
-    refusing,
-    topology_options,
-    window_option,
-)
+from eplb_triton.cli.inputs import check_backend, check_output, check_pairing, check_plot, read_for
+from eplb_triton.cli.options import LoadsFile
+from eplb_triton.cli.refusals import refusing
 from eplb_triton.cli.study import Outcome, Windows, compare_policies
 from eplb_triton.cli.terminal import console, progress, say
-from eplb_triton.formats import LoadSeries, shown, write_whole
-from eplb_triton.planner import resolve_backend
+from eplb_triton.formats import LoadSeries, write_whole
 from eplb_triton.policy import DEFAULT_POLICY
+from eplb_triton.printing import shown
 from eplb_triton.synthetic import lognormal_series
 
 DEMO_STEPS = 5
@@ -43,16 +32,7 @@ TEXT_WIDTH = 100
 DEMO_TOPOLOGY = Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4)
 
 
-@click.command("compare", short_help="Every policy on the same recorded loads.")
-@topology_options
-@window_option("Steps (tokens of a trace) of a window. Default: 1 step, 1000 tokens.")
-@plot_option
-@click.option("--per-layer", is_flag=True, help="Also print every policy's gap to the lower bound in every layer.")
-@pairing_option
-@loads_argument
-@experts_option
-@backend_option
-def compare_command(
+def compare(
     loads: LoadsFile,
     topology: Topology,
     backend: str,
@@ -63,8 +43,9 @@ def compare_command(
 ) -> None:
     """Plan every window of recorded LOADS with every policy, side by side."""
     check_plot(plot, loads.path)
+    check_backend(backend)
     check_pairing(pairing, topology)
-    recording = loads.read_for(topology)
+    recording = read_for(loads, topology)
     windows = Windows.cut(recording, window or recording.default_window)
     out = console()
     words.introduce(out, recording, topology)
@@ -74,21 +55,11 @@ def compare_command(
         report.print_gaps_of_layers(out, outcomes)
 
 
-@click.command("demo", short_help="Every policy on made-up loads; needs no file.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the made-up loads.")
-@backend_option
-@plot_option
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the made-up loads to FILE, a .npz for the other commands.",
-)
-def demo_command(seed: int, backend: str, plot: Path | None, output: Path | None) -> None:
+def demo(seed: int, backend: str, plot: Path | None, output: Path | None) -> None:
     """Plan made-up loads of a DeepSeek-V3-sized model with every policy; needs no file."""
     check_output(output, (".npz",))
     check_plot(plot)
+    check_backend(backend)
     steps = lognormal_series(DEMO_STEPS, seed=seed).numpy()
     if output is not None:
         file = io.BytesIO()
@@ -147,7 +118,8 @@ def _compare(
     """Plan, print and draw; returns the outcome of no planning and those of the policies."""
     recording = windows.recording
     all_loads = (windows.loads(index) for index in range(windows.count))
-    bounds = lower_bounds(all_loads, windows.count * recording.num_layers, topology, pairing)
+    with refusing(recording.path):
+        bounds = lower_bounds(all_loads, windows.count * recording.num_layers, topology, pairing)
     with progress("planning", windows.count * len(POLICIES)) as advance, refusing(recording.path):
         unplanned, outcomes = compare_policies(windows, bounds, topology, backend, advance)
     columns = report.comparison_columns(windows, topology, resolve_backend(backend, torch.device("cpu")))

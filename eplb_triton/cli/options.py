@@ -1,22 +1,18 @@
-"""Options that several commands share, and how what cannot be used is told."""
+"""Options that several commands share. Nothing here imports PyTorch: `--help` takes a tenth of a second."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-from eplb_triton import Topology
-from eplb_triton.cli import INSTALL, INSTALL_BOUND
-from eplb_triton.formats import Recording, check_writable, read_loads, shown
-from eplb_triton.formats.loads import Kind
-from eplb_triton.planner import BACKENDS
+from eplb_triton.cli.refusals import Refused, refusing
 from eplb_triton.policy import DEFAULT_POLICY, named_policies
+from eplb_triton.topology import Topology
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -24,20 +20,9 @@ Decorator = Callable[[Command], Command]
 # 256 times the largest size planned for; a slip of the keyboard beyond it would only run out of memory.
 MAX_COUNT = 2**20
 
-
-class Refused(click.ClickException):
-    """Something the user gave cannot be used."""
-
-    exit_code = 2
-
-
-@contextlib.contextmanager
-def refusing(about: Path | None = None) -> Iterator[None]:
-    """A ValueError inside becomes the one line that the user sees, behind the name of the file it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise Refused(f"{shown(about)}: {error}" if about else str(error)) from error
+# As `plan` and `write_plan` take them; a test compares.
+BACKENDS = ("auto", "triton", "cpu", "reference")
+PLAN_SUFFIXES = (".npz", ".pt", ".json")
 
 
 @dataclass(frozen=True)
@@ -46,20 +31,8 @@ class LoadsFile:
 
     path: Path
     key: str | None
-    kind: Kind | None
+    kind: Literal["loads", "topk_ids"] | None
     num_experts: int | None = None
-
-    def read(self) -> Recording:
-        """The recording, or a refusal."""
-        with refusing():
-            return read_loads(self.path, key=self.key, kind=self.kind, num_experts=self.num_experts)
-
-    def read_for(self, topology: Topology) -> Recording:
-        """The recording, of a number of experts that the topology can hold, or a refusal."""
-        recording = self.read()
-        with refusing(self.path):
-            topology.check_experts(recording.num_experts)
-        return recording
 
 
 def loads_argument(command: Command) -> Command:
@@ -74,7 +47,7 @@ def loads_argument(command: Command) -> Command:
         "Default: topk_ids if the array, or the file it is alone in, is called so.",
     )
     @functools.wraps(command)
-    def wrapped(loads: Path, key: str | None, kind: Kind | None, **others: Any) -> Any:
+    def wrapped(loads: Path, key: str | None, kind: Literal["loads", "topk_ids"] | None, **others: Any) -> Any:
         return command(loads=LoadsFile(loads, key, kind, others.pop("experts", None)), **others)
 
     return wrapped
@@ -136,41 +109,6 @@ plot_option: Decorator = click.option(
 )
 
 
-def check_pairing(pairing: bool, topology: Topology) -> None:
-    """Refuse, before any work, a lower bound that cannot be computed here."""
-    if not pairing or topology.slots_per_gpu != 2:
-        return
-    try:
-        import eplb_triton.bound.pairing  # noqa: F401, PLC0415 - SciPy is an optional extra
-    except ImportError as error:
-        raise Refused(f"--pairing-bound needs SciPy: {INSTALL_BOUND}") from error
-
-
 def window_option(meaning: str) -> Decorator:
     """--window, which each command uses in its own way."""
     return click.option("--window", type=click.IntRange(min=1), metavar="W", help=meaning)
-
-
-def check_output(path: Path | None, suffixes: tuple[str, ...], loads: Path | None = None) -> None:
-    """Refuse, before any work, an output that could not be written or would replace the loads it is made from."""
-    if path is None:
-        return
-    if path.suffix.lower() not in suffixes:
-        found = f"a name that ends in {path.suffix or 'no suffix'!r}"
-        raise Refused(f"{shown(path)}: expected an output file that ends in {', '.join(suffixes)}; found {found}")
-    with refusing():
-        check_writable(path)
-    if loads is not None and path.resolve() == loads.resolve():
-        raise Refused(f"{shown(path)}: expected an output file of its own; found the file of loads")
-
-
-def check_plot(path: Path | None, loads: Path | None = None) -> None:
-    """Refuse, before any work, a plot that could not be drawn or written."""
-    if path is None:
-        return
-    try:
-        from eplb_triton.cli import plots  # noqa: PLC0415 - matplotlib takes a second to import and may be missing
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        raise Refused(f"--plot needs {package}: {INSTALL}") from error
-    check_output(path, plots.SUFFIXES, loads)

@@ -21,9 +21,10 @@ from eplb_triton.formats import write_whole
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
-# Okabe and Ito's colours, which people with any common colour blindness can tell apart; a marker each besides.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Okabe and Ito's colours, which people with any common colour blindness can tell apart, brown in place of their yellow;
+# a marker each besides.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p")
 _UNPLANNED = "#555555"
 
 
@@ -57,7 +58,7 @@ def draw(path: Path, title: str, weight: Tensor, outcomes: Sequence[Outcome]) ->
     left, right = upper.subplots(1, 2)
     _gpu_loads(left, loads, styles, worst)
     _layers(right, balancedness, styles)
-    _below_best(lower.subplots(), {policy: balancedness[policy] for policy in planned}, styles)
+    _above_bound(lower.subplots(), {outcome.policy: outcome.gaps[-1].numpy() for outcome in outcomes[1:]}, styles)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     file = io.BytesIO()
@@ -95,23 +96,22 @@ def _before_and_after(axes: Axes, curves: dict[str, Any], styles: dict[str, Any]
     axes.set_ylim(bottom=0)
 
 
-def _below_best(axes: Axes, balancedness: dict[str, Any], styles: dict[str, Any]) -> None:
-    """What each policy gives away: the lines above lie on each other, the differences do not."""
-    best = np.max(list(balancedness.values()), axis=0)  # [L]
-    for row, (policy, values) in enumerate(balancedness.items()):
-        below = (best - values) * 100
-        jitter = (np.arange(len(below)) * 0.618 % 1 - 0.5) * 0.5  # so that equal layers do not hide each other
+def _above_bound(axes: Axes, gaps: dict[str, Any], styles: dict[str, Any]) -> None:
+    """What each policy gives away, in the unit of the tables: the lines above lie on each other, the gaps do not."""
+    for row, (policy, layers) in enumerate(gaps.items()):
+        percent = layers * 100  # [L]
+        jitter = (np.arange(len(percent)) * 0.618 % 1 - 0.5) * 0.5  # so that equal layers do not hide each other
         style = styles[policy]
-        axes.plot(below, row + jitter, linestyle="", markersize=5, alpha=0.6, **style)
-        axes.plot([below.mean()] * 2, [row - 0.4, row + 0.4], color=style["color"], linewidth=3)
+        axes.plot(percent, row + jitter, linestyle="", markersize=5, alpha=0.6, **style)
+        axes.plot([percent.mean()] * 2, [row - 0.4, row + 0.4], color=style["color"], linewidth=3)
         axes.annotate(
-            f"mean {below.mean():.2f}", (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=9
+            f"mean {percent.mean():.3f}", (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=9
         )
-    axes.set_yticks(range(len(balancedness)), list(balancedness))
-    axes.set_ylim(len(balancedness) - 0.5, -0.5)
+    axes.set_yticks(range(len(gaps)), list(gaps))
+    axes.set_ylim(len(gaps) - 0.5, -0.5)
     axes.set_xlim(left=min(-0.02, axes.get_xlim()[0]))
-    axes.set_xlabel("hundredths of balancedness below the best policy of the layer (a mark a layer, a bar the mean)")
-    _tidy(axes, "What each policy leaves to the best", integers=False)
+    axes.set_xlabel("gap to the lower bound in % (a mark a layer, a bar the mean)")
+    _tidy(axes, "How far each policy is above the lower bound, which no plan can beat", integers=False)
 
 
 def _tidy(axes: Axes, title: str, *, integers: bool = True) -> None:
@@ -124,6 +124,6 @@ def _tidy(axes: Axes, title: str, *, integers: bool = True) -> None:
 
 
 def _styles() -> Iterator[dict[str, Any]]:
-    """A colour and a marker a policy; seven markers to six colours, so no pair comes twice in 42 policies."""
+    """A colour and a marker a policy; nine markers to eight colours, so no pair comes twice in 72 policies."""
     for colour, marker in zip(cycle(_COLOURS), cycle(_MARKERS), strict=False):
         yield {"color": colour, "marker": marker}

@@ -11,13 +11,20 @@ from collections.abc import Sequence
 import click
 
 from eplb_triton import __version__
-from eplb_triton.cli.comparing import compare_command, demo_command
-from eplb_triton.cli.planning import check_command, plan_command, score_command
+from eplb_triton.cli import NAME
+from eplb_triton.cli.declarations import check_command, compare_command, demo_command, plan_command, score_command
+from eplb_triton.printing import printable
 
-NAME = "eplb-triton"
+EXIT_STATUS = """\b
+Exit status:
+    0  done
+    1  the plan is invalid (check)
+    2  something given cannot be used, or the output cannot be written
+  130  interrupted
+  141  the reader of the output has gone, as in `| head`"""
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_STATUS)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @click.pass_context
 def commands(context: click.Context) -> None:
@@ -41,20 +48,35 @@ def run(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
         status = commands.main(list(arguments), prog_name=NAME, standalone_mode=False)
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else NAME
-        return _told(f"{error.format_message()} (see {command} --help)", error.exit_code)
+        sys.stdout.flush()  # what fails at exit is told by the interpreter, at length
     except click.ClickException as error:
-        return _told(error.format_message(), error.exit_code)
-    except click.Abort:
+        return _told(_message(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
         return _told("interrupted", 130)  # as shells report SIGINT
-    except OSError as error:  # files have errors of their own: this is stdout, on a full disk for example
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered would fail again at exit
-        return _told(f"cannot write to stdout: {error.strerror or error}", 2)
+    except SystemExit as leaving:
+        if not isinstance(leaving.__context__, BrokenPipeError):  # which click turns into exit status 1
+            raise
+        return _stdout_failed(leaving.__context__)
+    except OSError as error:
+        return _stdout_failed(error)
     return status if isinstance(status, int) else 0
 
 
+def _message(error: click.ClickException) -> str:
+    if not isinstance(error, click.UsageError):
+        return error.format_message()
+    return f"{error.format_message()} (see {error.ctx.command_path if error.ctx else NAME} --help)"
+
+
+def _stdout_failed(error: OSError) -> int:
+    """Files have errors of their own, so this is stdout: on a full disk, for example, or behind `| head`."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered would fail again at exit
+    if isinstance(error, BrokenPipeError):
+        return 141  # as shells report SIGPIPE
+    return _told(f"cannot write to {error.filename or 'stdout'}: {error.strerror or error}", 2)
+
+
 def _told(message: str, status: int) -> int:
-    print(f"{NAME}: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"{NAME}: {printable(message)}", file=sys.stderr)
     return status

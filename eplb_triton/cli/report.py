@@ -17,11 +17,13 @@ from eplb_triton import BALANCEDNESS, Placement, Topology
 from eplb_triton.cli import words
 from eplb_triton.cli.gaps import GAP, gaps_of, percent
 from eplb_triton.cli.study import Outcome, Windows, mean, median
-from eplb_triton.cli.terminal import say, sparkline
+from eplb_triton.cli.terminal import broken, say, sparkline
+from eplb_triton.printing import printable
 
 WORST_LAYERS = 5
 ROOMY = 100  # below this width a comparison has no room for the names of policies beside spaced columns
 LAYERS_BELOW_EACH_OTHER = 10  # fewer are not split into columns
+NAME_WIDTH = 24  # of a policy over a column
 LAYER_WIDTH = 34  # of a layer's number, balancedness and gap with the space around them
 NOTHING = "-"
 BEST_STYLE, UNPLANNED_STYLE = "bold green", "dim"
@@ -115,17 +117,24 @@ def print_comparison(
     out: Console, columns: Sequence[Column], unplanned: Outcome, outcomes: Sequence[Outcome], num_windows: int
 ) -> None:
     """A row a policy below the row of experts spread in order; then what each column means."""
-    padding = (0, 1 if out.width >= ROOMY else 0)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
-    table.add_column("policy", overflow="fold", vertical="bottom")
+    rows = {outcome.policy: [column.cell(outcome) for column in columns] for outcome in (unplanned, *outcomes)}
+    padding = 1 if out.width >= ROOMY else 0
+    widths = [
+        max(map(len, (*column.heading, *cells)))
+        for column, cells in zip(columns, zip(*rows.values(), strict=True), strict=True)
+    ]
+    left = out.width - sum(widths) - (1 + 2 * padding) * len(columns) - 2  # for the names, edges and dividers off
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, padding))
+    table.add_column("policy", no_wrap=True, vertical="bottom")
     for column in columns:
         table.add_column("\n".join(column.heading), justify="right", no_wrap=True)
     best = [column.best_cell(outcomes) for column in columns]
-    table.add_row(unplanned.policy, *(column.cell(unplanned) for column in columns), style=UNPLANNED_STYLE)
-    for outcome in outcomes:
-        cells = [column.cell(outcome) for column in columns]
-        styles = [BEST_STYLE if cell == marked else "" for cell, marked in zip(cells, best, strict=True)]
-        table.add_row(outcome.policy, *map(Text, cells, styles))
+    for policy, cells in rows.items():
+        if policy == unplanned.policy:
+            table.add_row(broken(policy, left), *cells, style=UNPLANNED_STYLE)
+        else:
+            styles = [BEST_STYLE if cell == marked else "" for cell, marked in zip(cells, best, strict=True)]
+            table.add_row(broken(policy, left), *map(Text, cells, styles))
     out.print(table)
     legend = Table.grid(padding=(0, 2))
     for column in columns:
@@ -141,7 +150,7 @@ def print_definitions(out: Console, topology: Topology, pairing: bool) -> None:
     """What the figures above are."""
     for line in (BALANCEDNESS, GAP, words.bound_words(topology, pairing)):
         if line:
-            say(out, line)
+            out.print(line)  # broken between words: there is no path in it to be copied
 
 
 def print_gaps_of_layers(out: Console, outcomes: Sequence[Outcome]) -> None:
@@ -149,8 +158,8 @@ def print_gaps_of_layers(out: Console, outcomes: Sequence[Outcome]) -> None:
     title = "gap % of every layer, mean over windows; the smallest stand out"
     table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left", title_style="bold")
     table.add_column("layer", justify="right", vertical="bottom")
-    for outcome in outcomes:  # a long name is broken where its words end
-        table.add_column(outcome.policy.replace("_", "_\n"), justify="right", vertical="bottom", overflow="fold")
+    for outcome in outcomes:
+        table.add_column(broken(outcome.policy, 0), justify="right", vertical="bottom", overflow="fold")
     layers = zip(*(torch.stack(outcome.gaps).mean(0).tolist() for outcome in outcomes), strict=True)
     for layer, row in enumerate(layers):
         cells, best = [percent(gap) for gap in row], percent(min(row))
@@ -162,7 +171,7 @@ def print_gain(out: Console, weight: Tensor, bound: Tensor, before: Placement, a
     """What a plan gains over experts spread in order, and how near it is to the lower bound."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for heading in ("experts in order", after.policy):
+    for heading in ("experts in order", broken(printable(after.policy), NAME_WIDTH)):
         table.add_column(heading, justify="right", no_wrap=True)
     old, new = f"{before.balancedness(weight):.4f}", f"{after.balancedness(weight):.4f}"
     table.add_row("balancedness", old, Text(new, BEST_STYLE))

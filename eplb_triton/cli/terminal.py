@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -25,6 +26,16 @@ def console() -> Console:
 def say(out: Console, text: str = "", style: str | None = None) -> None:
     """Print a line; a long one is left to the terminal to wrap, so that a path in it can be copied."""
     out.print(text, style=style, soft_wrap=True)
+
+
+def broken(name: str, width: int) -> str:
+    """The name on as few lines as make each at most `width` wide, broken behind a space or an underscore only."""
+    lines = [""]
+    for word in re.findall(r"[^ _]+[ _]?|[ _]", name):
+        if lines[-1] and len((lines[-1] + word).rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(line.rstrip() for line in lines)
 
 
 @contextlib.contextmanager

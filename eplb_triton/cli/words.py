@@ -7,7 +7,8 @@ from rich.console import Console
 from eplb_triton import Topology
 from eplb_triton.cli.study import Windows
 from eplb_triton.cli.terminal import say
-from eplb_triton.formats import Recording, RoutingTrace, shown
+from eplb_triton.formats import Recording, RoutingTrace
+from eplb_triton.printing import printable, shown
 
 
 def counted(number: int, noun: str) -> str:
@@ -60,7 +61,7 @@ def introduce(out: Console, recording: Recording, topology: Topology) -> None:
     """What is planned, for what, and what the reader of the file has to say."""
     say(out, f"{shown(recording.path)}: {loads_words(recording)}", "bold")
     for note in recording.notes:
-        say(out, f"note: {note}", "yellow")
+        say(out, printable(f"note: {note}"), "yellow")
     say(out, topology_words(topology, recording.num_experts))
 
 

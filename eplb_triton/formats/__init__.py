@@ -1,7 +1,7 @@
 """Files: recorded loads in, plans in and out. One module per format; `arrays` reads what they share."""
 
 from eplb_triton.formats.atomic import check_writable, write_whole
-from eplb_triton.formats.errors import FormatError, shown
+from eplb_triton.formats.errors import FormatError
 from eplb_triton.formats.loads import read_loads
 from eplb_triton.formats.plans import PlanFile, check_plan_path, read_plan, write_plan
 from eplb_triton.formats.recordings import LoadSeries, Recording, RoutingTrace
@@ -16,7 +16,6 @@ __all__ = [
     "check_writable",
     "read_loads",
     "read_plan",
-    "shown",
     "write_plan",
     "write_whole",
 ]

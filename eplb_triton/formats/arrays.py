@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -14,7 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eplb_triton.formats.errors import FormatError, one_line
+from eplb_triton.checks import check_dense
+from eplb_triton.formats.errors import FormatError
+from eplb_triton.loads import LOAD_DTYPES
+from eplb_triton.printing import one_line
 
 Array = npt.NDArray[Any]
 Pick = Callable[[Sequence[str]], Sequence[str]]
@@ -38,16 +42,20 @@ def read_named(path: Path, suffixes: Sequence[str], expected: str, pick: Pick) -
     Raises:
         FormatError: no such file, not a plain file, empty, of another suffix, or unreadable.
     """
-    if not path.exists():
-        raise FormatError(path, expected, "no such file")
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FormatError(path, expected, "no such file") from None
+    except OSError as error:  # no permission on the folder, a name too long, links in a circle
+        raise FormatError(path, expected, error.strerror or one_line(error)) from error
+    if not stat.S_ISREG(status.st_mode):
         raise FormatError(path, expected, "a folder" if path.is_dir() else "something that is no plain file")
     suffix = path.suffix.lower()
     if suffix not in suffixes:
         raise FormatError(path, expected, f"a name that ends in {path.suffix or 'no suffix'!r}")
+    if status.st_size == 0:
+        raise FormatError(path, expected, "an empty file (0 bytes)")
     try:
-        if path.stat().st_size == 0:
-            raise FormatError(path, expected, "an empty file (0 bytes)")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # readers warn about files that they then refuse
             return READERS[suffix](path, pick)
@@ -139,13 +147,18 @@ def as_array(value: Any) -> Array:
     Raises:
         ValueError: ragged, or not real numbers; the text says what was found, and where.
     """
-    array = _regular(value, ())
+    array = _regular(value, (), set())
     if array.dtype.kind not in "iuf":
         raise ValueError(f"values of type {array.dtype}")
     return array
 
 
-def _regular(value: Any, at: tuple[int, ...]) -> Array:
+def _regular(value: Any, at: tuple[int, ...], seen: set[int]) -> Array:
+    """`seen` are the parts read so far: a few that stand in many places would fill any memory."""
+    if at and isinstance(value, (np.ndarray, torch.Tensor, list, tuple)):
+        if id(value) in seen:
+            raise ValueError(f"the same list at {list(at)} and in an earlier place; a tensor or an array takes less")
+        seen.add(id(value))
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, torch.Tensor):
@@ -154,7 +167,7 @@ def _regular(value: Any, at: tuple[int, ...]) -> Array:
         if set(map(type, value)) <= {int, float}:  # most lists; a loop over the entries takes 10 times as long
             return np.array(value)
         if any(isinstance(entry, (list, tuple, np.ndarray, torch.Tensor)) for entry in value):
-            return _stacked([_regular(entry, (*at, index)) for index, entry in enumerate(value)], at)
+            return _stacked([_regular(entry, (*at, index), seen) for index, entry in enumerate(value)], at)
         index, entry = next((i, entry) for i, entry in enumerate(value) if type(entry) not in (int, float))
         raise ValueError(f"{repr(entry)[:40]} at {[*at, index]}, which is no number")
     if not at and type(value) in (int, float):
@@ -173,8 +186,16 @@ def _stacked(rows: list[Array], at: tuple[int, ...]) -> Array:
 
 
 def _from_tensor(tensor: torch.Tensor) -> Array:
+    try:
+        check_dense("a tensor", tensor, "")
+    except ValueError as error:
+        raise ValueError(str(error).partition(", must")[0]) from None
     dense = tensor.detach()
-    dense = dense.to_dense() if dense.layout != torch.strided else dense
+    if dense.numel() * dense.element_size() > dense.untyped_storage().nbytes():
+        raise ValueError(f"a view of shape {list(dense.shape)} of fewer numbers; tensor.contiguous() before saving it")
+    if dense.dtype not in LOAD_DTYPES:
+        raise ValueError(f"values of type {str(dense.dtype).removeprefix('torch.')}")
+    dense = dense.resolve_neg()
     if dense.dtype.is_floating_point and dense.dtype not in (torch.float16, torch.float32, torch.float64):
         dense = dense.to(torch.float32)
     return dense.numpy()

@@ -14,8 +14,9 @@ import torch
 
 from eplb_triton.formats.arrays import as_array, read_named
 from eplb_triton.formats.atomic import check_writable, write_whole
-from eplb_triton.formats.errors import FormatError, shown
+from eplb_triton.formats.errors import FormatError
 from eplb_triton.placement import Placement
+from eplb_triton.printing import shown
 from eplb_triton.topology import Topology
 
 FORMAT_VERSION = 1
@@ -72,9 +73,10 @@ class PlanFile:
     def _check_log2phy(self, placement: Placement) -> None:
         if self.log2phy is None:
             return
-        built = placement.log2phy
-        if self.log2phy.shape != built.shape:
-            raise ValueError(f"log2phy is of shape {list(self.log2phy.shape)}, must be {list(built.shape)}")
+        shape = placement.topology.map_shapes(placement.num_layers, placement.num_experts)["log2phy"]
+        if tuple(self.log2phy.shape) != shape:  # before it is built, which takes gigabytes where the counts say so
+            raise ValueError(f"log2phy is of shape {list(self.log2phy.shape)}, must be {list(shape)}")
+        built = placement.slots_of_experts()
         wrong = (self.log2phy != built).nonzero()
         if len(wrong):
             layer, expert, rank = wrong[0].tolist()
@@ -124,7 +126,7 @@ def write_plan(path: Path, placement: Placement, *, log2phy: bool = True) -> Non
         "logcnt": placement.logcnt.cpu(),
     }
     if log2phy:
-        content["log2phy"] = placement.log2phy.cpu()
+        content["log2phy"] = placement.slots_of_experts().cpu()
     file = io.BytesIO()
     {".npz": _write_npz, ".pt": _write_pt, ".json": _write_json}[path.suffix.lower()](file, content)
     write_whole(path, file.getvalue())

@@ -1,4 +1,4 @@
-"""Fix-up: move single replicas from one expert to another where that is judged to lower the peak w/c."""
+"""Fix-up: move single replicas from one expert to another where that is judged to lower the peak of replica loads."""
 # ruff: noqa: N803, RET505
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
@@ -10,62 +10,47 @@ from eplb_triton.kernels.arith import EPSILON, HIGHEST, at, bits, divide, float6
 
 @triton.jit
 def move_replicas(
-    weights_ptr,  # float32 [NUM_EXPERTS]
-    counts,  # int32 [EXPERTS]
-    expert_ptr,  # int32 [NUM_REPLICAS], the replica list, changed in place; None: there is no list yet
-    rank_ptr,  # int32 [NUM_REPLICAS]
-    MOVES: tl.constexpr,
-    DONORS: tl.constexpr,
-    PEAK: tl.constexpr,
-    TIE: tl.constexpr,
-    NUM_EXPERTS: tl.constexpr,
-    NUM_REPLICAS: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    REPLICAS: tl.constexpr,
+    replicas,  # Replicas; the list, if there is one, is changed in place
+    counts,  # int32 [expert_lanes]
+    rule: tl.constexpr,  # Moving
+    shape: tl.constexpr,  # Replicating
 ):
-    """At most MOVES moves; returns the counts. Ties: as TIE says, candidates in the order of the heavier donor, then
-    the lighter receiver.
+    """At most `rule.moves` moves; returns the counts. Ties: as `rule.tie` says, candidates in the order of the heavier
+    donor, then the lighter receiver.
 
     Left out where no move can ever pass (a donor only gets heavier): under `others`, and under `exact`
     from three experts up."""
-    if PEAK == "second" or (PEAK == "exact" and NUM_EXPERTS == 2):
-        for _ in tl.range(0, MOVES):
-            donor, receiver = _best_move(weights_ptr, counts, DONORS, PEAK, TIE, NUM_EXPERTS, EXPERTS)
+    if rule.peak == "second" or (rule.peak == "exact" and shape.num_experts == 2):
+        for _ in tl.range(0, rule.moves):
+            donor, receiver = _best_move(replicas.loads, counts, rule, shape)
             if donor >= 0:
-                expert = tl.arange(0, EXPERTS)
+                expert = tl.arange(0, shape.expert_lanes)
                 last = at(counts, expert, donor) - 1
                 following = at(counts, expert, receiver)
                 counts = tl.where(expert == donor, last, tl.where(expert == receiver, following + 1, counts))
-                if expert_ptr is not None:
-                    replica = tl.arange(0, REPLICAS)
-                    there = replica < NUM_REPLICAS
-                    its_expert = tl.load(expert_ptr + replica, mask=there, other=-1)
-                    its_rank = tl.load(rank_ptr + replica, mask=there, other=-1)
+                if replicas.expert is not None:
+                    replica = tl.arange(0, shape.replica_lanes)
+                    there = replica < shape.num_replicas
+                    its_expert = tl.load(replicas.expert + replica, mask=there, other=-1)
+                    its_rank = tl.load(replicas.rank + replica, mask=there, other=-1)
                     moved = (its_expert == donor) & (its_rank == last)
-                    tl.store(expert_ptr + replica, tl.where(moved, receiver, its_expert), mask=there)
-                    tl.store(rank_ptr + replica, tl.where(moved, following, its_rank), mask=there)
+                    tl.store(replicas.expert + replica, tl.where(moved, receiver, its_expert), mask=there)
+                    tl.store(replicas.rank + replica, tl.where(moved, following, its_rank), mask=there)
+                    tl.debug_barrier()
     return counts
 
 
 @triton.jit
-def _best_move(
-    weights_ptr,
-    counts,
-    DONORS: tl.constexpr,
-    PEAK: tl.constexpr,
-    TIE: tl.constexpr,
-    NUM_EXPERTS: tl.constexpr,
-    EXPERTS: tl.constexpr,
-):
+def _best_move(loads_ptr, counts, rule: tl.constexpr, shape: tl.constexpr):
     """Donor and receiver of the best move; donor -1: there is none."""
-    expert = tl.arange(0, EXPERTS)
-    inside = expert < NUM_EXPERTS
-    weights = tl.load(weights_ptr + expert, mask=inside, other=0.0)
-    average = tl.where(inside, bits(divide(weights, tl.maximum(counts, 1))), -2)
+    expert = tl.arange(0, shape.expert_lanes)
+    inside = expert < shape.num_experts
+    loads = tl.load(loads_ptr + expert, mask=inside, other=0.0)
+    average = tl.where(inside, bits(divide(loads, tl.maximum(counts, 1))), -2)
     heaviest, first = largest(average, expert)
     second = tl.max(tl.where(expert == first, -2, average), 0)
     giving = average
-    if DONORS == "replicated":
+    if rule.donors == "replicated":
         giving = tl.where(inside & (counts < 2), -1, average)
     _, donor_1 = largest(giving, expert)
     _, donor_2 = largest(tl.where(expert == donor_1, -2, giving), expert)
@@ -83,18 +68,18 @@ def _best_move(
         donor = donor_1 if k < 2 else donor_2
         receiver = receiver_1 if k % 2 == 0 else receiver_2
         count_d = at(counts, expert, donor)
-        new_d = _load_of(weights_ptr, donor, count_d - 1, PEAK)
-        new_r = _load_of(weights_ptr, receiver, at(counts, expert, receiver) + 1, PEAK)
+        new_d = _load_of(loads_ptr, donor, count_d - 1, rule.peak)
+        new_r = _load_of(loads_ptr, receiver, at(counts, expert, receiver) + 1, rule.peak)
         peak = tl.maximum(new_d, new_r)
         below = tl.minimum(new_d, new_r)
-        if PEAK == "second":
+        if rule.peak == "second":
             below = tl.maximum(below, tl.minimum(peak, others))
             peak = tl.maximum(peak, others)
         counted = (count_d > 1) & (donor != receiver) & (peak + float64(EPSILON) < current)
         precedes = peak < best
-        if TIE == "second_peak":
+        if rule.tie == "second_peak":
             precedes = precedes | ((tl.abs(peak - best) <= float64(EPSILON)) & (below < best_second))
-        if TIE == "lexicographic":
+        if rule.tie == "lexicographic":
             earlier = (donor < best_donor) | ((donor == best_donor) & (receiver < best_receiver))
             lower = (below < best_second) | ((below == best_second) & earlier)
             precedes = precedes | ((peak == best) & lower)
@@ -107,11 +92,11 @@ def _best_move(
 
 
 @triton.jit
-def _load_of(weights_ptr, expert, count, PEAK: tl.constexpr):
+def _load_of(loads_ptr, expert, count, PEAK: tl.constexpr):
     """Load of a replica as a float64 number: divided in float32 under `exact`, else in float64 (no count: not used)."""
-    weight = tl.load(weights_ptr + expert)
+    load = tl.load(loads_ptr + expert)
     some = tl.maximum(count, 1)
     if PEAK == "exact":
-        return divide(weight, some).to(tl.float64)
+        return divide(load, some).to(tl.float64)
     else:
-        return weight.to(tl.float64) / some.to(tl.float64)
+        return load.to(tl.float64) / some.to(tl.float64)

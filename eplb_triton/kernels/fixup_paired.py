@@ -5,50 +5,43 @@
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import HIGHEST, LOWEST, at, bits, divide, from_bits, largest, owner_of_each, smallest
+from eplb_triton.kernels.arith import HIGHEST, LOWEST, at, bits, divide, from_bits, largest, smallest
 from eplb_triton.kernels.fixed import INDEX, LABEL_SHIFT, label_of
+from eplb_triton.kernels.sorting import sort_descending
 
 PAIR_GAIN = tl.constexpr(1e-6)  # of the largest pair: a smaller gain is none
 
 
 @triton.jit
 def move_paired(
-    weights_ptr,  # float32 [NUM_EXPERTS]
-    counts,  # int32 [EXPERTS], with a sum of 2 * NUM_PACKS
-    NUM_PACKS: tl.constexpr,
-    MOVES: tl.constexpr,
-    DONORS: tl.constexpr,
-    average_ptr,  # float32 [NUM_EXPERTS], scratch
-    offsets_ptr,  # int32 [NUM_EXPERTS], scratch
-    sorted_ptr,  # int64 [REPLICAS], scratch
-    NUM_EXPERTS: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    REPLICAS: tl.constexpr,
+    replicas,
+    counts,  # int32 [expert_lanes], with a sum of 2 * num_packs
+    rule: tl.constexpr,  # Pairing
+    shape: tl.constexpr,  # Replicating
 ):
-    """For packs of two: up to MOVES times, move a replica where that most lowers the largest pair of the best pairing,
-    from one of the DONORS experts of smallest w / (c - 1) to one of the largest pair. Returns the new counts.
-    Ties: the first largest pair; the donor of smaller w / (c - 1), then the lower; the heavier receiver."""
-    expert = tl.arange(0, EXPERTS)
-    weights = tl.load(weights_ptr + expert, mask=expert < NUM_EXPERTS, other=0.0)
+    """For packs of two: up to `rule.moves` times, move a replica where that most lowers the largest pair of the best
+    pairing, from one of the `rule.donors` experts of smallest load / (count - 1) to one of the largest pair. Returns
+    the new counts. Ties: the first largest pair; the donor of smaller load / (count - 1), then the lower; the heavier
+    receiver."""
+    NUM_EXPERTS: tl.constexpr = shape.num_experts
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    expert = tl.arange(0, shape.expert_lanes)
+    loads = tl.load(replicas.loads + expert, mask=expert < NUM_EXPERTS, other=0.0)
     step = 0
     going = True
-    while (step < MOVES) & going:
-        value, heavy, light = _largest_pair(
-            weights, counts, expert, average_ptr, offsets_ptr, sorted_ptr, NUM_PACKS, NUM_EXPERTS, REPLICAS
-        )
-        givers = tl.where(counts > 1, bits(divide(weights, tl.maximum(counts - 1, 1))), HIGHEST)
+    while (step < rule.moves) & going:
+        value, heavy, light = _largest_pair(loads, counts, expert, replicas, NUM_PACKS, NUM_EXPERTS)
+        givers = tl.where(counts > 1, bits(divide(loads, tl.maximum(counts - 1, 1))), HIGHEST)
         best = from_bits(tl.full((), 0x7F800000, tl.int32))  # infinity
         best_donor = 0
         best_receiver = 0
-        for candidate in tl.range(0, 2 * DONORS):
+        for candidate in tl.range(0, 2 * rule.donors):
             key, donor = smallest(givers, expert)
             receiver = tl.where(candidate % 2 == 0, heavy, light)
             allowed = (key < HIGHEST) & (receiver != donor) & (at(counts, expert, receiver) < NUM_PACKS)
             if allowed:
                 after = counts - (expert == donor).to(tl.int32) + (expert == receiver).to(tl.int32)
-                new_value, _, _ = _largest_pair(
-                    weights, after, expert, average_ptr, offsets_ptr, sorted_ptr, NUM_PACKS, NUM_EXPERTS, REPLICAS
-                )
+                new_value, _, _ = _largest_pair(loads, after, expert, replicas, NUM_PACKS, NUM_EXPERTS)
                 if new_value < best:
                     best = new_value
                     best_donor = donor
@@ -62,33 +55,40 @@ def move_paired(
 
 
 @triton.jit
-def _largest_pair(
-    weights,
-    counts,
-    expert,
-    average_ptr,
-    offsets_ptr,
-    sorted_ptr,
-    NUM_PACKS: tl.constexpr,
-    NUM_EXPERTS: tl.constexpr,
-    REPLICAS: tl.constexpr,
-):
-    """The largest of the pairs of the best pairing, float32, and its two experts, heavier first; ties: the first."""
+def _largest_pair(loads, counts, expert, replicas, NUM_PACKS: tl.constexpr, NUM_EXPERTS: tl.constexpr):
+    """The largest of the pairs of the best pairing, float32, and its two experts, heavier first; ties: the first.
+
+    Replicas of an expert weigh the same: the sorted replicas are the sorted experts, each as often as it counts. From
+    here on lanes are experts by position: load descending, then number; `start` is the place of its first replica."""
     EXPERTS: tl.constexpr = expert.shape[0]
-    tl.store(average_ptr + expert, divide(weights, tl.maximum(counts, 1)), mask=expert < NUM_EXPERTS)
-    place = tl.arange(0, REPLICAS)
-    owner, _ = owner_of_each(counts, expert, offsets_ptr, place, NUM_EXPERTS, EXPERTS)
-    load = tl.load(average_ptr + owner, mask=place < 2 * NUM_PACKS, other=0.0)
-    key = (
-        (bits(load).to(tl.int64) << 32) | ((owner ^ INDEX) << LABEL_SHIFT).to(tl.uint32).to(tl.int64) | (place ^ INDEX)
-    )
-    tl.store(sorted_ptr + place, tl.sort(tl.where(place < 2 * NUM_PACKS, key, -1), descending=True))
+    LAST: tl.constexpr = 2 * NUM_PACKS - 1
+    key = (bits(divide(loads, tl.maximum(counts, 1))).to(tl.int64) << 32) | counts.to(tl.int64)
+    key = key | ((expert ^ INDEX) << LABEL_SHIFT).to(tl.uint32).to(tl.int64)
+    key = sort_descending(tl.where(expert < NUM_EXPERTS, key, -1), replicas.keys)
+    count = tl.where(expert < NUM_EXPERTS, (key & INDEX).to(tl.int32), 0)
+    start = tl.cumsum(count, 0) - count
+    tl.store(replicas.keys + expert, key)
+    tl.store(replicas.spare + expert, start, mask=expert < NUM_EXPERTS)
     tl.debug_barrier()
-    heavier = tl.load(sorted_ptr + place, mask=place < NUM_PACKS, other=0)
-    lighter = tl.load(sorted_ptr + 2 * NUM_PACKS - 1 - place, mask=place < NUM_PACKS, other=0)
-    pair = from_bits((heavier >> 32).to(tl.int32)) + from_bits((lighter >> 32).to(tl.int32))
-    top, first = largest(tl.where(place < NUM_PACKS, bits(pair), LOWEST), place)
-    heavy = label_of(tl.load(sorted_ptr + first))
-    light = label_of(tl.load(sorted_ptr + 2 * NUM_PACKS - 1 - first))
+    load = from_bits((key >> 32).to(tl.int32))
+    meets = (expert < NUM_EXPERTS) & (start < NUM_PACKS)
+    last = tl.minimum(start + count, NUM_PACKS) - 1  # of its places in the heavier half: its partner is the heaviest
+    partner = expert * 0
+    step = EXPERTS // 2
+    while step > 0:
+        first = tl.load(replicas.spare + partner + step, mask=partner + step < NUM_EXPERTS, other=HIGHEST)
+        partner = tl.where(first <= LAST - last, partner + step, partner)
+        step = step // 2
+    its_load = from_bits((tl.load(replicas.keys + partner) >> 32).to(tl.int32))
+    top, heavy_at = largest(tl.where(meets, bits(load + its_load), LOWEST), expert)
+    heavy = tl.load(replicas.keys + heavy_at)
+    heavy_start = tl.load(replicas.spare + heavy_at)
+    heavy_last = tl.minimum(heavy_start + (heavy & INDEX).to(tl.int32), NUM_PACKS) - 1
+    # Of equal pairs of the heavier expert the first: its partner is the furthest back.
+    place = tl.minimum(start + count - 1, LAST - heavy_start)
+    equal = bits(load + from_bits((heavy >> 32).to(tl.int32))) == top
+    fits = equal & (place >= start) & (place >= LAST - heavy_last) & (expert < NUM_EXPERTS)
+    _, light_at = largest(tl.where(fits, place, LOWEST), expert)
+    light = label_of(tl.load(replicas.keys + light_at))
     tl.debug_barrier()
-    return from_bits(top), heavy, light
+    return from_bits(top), label_of(heavy), light

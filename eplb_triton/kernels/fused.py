@@ -1,19 +1,31 @@
 """The fused kernel: one program plans one row, a layer or one node of it, from loads to maps.
 
 After the group stage the nodes of a layer never meet again, so each program repeats the (small) group stage of its
-layer and then works alone. The two tail rules with a mean over all rows of the call read what measure.py left.
+layer and then works alone. The two rules of counts with a mean over all rows of the call read what measure.py left.
+
+A stage is a function of its own in the compiled code (`noinline`), with the memory of the row between them: one pass of
+the compiler, TritonGPUCoalesce, follows every memory access to all that it is connected with, and took nine tenths of
+the time in one piece.
 """
-# ruff: noqa: E501, N803, N806, PLR0915, PLR1714, PLR1716, RET505
+# ruff: noqa: N803, N806, PLR1714, PLR1716, RET505
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import divide
+from eplb_triton.kernels.buffers import (
+    ROW_BYTES,
+    Maps,
+    places_of,
+    replica_items,
+    replicas_of,
+    statistics_of,
+    without_list,
+)
 from eplb_triton.kernels.fixed import fixed_point, mean_target, node_target
 from eplb_triton.kernels.fixup import move_replicas
 from eplb_triton.kernels.fixup_paired import move_paired
-from eplb_triton.kernels.groups import groups_to_nodes, load_row
 from eplb_triton.kernels.maps import physical_maps
 from eplb_triton.kernels.pack import pack_plain, pack_spread
 from eplb_triton.kernels.pack_blocks import fill_blocks
@@ -31,250 +43,224 @@ from eplb_triton.kernels.replicate import (
 )
 from eplb_triton.kernels.replicate_capped import capped_counts
 from eplb_triton.kernels.replicate_waterfill import list_by_expert, waterfill_counts
+from eplb_triton.kernels.rows import groups_to_nodes, load_row
 
 
-@triton.jit(do_not_specialize=["layer_stride", "num_rows"])
+@triton.jit(
+    do_not_specialize=[
+        "loads_ptr",
+        "layer_stride",
+        "expert_stride",
+        "num_rows",
+        "log2phy_layer_stride",
+        "log2phy_stride",
+    ]
+)
 def plan_rows(
-    weight_ptr,  # any real dtype [L, E], tokens per expert
-    layer_stride,
-    expert_stride,
-    num_rows,  # L * N
-    statistics_ptr,  # float64 [3, L * N], from measure_rows; not read where the tail rule needs none
-    floats_ptr,  # float32 [L * N, 3, SCRATCH], scratch
-    ints_ptr,  # int32 [L * N, 6, SCRATCH], scratch
-    longs_ptr,  # int64 [L * N, SCRATCH], scratch
-    doubles_ptr,  # float64 [L * N, SCRATCH], scratch
-    partitions_ptr,  # int32 [WAYS, G], ways to split the groups; not read where there are none
-    phy2log_ptr,  # integer [L, P], out
-    phyrank_ptr,  # integer [L, P], out
-    logcnt_ptr,  # integer [L, E], out
-    log2phy_ptr,  # integer [L, E, P - E + 1], out; None: not wanted
-    bad_ptr,  # int32 [L, N], out: lowest expert of the row with a bad load, else -1
-    NUM_EXPERTS: tl.constexpr,
-    NUM_REPLICAS: tl.constexpr,
-    NUM_GROUPS: tl.constexpr,
-    NUM_NODES: tl.constexpr,
-    NUM_GPUS: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    REPLICAS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    NODES: tl.constexpr,
-    GPUS: tl.constexpr,
-    SLOTS: tl.constexpr,
-    GROUP_SLOTS: tl.constexpr,
-    RANKS: tl.constexpr,
-    PICKS: tl.constexpr,
-    SCRATCH: tl.constexpr,
-    IN_ROUNDS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    TAIL: tl.constexpr,
-    FIXUP_MOVES: tl.constexpr,
-    FIXUP_DONORS: tl.constexpr,
-    FIXUP_PEAK: tl.constexpr,
-    FIXUP_TIE: tl.constexpr,
-    GROUP_RULE: tl.constexpr,
-    GROUP_STEPS: tl.constexpr,
-    GROUP_LIGHTS: tl.constexpr,
-    GPU_PACK: tl.constexpr,
-    GPU_RULE: tl.constexpr,
-    GPU_STEPS: tl.constexpr,
-    GPU_LIGHTS: tl.constexpr,
-    GROUP_PACK: tl.constexpr,
-    WAYS: tl.constexpr,
-    WAY_LANES: tl.constexpr,
-    GROUP_PROPOSERS: tl.constexpr,
-    GROUP_MEETINGS: tl.constexpr,
-    PAIRED_MOVES: tl.constexpr,
-    PAIRED_DONORS: tl.constexpr,
-    PAIR_ROUNDS: tl.constexpr,
-    MATCH_ROUNDS: tl.constexpr,
-    PROPOSERS: tl.constexpr,
-    MEETINGS: tl.constexpr,
-    DOUBLE_STEPS: tl.constexpr,
-    PARTNERS: tl.constexpr,
-    CANDIDATES: tl.constexpr,
+    loads_ptr,  # any real dtype [L, E], tokens per expert
+    layer_stride: tl.int64,
+    expert_stride: tl.int64,
+    num_rows: tl.int32,  # L * N
+    log2phy_layer_stride: tl.int64,
+    log2phy_stride: tl.int64,  # of an expert
+    scratch_ptr,  # bytes: a block a row, then statistics float64 [3, L * N] from measure_rows
+    partitions_ptr,  # int32 [ways, G], ways to split the groups; not read where there are none
+    maps,  # Maps, out
+    shape: tl.constexpr,  # Shape
 ):
     layer = tl.program_id(0).to(tl.int64)
     node = tl.program_id(1)
-    row = layer * NUM_NODES + node
-    e: tl.constexpr = NUM_EXPERTS // NUM_NODES
-    p: tl.constexpr = NUM_REPLICAS // NUM_NODES
-    d: tl.constexpr = NUM_GPUS // NUM_NODES
-    layer_ptr = weight_ptr + layer * layer_stride
-    weights_ptr = floats_ptr + row * (3 * SCRATCH)
-    average_ptr = weights_ptr + SCRATCH
-    loads_ptr = weights_ptr + 2 * SCRATCH
-    sorted_ptr = longs_ptr + row * SCRATCH
-    logical_ptr = ints_ptr + row * (12 * SCRATCH)
-    expert_ptr = logical_ptr + SCRATCH
-    rank_ptr = logical_ptr + 2 * SCRATCH
-    item_at_ptr = logical_ptr + 3 * SCRATCH
-    counts_ptr = logical_ptr + 4 * SCRATCH
-    spare_ptr = logical_ptr + 5 * SCRATCH
-    fixed_ptr = logical_ptr + 6 * SCRATCH
-    state_ptr = logical_ptr + 7 * SCRATCH  # of 5 arrays
-    held_ptr = doubles_ptr + row * SCRATCH
+    row = layer * shape.num_nodes + node
+    layer_ptr = loads_ptr + layer * layer_stride
+    row_ptr = scratch_ptr + row * (ROW_BYTES * shape.scratch)
+    statistics_ptr = statistics_of(scratch_ptr, num_rows, shape)
+    heaviest_node, node_scale = groups_to_nodes(layer_ptr, expert_stride, node, row_ptr, partitions_ptr, shape)
+    load_row(layer_ptr, expert_stride, row_ptr, maps.bad + row, shape)
+    _replicate(row_ptr, statistics_ptr, num_rows, shape)
+    scale = _pack(row_ptr, shape)
+    if shape.policy.gpu_refine.rule == "exchange":
+        _exchange(row_ptr, heaviest_node, node_scale, scale, shape)
+    elif shape.policy.gpu_refine.rule != "none":
+        _refine(row_ptr, shape)
+    of_layer = _maps_of_layer(maps, layer, row, log2phy_layer_stride, shape)
+    _write(row_ptr, node, of_layer, log2phy_stride, shape)
 
-    heaviest_node, node_scale = groups_to_nodes(
-        layer_ptr, expert_stride, node, logical_ptr, loads_ptr, item_at_ptr, sorted_ptr, held_ptr,
-        partitions_ptr, fixed_ptr, state_ptr,
-        NUM_EXPERTS, NUM_GROUPS, NUM_NODES, EXPERTS, GROUPS, NODES, GROUP_SLOTS, GROUP_RULE, GROUP_STEPS, GROUP_LIGHTS,
-        GROUP_PACK, GPU_RULE == "exchange" and NUM_NODES > 1, WAYS, WAY_LANES, GROUP_PROPOSERS, GROUP_MEETINGS,
-    )  # fmt: skip
-    load_row(layer_ptr, expert_stride, logical_ptr, weights_ptr, bad_ptr + row, e, EXPERTS)
-    counts = _replicate(
-        weights_ptr, expert_ptr, rank_ptr, average_ptr, spare_ptr, sorted_ptr, statistics_ptr, num_rows,
-        TAIL, FIXUP_MOVES, FIXUP_DONORS, FIXUP_PEAK, FIXUP_TIE, PAIRED_MOVES, PAIRED_DONORS,
-        e, p, d, EXPERTS, REPLICAS, PICKS, AT_ONCE,
-    )  # fmt: skip
-    _replica_loads(weights_ptr, counts, counts_ptr, expert_ptr, average_ptr, loads_ptr, e, p, EXPERTS, REPLICAS)
-    if GPU_PACK == "blocks":
-        scale = fixed_point(loads_ptr, fixed_ptr, p // d, p, REPLICAS)
-        fill_blocks(fixed_ptr, expert_ptr, item_at_ptr, sorted_ptr, spare_ptr, p, d, REPLICAS, GPUS)
-    elif GPU_PACK == "spread" and p > e:  # without redundant replicas there is nothing to spread
-        pack_spread(loads_ptr, expert_ptr, item_at_ptr, sorted_ptr, spare_ptr, p, d, REPLICAS, GPUS)
+
+@triton.jit(noinline=True)
+def _replicate(row_ptr, statistics_ptr, num_rows, shape: tl.constexpr):
+    """Counts and replica list of the row, fixed up, and the load of each replica."""
+    replicas = replicas_of(row_ptr, shape)
+    COUNTS: tl.constexpr = shape.policy.counts
+    if COUNTS == "waterfill":
+        counts = waterfill_counts(replicas, shape.experts)
+    elif COUNTS == "capped":
+        counts = capped_counts(replicas, shape.experts)
     else:
-        pack_plain(loads_ptr, item_at_ptr, sorted_ptr, p, d, REPLICAS, GPUS, IN_ROUNDS)
-    if GPU_RULE == "nearest":
-        refine_nearest(loads_ptr, item_at_ptr, d, GPU_STEPS, GPU_LIGHTS, p, GPUS)
-    if GPU_RULE == "corner" and p > d:
-        steps = corner_gpu_steps(loads_ptr, item_at_ptr, held_ptr, d, GPU_STEPS, p, GPUS)
-        refine_corner(loads_ptr, item_at_ptr, held_ptr, d, steps, p, GPUS, SLOTS)
-    if GPU_RULE == "peak":
-        refine_peak(loads_ptr, expert_ptr, item_at_ptr, d, p, GPUS, SLOTS)
-    if GPU_RULE == "exchange":
-        MARKED: tl.constexpr = p - e <= MARKS
-        load_at, label_at, order = state_ptr, state_ptr + SCRATCH, state_ptr + 2 * SCRATCH
-        height, spare = state_ptr + 3 * SCRATCH, state_ptr + 4 * SCRATCH
-        if NUM_NODES > 1:
-            target = node_target(heaviest_node, node_scale, fixed_ptr, scale, d, p, REPLICAS)
-        else:
-            target = mean_target(fixed_ptr, d, p, REPLICAS)
-        new_state(
-            fixed_ptr, expert_ptr, counts_ptr, item_at_ptr, load_at, label_at, spare_ptr, e, EXPERTS, p, REPLICAS, MARKED
-        )  # fmt: skip
-        refine_pairs(
-            item_at_ptr, load_at, label_at, order, height, spare, d, target, PAIR_ROUNDS, p, GPUS, MARKED
-        )  # fmt: skip
-        refine_match(
-            item_at_ptr, load_at, label_at, order, height, spare, d, target, MATCH_ROUNDS, PROPOSERS, p, GPUS, MEETINGS,
-            MARKED,
-        )  # fmt: skip
-        refine_doubles(
-            item_at_ptr, load_at, label_at, order, height, spare, d, target, DOUBLE_STEPS, PARTNERS, p, GPUS, CANDIDATES,
-            MARKED,
-        )  # fmt: skip
-    if log2phy_ptr is not None:
-        log2phy_ptr += layer * (NUM_EXPERTS * (NUM_REPLICAS - NUM_EXPERTS + 1))
-    physical_maps(
-        item_at_ptr, expert_ptr, rank_ptr, counts_ptr, logical_ptr, node * p,
-        phy2log_ptr + layer * NUM_REPLICAS, phyrank_ptr + layer * NUM_REPLICAS, logcnt_ptr + layer * NUM_EXPERTS,
-        log2phy_ptr, e, p, NUM_REPLICAS - NUM_EXPERTS + 1, EXPERTS, REPLICAS, RANKS,
-    )  # fmt: skip
+        counts = _pick(replicas, statistics_ptr, num_rows, COUNTS, shape.experts)
+    counts = _fix_up(replicas, counts, COUNTS, shape)
+    if COUNTS == "waterfill" or COUNTS == "capped":
+        list_by_expert(counts, replicas, shape.experts)
+    tl.debug_barrier()
+    _replica_loads(replicas, counts, replica_items(row_ptr, shape).loads, shape.experts)
 
 
 @triton.jit
-def _replicate(
-    weights_ptr,
-    expert_ptr,
-    rank_ptr,
-    average_ptr,
-    spare_ptr,
-    sorted_ptr,
-    statistics_ptr,
-    num_rows,
-    TAIL: tl.constexpr,
-    FIXUP_MOVES: tl.constexpr,
-    FIXUP_DONORS: tl.constexpr,
-    FIXUP_PEAK: tl.constexpr,
-    FIXUP_TIE: tl.constexpr,
-    PAIRED_MOVES: tl.constexpr,
-    PAIRED_DONORS: tl.constexpr,
-    e: tl.constexpr,
-    p: tl.constexpr,
-    d: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    REPLICAS: tl.constexpr,
-    PICKS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-):
-    """Counts [EXPERTS] of the row, and its replica list in memory, fixed up."""
-    FIX: tl.constexpr = FIXUP_MOVES > 0 and p > e and e > 1
-    if TAIL == "waterfill":
-        counts = waterfill_counts(weights_ptr, p, e, EXPERTS)
-        if FIX:
-            counts = move_replicas(
-                weights_ptr, counts, None, None, FIXUP_MOVES, FIXUP_DONORS, FIXUP_PEAK, FIXUP_TIE, e, p, EXPERTS, REPLICAS
-            )  # fmt: skip
-        list_by_expert(counts, expert_ptr, rank_ptr, spare_ptr, p, e, EXPERTS, REPLICAS)
-    elif TAIL == "capped":
-        counts = capped_counts(weights_ptr, spare_ptr if AT_ONCE else None, p, d, e, EXPERTS)
-        if PAIRED_MOVES > 0 and p == 2 * d:
-            counts = move_paired(
-                weights_ptr, counts, d, PAIRED_MOVES, PAIRED_DONORS, average_ptr, spare_ptr, sorted_ptr, e, EXPERTS, REPLICAS
-            )  # fmt: skip
-        list_by_expert(counts, expert_ptr, rank_ptr, spare_ptr, p, e, EXPERTS, REPLICAS)
-    else:
-        expert = tl.arange(0, EXPERTS)
-        tl.store(expert_ptr + expert, expert, mask=expert < e)
-        tl.store(rank_ptr + expert, tl.zeros_like(expert), mask=expert < e)
-        counts = tl.zeros((EXPERTS,), tl.int32) + 1
-        if p > e:
-            tail = _tail_length(statistics_ptr, num_rows, TAIL, p - e)
-            offsets_ptr = spare_ptr if AT_ONCE else None
-            counts = pick_dhondt(
-                weights_ptr, counts, expert_ptr, rank_ptr, e, p - tail, offsets_ptr, e, EXPERTS, PICKS
-            )  # fmt: skip
-            if TAIL == "dispersion" or TAIL == "simulated":
-                counts = pick_sainte_lague(weights_ptr, counts, expert_ptr, rank_ptr, p - tail, p, e, EXPERTS)
-            elif TAIL == "peak_aware":
-                counts = pick_peak_aware(weights_ptr, counts, expert_ptr, rank_ptr, p - tail, p, e, EXPERTS)
-            elif TAIL == "gated":
-                counts = pick_gated(weights_ptr, counts, expert_ptr, rank_ptr, p - tail, p, average_ptr, e, EXPERTS)
-        tl.debug_barrier()
-        if FIX:
-            counts = move_replicas(
-                weights_ptr, counts, expert_ptr, rank_ptr, FIXUP_MOVES, FIXUP_DONORS, FIXUP_PEAK, FIXUP_TIE, e, p,
-                EXPERTS, REPLICAS,
-            )  # fmt: skip
-            tl.debug_barrier()
+def _pick(replicas, statistics_ptr, num_rows, COUNTS: tl.constexpr, shape: tl.constexpr):
+    """Counts by picks, and their list: a replica of each expert, then by D'Hondt, the last by what COUNTS says."""
+    e: tl.constexpr = shape.num_experts
+    p: tl.constexpr = shape.num_replicas
+    expert = tl.arange(0, shape.expert_lanes)
+    tl.store(replicas.expert + expert, expert, mask=expert < e)
+    tl.store(replicas.rank + expert, tl.zeros_like(expert), mask=expert < e)
+    counts = tl.zeros_like(expert) + 1
+    if p > e:
+        last = _picked_last(statistics_ptr, num_rows, COUNTS, p - e)
+        counts = pick_dhondt(replicas, counts, e, p - last, shape.at_once, shape)
+        if COUNTS == "dispersion" or COUNTS == "simulated":
+            counts = pick_sainte_lague(replicas, counts, p - last, p, shape)
+        elif COUNTS == "peak_aware":
+            counts = pick_peak_aware(replicas, counts, p - last, p, shape)
+        elif COUNTS == "gated":
+            counts = pick_gated(replicas, counts, p - last, p, shape)
+    tl.debug_barrier()
     return counts
 
 
 @triton.jit
-def _tail_length(statistics_ptr, num_rows, TAIL: tl.constexpr, NUM_REDUNDANT: tl.constexpr):
-    """How many of the redundant replicas the tail rule picks; the rest goes by D'Hondt."""
-    if TAIL == "dhondt":
+def _picked_last(statistics_ptr, num_rows, COUNTS: tl.constexpr, NUM_REDUNDANT: tl.constexpr):
+    """How many of the redundant replicas are not D'Hondt's."""
+    if COUNTS == "dhondt":
         return 0
-    elif TAIL == "dispersion":
+    elif COUNTS == "dispersion":
         return dispersion_tail(statistics_ptr, num_rows, NUM_REDUNDANT)
-    elif TAIL == "simulated":
+    elif COUNTS == "simulated":
         return simulated_tail(statistics_ptr, num_rows, NUM_REDUNDANT)
     else:
         return fixed_tail(NUM_REDUNDANT)
 
 
 @triton.jit
-def _replica_loads(
-    weights_ptr,
-    counts,
-    counts_ptr,
-    expert_ptr,
-    average_ptr,
-    loads_ptr,
-    e: tl.constexpr,
-    p: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    REPLICAS: tl.constexpr,
-):
-    """Load of each replica of the list, w / c; the counts to memory, to free their registers for the packing."""
-    expert = tl.arange(0, EXPERTS)
-    tl.store(counts_ptr + expert, counts, mask=expert < e)
-    weights = tl.load(weights_ptr + expert, mask=expert < e, other=0.0)
-    tl.store(average_ptr + expert, divide(weights, tl.maximum(counts, 1)), mask=expert < e)
+def _fix_up(replicas, counts, COUNTS: tl.constexpr, shape: tl.constexpr):
+    """Counts after moves of single replicas; of a list that there is already, too."""
+    e: tl.constexpr = shape.experts.num_experts
+    p: tl.constexpr = shape.experts.num_replicas
+    if shape.policy.moving.moves > 0 and p > e and e > 1:
+        listed = without_list(replicas) if COUNTS == "waterfill" else replicas
+        counts = move_replicas(listed, counts, shape.policy.moving, shape.experts)
+    if shape.policy.pairing.moves > 0 and p == 2 * shape.experts.num_packs:
+        counts = move_paired(replicas, counts, shape.policy.pairing, shape.experts)
+    return counts
+
+
+@triton.jit
+def _replica_loads(replicas, counts, loads_ptr, shape: tl.constexpr):
+    """Load of each replica of the list; the counts to memory."""
+    expert = tl.arange(0, shape.expert_lanes)
+    inside = expert < shape.num_experts
+    tl.store(replicas.counts + expert, counts, mask=inside)
+    loads = tl.load(replicas.loads + expert, mask=inside, other=0.0)
+    tl.store(replicas.average + expert, divide(loads, tl.maximum(counts, 1)), mask=inside)
     tl.debug_barrier()
-    replica = tl.arange(0, REPLICAS)
-    its_expert = tl.load(expert_ptr + replica, mask=replica < p, other=0)
-    load = tl.load(average_ptr + its_expert, mask=replica < p, other=0.0)
-    tl.store(loads_ptr + replica, load, mask=replica < p)
+    replica = tl.arange(0, shape.replica_lanes)
+    there = replica < shape.num_replicas
+    its_expert = tl.load(replicas.expert + replica, mask=there, other=0)
+    tl.store(loads_ptr + replica, tl.load(replicas.average + its_expert, mask=there, other=0.0), mask=there)
     tl.debug_barrier()
+
+
+@triton.jit(noinline=True)
+def _pack(row_ptr, shape: tl.constexpr):
+    """Replicas onto GPUs. Returns the scale of fixed point, int64; 0 where the packing needs none."""
+    items = replica_items(row_ptr, shape)
+    scale = tl.full((), 0, tl.int64)
+    if shape.policy.gpu_pack == "blocks":
+        CAPACITY: tl.constexpr = shape.replicas.num_items // shape.replicas.num_packs
+        scale = fixed_point(items.loads, items.fixed, CAPACITY, shape.replicas.num_items, shape.replicas.item_lanes)
+        fill_blocks(items, shape.replicas)
+    elif shape.policy.gpu_pack == "spread" and shape.num_replicas > shape.num_experts:  # else nothing to spread
+        pack_spread(items, shape.replicas)
+    else:
+        pack_plain(items, shape.replicas)
+    return scale
+
+
+@triton.jit(noinline=True)
+def _refine(row_ptr, shape: tl.constexpr):
+    """Swaps of replicas between GPUs."""
+    items = replica_items(row_ptr, shape)
+    RULE: tl.constexpr = shape.policy.gpu_refine.rule
+    if RULE == "nearest":
+        refine_nearest(items, shape.policy.gpu_refine, shape.replicas)
+    if RULE == "corner" and shape.replicas.num_items > shape.replicas.num_packs:
+        steps = corner_gpu_steps(items, shape.policy.gpu_refine.steps, shape.replicas)
+        refine_corner(items, steps, shape.replicas)
+    if RULE == "peak":
+        refine_peak(items, shape.replicas)
+
+
+@triton.jit
+def _exchange(row_ptr, heaviest_node, node_scale, scale, shape: tl.constexpr):
+    """Exchanges of replicas between GPUs, until the heaviest is at the target."""
+    MARKED: tl.constexpr = shape.num_replicas - shape.num_experts <= MARKS * shape.num_nodes
+    target = _target(row_ptr, heaviest_node, node_scale, scale, MARKED, shape)
+    _exchange_pairs(row_ptr, target, MARKED, shape)
+    _exchange_match(row_ptr, target, MARKED, shape)
+    _exchange_doubles(row_ptr, target, MARKED, shape)
+
+
+@triton.jit(noinline=True)
+def _target(row_ptr, heaviest_node, node_scale, scale, MARKED: tl.constexpr, shape: tl.constexpr):
+    """Prepare the exchange. Returns the load that the heaviest GPU need not go below, int32 fixed point."""
+    p: tl.constexpr = shape.replicas.num_items
+    d: tl.constexpr = shape.replicas.num_packs
+    items = replica_items(row_ptr, shape)
+    new_state(items, replicas_of(row_ptr, shape), places_of(row_ptr, shape), MARKED, shape.experts)
+    if shape.num_nodes > 1:
+        return node_target(heaviest_node, node_scale, items.fixed, scale, d, p, shape.replicas.item_lanes)
+    else:
+        return mean_target(items.fixed, d, p, shape.replicas.item_lanes)
+
+
+@triton.jit(noinline=True)
+def _exchange_pairs(row_ptr, target, MARKED: tl.constexpr, shape: tl.constexpr):
+    refine_pairs(places_of(row_ptr, shape), target, shape.exchange.pair_rounds, MARKED, shape.replicas)
+
+
+@triton.jit(noinline=True)
+def _exchange_match(row_ptr, target, MARKED: tl.constexpr, shape: tl.constexpr):
+    exchange: tl.constexpr = shape.exchange
+    refine_match(
+        places_of(row_ptr, shape), target, exchange.match_rounds, exchange.proposers, exchange.meetings, MARKED,
+        shape.replicas,
+    )  # fmt: skip
+
+
+@triton.jit(noinline=True)
+def _exchange_doubles(row_ptr, target, MARKED: tl.constexpr, shape: tl.constexpr):
+    exchange: tl.constexpr = shape.exchange
+    refine_doubles(
+        places_of(row_ptr, shape), target, exchange.double_steps, exchange.partners, exchange.candidate_lanes, MARKED,
+        shape.replicas,
+    )  # fmt: skip
+
+
+@triton.jit
+def _maps_of_layer(maps, layer, row, log2phy_layer_stride, shape: tl.constexpr):
+    log2phy = maps.log2phy
+    if log2phy is not None:
+        log2phy += layer * log2phy_layer_stride
+    return Maps(
+        maps.phy2log + layer * shape.num_replicas, maps.phyrank + layer * shape.num_replicas,
+        maps.logcnt + layer * shape.num_experts, log2phy, maps.bad + row,
+    )  # fmt: skip
+
+
+@triton.jit(noinline=True)
+def _write(row_ptr, node, maps, log2phy_stride, shape: tl.constexpr):
+    """The row's maps into those of its layer."""
+    item_at_ptr = replica_items(row_ptr, shape).item_at
+    first_slot = node * shape.experts.num_replicas
+    physical_maps(
+        item_at_ptr, replicas_of(row_ptr, shape), first_slot, maps, log2phy_stride, shape.log2phy_width,
+        shape.log2phy_lanes, shape.experts,
+    )  # fmt: skip

@@ -1,5 +1,5 @@
 """Partition: groups onto nodes so that the heaviest node is as light as it can be."""
-# ruff: noqa: N803, N806
+# ruff: noqa: N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
@@ -15,27 +15,22 @@ EXCHANGES_PER_ITEM = tl.constexpr(4)
 
 @triton.jit
 def pack_partition(
-    loads_ptr,  # float32 [NUM_ITEMS]
-    item_at_ptr,  # int32 [NUM_ITEMS], out
-    table_ptr,  # int32 [WAYS, NUM_ITEMS], the items of all packs of every partition in order
-    fixed_ptr,  # int32 [NUM_ITEMS], scratch
-    state_ptr,  # int32 [5, ITEMS], scratch
-    sorted_ptr,  # int64 [ITEMS + 40], scratch
-    NUM_ITEMS: tl.constexpr,
-    NUM_PACKS: tl.constexpr,
-    ITEMS: tl.constexpr,
-    PACKS: tl.constexpr,
-    WAYS: tl.constexpr,  # 0: too many to try
-    WAY_LANES: tl.constexpr,  # a power of two, at least WAYS
-    PROPOSERS: tl.constexpr,
-    MEETINGS: tl.constexpr,
+    items,
+    places,  # Places, scratch
+    table_ptr,  # int32 [ways, num_items], the items of all packs of every partition in order
+    shape: tl.constexpr,  # Packing
+    partition: tl.constexpr,  # Partitioning
 ):
     """The partition whose heaviest pack is lightest, in fixed point; with no table `pack_plain`, then the best exchange
     with the heaviest pack until none gains. Returns the heaviest pack's load, int32, and the scale, int64.
     Ties: the first partition."""
+    NUM_ITEMS: tl.constexpr = shape.num_items
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    WAYS: tl.constexpr = partition.ways
+    WAY_LANES: tl.constexpr = partition.way_lanes
     S: tl.constexpr = NUM_ITEMS // NUM_PACKS
-    scale = fixed_point(loads_ptr, fixed_ptr, S, NUM_ITEMS, ITEMS)
-    item = tl.arange(0, ITEMS)
+    scale = fixed_point(items.loads, items.fixed, S, NUM_ITEMS, shape.item_lanes)
+    item = tl.arange(0, shape.item_lanes)
     if WAYS > 0:
         way = tl.arange(0, WAY_LANES)
         heaviest = tl.zeros((WAY_LANES,), tl.int32)
@@ -43,30 +38,25 @@ def pack_partition(
             load = tl.zeros((WAY_LANES,), tl.int32)
             for k in tl.range(0, S):
                 its_item = tl.load(table_ptr + way * NUM_ITEMS + q * S + k, mask=way < WAYS, other=0)
-                load += tl.load(fixed_ptr + its_item, mask=way < WAYS, other=0)
+                load += tl.load(items.fixed + its_item, mask=way < WAYS, other=0)
             heaviest = tl.maximum(heaviest, load)
         least, best = smallest(tl.where(way < WAYS, heaviest, HIGHEST), way)
         chosen = tl.load(table_ptr + best * NUM_ITEMS + item, mask=item < NUM_ITEMS, other=0)
-        tl.store(item_at_ptr + item, chosen, mask=item < NUM_ITEMS)
+        tl.store(items.item_at + item, chosen, mask=item < NUM_ITEMS)
     else:
-        load_at, label_at, order = state_ptr, state_ptr + ITEMS, state_ptr + 2 * ITEMS
-        height, spare = state_ptr + 3 * ITEMS, state_ptr + 4 * ITEMS
-        pack_plain(loads_ptr, item_at_ptr, sorted_ptr, NUM_ITEMS, NUM_PACKS, ITEMS, PACKS, False)
+        pack_plain(items, shape)
         tl.debug_barrier()
-        placed = tl.load(item_at_ptr + item, mask=item < NUM_ITEMS, other=0)
-        load_of_placed = tl.load(fixed_ptr + placed, mask=item < NUM_ITEMS, other=0)
-        tl.store(load_at + item, load_of_placed, mask=item < NUM_ITEMS)
-        tl.store(label_at + item, tl.zeros_like(item), mask=item < NUM_ITEMS)  # no two items share a label
+        placed = tl.load(items.item_at + item, mask=item < NUM_ITEMS, other=0)
+        load_of_placed = tl.load(items.fixed + placed, mask=item < NUM_ITEMS, other=0)
+        tl.store(places.load_at + item, load_of_placed, mask=item < NUM_ITEMS)
+        tl.store(places.label_at + item, tl.zeros_like(item), mask=item < NUM_ITEMS)  # no two items share a label
         tl.debug_barrier()
         rounds: tl.constexpr = EXCHANGES_PER_ITEM * NUM_ITEMS
-        refine_match(
-            item_at_ptr, load_at, label_at, order, height, spare, NUM_PACKS, 0, rounds, PROPOSERS, NUM_ITEMS,
-            PACKS, MEETINGS, True,
-        )  # fmt: skip
-        pack = tl.arange(0, PACKS)
-        load = tl.zeros((PACKS,), tl.int32)
+        refine_match(places, 0, rounds, partition.proposers, partition.meetings, True, shape)
+        pack = tl.arange(0, shape.pack_lanes)
+        load = tl.zeros_like(pack)
         for k in tl.range(0, S):
-            load += tl.load(load_at + pack * S + k, mask=pack < NUM_PACKS, other=0)
+            load += tl.load(places.load_at + pack * S + k, mask=pack < NUM_PACKS, other=0)
         least = tl.max(load, 0)
     tl.debug_barrier()
     return least, scale

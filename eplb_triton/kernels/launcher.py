@@ -1,29 +1,198 @@
 # mypy: disable-error-code="import-untyped"
-"""The launcher: checks, new outputs where none are given, and the launch."""
+"""Launches: a `Launch` checks, compiles and allocates, and then only launches."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import triton
 from torch import Tensor
 
+from eplb_triton.kernels.buffers import Maps
 from eplb_triton.kernels.fused import plan_rows
-from eplb_triton.kernels.specs import TRITON_TYPE, LaunchPlan, Workspace, launch_plan
+from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec, LaunchPlan, launch_plan
 from eplb_triton.policy import Policy
 from eplb_triton.topology import Topology
 
 _INTERPRETED = not isinstance(plan_rows, triton.runtime.JITFunction)
+_LANES = 64 if torch.version.hip else 32
+_Runner = Callable[..., object]
+
+
+class Buffers(Protocol):
+    """Tensors that a launch fills, on its device, aligned to 16 bytes, contiguous but for log2phy.
+
+    phy2log [L, P], phyrank [L, P], logcnt [L, E] and log2phy [L, E, width] or None, all of one integer type; log2phy
+    with any strides but 1 in the last. bad [L, N] int32: lowest logical expert of the row whose load was bad (and
+    counted as 0), else -1; -2 where no load was bad and log2phy lacks a replica of some expert, being too narrow.
+    """
+
+    @property
+    def phy2log(self) -> Tensor: ...
+    @property
+    def phyrank(self) -> Tensor: ...
+    @property
+    def logcnt(self) -> Tensor: ...
+    @property
+    def log2phy(self) -> Tensor | None: ...
+    @property
+    def bad(self) -> Tensor | None: ...
+
+
+class Launch:
+    """Plans of one shape on one device: everything is checked, compiled and allocated here, nothing later.
+
+    Args:
+        topology: counts of the cluster.
+        num_layers: L.
+        num_experts: E.
+        policy: the choice at each stage.
+        loads_dtype: of the loads that it will be called with.
+        dtype: of the maps, torch.int64 or torch.int32.
+        log2phy_width: last dimension of log2phy; None: log2phy is not filled.
+        device: a GPU; in Triton's interpreter any device whose memory NumPy can see.
+
+    `scratch` and `partitions` are what its kernels use besides loads and maps, replays of a captured graph included:
+    the Launch owns them, and whoever captures it keeps it.
+
+    Raises:
+        ValueError: a size or a type is none that the kernels take; the device is no GPU.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        num_layers: int,
+        num_experts: int,
+        policy: Policy,
+        *,
+        loads_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.int64,
+        log2phy_width: int | None = None,
+        device: torch.device | str,
+    ) -> None:
+        if num_layers < 0:
+            raise ValueError(f"num_layers={num_layers} must be at least 0")
+        self.device = _device(device)
+        self.plan = launch_plan(
+            topology, num_experts, policy, loads_dtype=loads_dtype, dtype=dtype, log2phy_width=log2phy_width,
+            lanes=_LANES,
+        )  # fmt: skip
+        self.num_layers = num_layers
+        self.scratch = self.plan.scratch(num_layers, self.device)
+        self.partitions = _partitions(self.plan, self.device)
+        self._index = self.device.index
+        self._num_rows = num_layers * self.plan.num_nodes
+        with nullcontext() if _INTERPRETED else torch.cuda.device(self.device):
+            runners = [self._compile(kernel) for kernel in self.plan.kernels] if num_layers else [_nothing]
+        self._measure = runners[0] if len(runners) > 1 else None
+        self._fuse = runners[-1]
+
+    def __call__(self, loads: Tensor, maps: Buffers) -> None:
+        """Plan every layer on the current stream of the device: no wait, no allocation, nothing compiled.
+
+        Args:
+            loads: [L, E] of `loads_dtype` on the device, tokens per expert, any strides.
+            maps: what to fill, as `Buffers` says; not checked here.
+        """
+        if _INTERPRETED or torch.cuda.current_device() == self._index:
+            self._launch(loads, maps)
+        else:
+            with torch.cuda.device(self._index):
+                self._launch(loads, maps)
+
+    def _launch(self, loads: Tensor, maps: Buffers) -> None:
+        layer_stride, expert_stride = loads.stride()
+        num_rows, scratch, partitions, shape = self._num_rows, self.scratch, self.partitions, self.plan.shape
+        if self._measure is not None:
+            self._measure(loads, layer_stride, expert_stride, num_rows, scratch, partitions, shape)
+        log2phy = maps.log2phy
+        strides = (0, 0) if log2phy is None else log2phy.stride()
+        self._fuse(
+            loads, layer_stride, expert_stride, num_rows, strides[0], strides[1], scratch, partitions,
+            Maps(maps.phy2log, maps.phyrank, maps.logcnt, log2phy, maps.bad), shape,
+        )  # fmt: skip
+
+    def _compile(self, kernel: KernelSpec) -> _Runner:
+        """`kernel`, loaded, with its grid bound."""
+        grid = (*self.plan.grid(self.num_layers), 1)
+        if _INTERPRETED:
+            return partial(kernel.function[grid], **kernel.options)
+        built = kernel.function.warmup(*self._stand_ins(kernel), grid=grid, **kernel.options)
+        runner: _Runner = built[grid]  # loads the module, which a capture would not allow
+        return runner
+
+    def _stand_ins(self, kernel: KernelSpec) -> list[Any]:
+        """Arguments that have the types of those of a launch, its alignment, and its sizes."""
+        types, plan = kernel.signature, self.plan
+        rows, experts, replicas = self._num_rows, plan.shape.num_experts, plan.shape.num_replicas
+        width = plan.shape.log2phy_width
+        elements = *(self.num_layers * n for n in (replicas, replicas, experts, experts * width)), rows
+        stand_ins: dict[str, Any] = {
+            "loads_ptr": _Pointer(types["loads_ptr"], 1),  # never specialised
+            "num_rows": rows,
+            "scratch_ptr": self.scratch,
+            "partitions_ptr": self.partitions,
+            "shape": plan.shape,
+        }
+        if "maps" in types:
+            stand_ins["maps"] = Maps(*map(_pointer, types["maps"], elements))
+        return [stand_ins.get(name, 1) for name in types]
+
+
+def _nothing(*_: object) -> None:
+    """No layers: nothing to launch."""
+
+
+def _pointer(kind: str, elements: int) -> _Pointer | None:
+    return None if kind == "constexpr" else _Pointer(kind, elements)
+
+
+class _Pointer:
+    """What Triton asks a tensor for when it compiles: its type, its alignment and how far it reaches."""
+
+    def __init__(self, kind: str, elements: int) -> None:
+        self.dtype = next(dtype for dtype, name in TRITON_TYPE.items() if "*" + name == kind)
+        self._bytes = elements * self.dtype.itemsize
+
+    def data_ptr(self) -> int:
+        return 0  # a multiple of 16
+
+    def ptr_range(self) -> int:
+        return self._bytes
+
+
+_TABLES: dict[tuple[int, int, torch.device], Tensor] = {}
+"""Partitions by ways, nodes and device: a few KB each, kept for good, since they are the same for every Launch."""
+
+
+def _partitions(plan: LaunchPlan, device: torch.device) -> Tensor:
+    key = plan.shape.partition.ways, plan.num_nodes, device
+    if key not in _TABLES:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("the first plan of its kind cannot be captured: make the planner before the capture")
+        with ThreadPoolExecutor(1) as apart:  # this thread may be allocating in the pool of a graph
+            _TABLES[key] = apart.submit(plan.partitions, device).result()
+    return _TABLES[key]
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """`device` with its number."""
+    found = torch.device(device)
+    if _INTERPRETED:
+        return found
+    if found.type != "cuda":  # PyTorch calls AMD's GPUs cuda too
+        raise ValueError(f"device={str(found)!r} must be a GPU for backend 'triton'; on the CPU, plan with 'cpu'")
+    return found if found.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
 class Outputs(NamedTuple):
-    """What a launch fills, on the device of the loads.
-
-    phy2log [L, P], phyrank [L, P], logcnt [L, E], log2phy [L, E, P - E + 1] or None, all of one integer type;
-    bad [L, N] int32: lowest logical expert of the row whose load was bad (and counted as 0), else -1.
-    """
+    """New tensors of a launch: as `Buffers`, log2phy of width P - E + 1."""
 
     phy2log: Tensor
     phyrank: Tensor
@@ -33,149 +202,38 @@ class Outputs(NamedTuple):
 
 
 def launch(
-    weight: Tensor,
+    loads: Tensor,
     topology: Topology,
     policy: Policy,
     *,
-    out: Outputs | None = None,
-    workspace: Workspace | None = None,
     dtype: torch.dtype = torch.int64,
     want_log2phy: bool = False,
 ) -> Outputs:
-    """Plan every layer on the current stream, without waiting for it.
-
-    Args:
-        weight: [L, E] loads on a GPU, tokens per expert, real or integer, any strides.
-        topology: counts of the cluster.
-        policy: the choice at each stage.
-        out: tensors to fill, contiguous, as `Outputs` says; with `workspace` nothing is allocated.
-        workspace: scratch, from `launch_plan(...).workspace(...)`.
-        dtype: of new outputs, torch.int64 or torch.int32; with `out`, that of its tensors counts.
-        want_log2phy: whether to fill log2phy as well; with `out`, whether it is there counts.
-
-    Returns:
-        `out`, or new tensors.
+    """Plan every layer of `loads` [L, E] on the current stream into new tensors: a `Launch` used once.
 
     Raises:
-        ValueError: an argument is none the kernels take.
+        ValueError: as `Launch`.
     """
-    if weight.dim() != 2:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, must be [layers, experts]")
-    if weight.dtype not in TRITON_TYPE:
-        weight = _as_float32(weight)
-    if not weight.is_cuda and not _INTERPRETED:
-        raise ValueError(f"weight is on {weight.device}, must be on a GPU for backend 'triton'; use weight.cuda()")
-    num_layers, num_experts = weight.shape
-    if out is not None:
-        dtype, want_log2phy = out.phy2log.dtype, out.log2phy is not None
-    plan = launch_plan(
-        topology,
-        num_experts,
-        policy,
-        weight_dtype=weight.dtype,
-        dtype=dtype,
-        want_log2phy=want_log2phy,
-        lanes=_LANES,
-    )
-    if out is None:
-        out = _new_outputs(weight, topology, plan, dtype, want_log2phy)
-    else:
-        _check_out(out, weight, topology, plan)
-    if num_layers == 0:
-        return out
-    if workspace is None:
-        workspace = plan.workspace(num_layers, weight.device)
-    else:
-        _check_workspace(workspace, weight, plan)
-    partitions = _on_device(plan.partitions, weight.device)
-    if weight.is_cuda and weight.get_device() != torch.cuda.current_device():
-        with torch.cuda.device(weight.get_device()):
-            _run(plan, weight, out, workspace, partitions)
-    else:
-        _run(plan, weight, out, workspace, partitions)
+    num_layers, num_experts = loads.shape
+    shapes = topology.map_shapes(num_layers, num_experts, log2phy=want_log2phy)
+    maps = {
+        name: torch.empty(shape, dtype=torch.int32 if name == "bad" else dtype, device=loads.device)
+        for name, shape in shapes.items()
+    }
+    out = Outputs(maps["phy2log"], maps["phyrank"], maps["logcnt"], maps.get("log2phy"), maps["bad"])
+    width = None if out.log2phy is None else out.log2phy.shape[2]
+    Launch(
+        topology, num_layers, num_experts, policy, loads_dtype=loads.dtype, dtype=dtype, log2phy_width=width,
+        device=loads.device,
+    )(loads, out)  # fmt: skip
     return out
 
 
 def first_bad_load(bad: Tensor) -> tuple[int, int] | None:
-    """(layer, expert) of the first bad load that `Outputs.bad` [L, N] records, or None. Waits for the device."""
+    """(layer, expert) of the first bad load that `Buffers.bad` [L, N] records, or None. Waits for the device."""
     by_layer = bad.cpu()
     layers = (by_layer >= 0).any(1).nonzero()
     if not len(layers):
         return None
     layer = int(layers[0])
     return layer, int(by_layer[layer][by_layer[layer] >= 0].min())
-
-
-_LANES = 64 if torch.version.hip else 32
-
-
-@lru_cache(maxsize=64)
-def _on_device(partitions: Tensor, device: torch.device) -> Tensor:
-    """Copied once, at the first launch of a plan: like compiling, not possible while a CUDA graph is captured."""
-    return partitions.to(device)
-
-
-def _run(plan: LaunchPlan, weight: Tensor, out: Outputs, workspace: Workspace, partitions: Tensor) -> None:
-    num_layers = weight.shape[0]
-    inputs = (weight, weight.stride(0), weight.stride(1), num_layers * plan.num_nodes, *workspace, partitions)
-    grid = plan.grid(num_layers)
-    for kernel in plan.kernels:
-        tensors = inputs + tuple(out) if kernel.function is plan_rows else inputs
-        kernel.function[grid](*tensors, **kernel.keywords)
-
-
-def _new_outputs(
-    weight: Tensor, topology: Topology, plan: LaunchPlan, dtype: torch.dtype, want_log2phy: bool
-) -> Outputs:
-    shapes = _output_shapes(weight, topology, plan)
-    device = weight.device
-    return Outputs(
-        torch.empty(shapes["phy2log"], dtype=dtype, device=device),
-        torch.empty(shapes["phyrank"], dtype=dtype, device=device),
-        torch.empty(shapes["logcnt"], dtype=dtype, device=device),
-        torch.empty(shapes["log2phy"], dtype=dtype, device=device) if want_log2phy else None,
-        torch.empty(shapes["bad"], dtype=torch.int32, device=device),
-    )
-
-
-def _output_shapes(weight: Tensor, topology: Topology, plan: LaunchPlan) -> dict[str, tuple[int, ...]]:
-    num_layers, num_experts = weight.shape
-    num_replicas = topology.num_replicas
-    return {
-        "phy2log": (num_layers, num_replicas),
-        "phyrank": (num_layers, num_replicas),
-        "logcnt": (num_layers, num_experts),
-        "log2phy": (num_layers, num_experts, num_replicas - num_experts + 1),
-        "bad": (num_layers, plan.num_nodes),
-    }
-
-
-def _check_out(out: Outputs, weight: Tensor, topology: Topology, plan: LaunchPlan) -> None:
-    shapes = _output_shapes(weight, topology, plan)
-    for name, tensor in out._asdict().items():
-        if tensor is not None:
-            dtype = torch.int32 if name == "bad" else out.phy2log.dtype
-            _check_tensor(f"out.{name}", tensor, shapes[name], dtype, weight.device)
-
-
-def _check_workspace(workspace: Workspace, weight: Tensor, plan: LaunchPlan) -> None:
-    needed = plan.workspace_shapes(weight.shape[0])
-    for name, tensor, (shape, dtype) in zip(Workspace._fields, workspace, needed, strict=True):
-        _check_tensor(f"workspace.{name}", tensor, shape, dtype, weight.device)
-
-
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must be {shape}")
-    if tensor.dtype != dtype:
-        raise ValueError(f"{name} has dtype {tensor.dtype}, must be {dtype}")
-    if tensor.device != device:
-        raise ValueError(f"{name} is on {tensor.device}, must be on {device}, where weight is")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} has strides {tensor.stride()}, must be contiguous")
-
-
-def _as_float32(weight: Tensor) -> Tensor:
-    if weight.is_complex() or weight.dtype == torch.bool:
-        raise ValueError(f"weight has dtype {weight.dtype}, must be real or integer")
-    return weight.to(torch.float32)

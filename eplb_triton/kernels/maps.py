@@ -8,45 +8,45 @@ import triton.language as tl
 
 @triton.jit
 def physical_maps(
-    item_at_ptr,  # int32 [NUM_REPLICAS], replica in each slot of the row
-    expert_ptr,  # int32 [NUM_REPLICAS], the replica list: row expert
-    rank_ptr,  # int32 [NUM_REPLICAS], and its rank within the expert
-    counts_ptr,  # int32 [NUM_EXPERTS], replicas of each row expert
-    logical_ptr,  # int32 [NUM_EXPERTS], logical expert of each row expert
+    item_at_ptr,  # int32 [num_replicas], replica in each slot of the row
+    replicas,
     first_slot,  # of the row, within the layer
-    phy2log_ptr,  # integer [P], out, of the layer
-    phyrank_ptr,  # integer [P], out
-    logcnt_ptr,  # integer [E], out
-    log2phy_ptr,  # integer [E, MOST], out; None: not wanted
-    NUM_EXPERTS: tl.constexpr,
-    NUM_REPLICAS: tl.constexpr,
-    MOST: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    REPLICAS: tl.constexpr,
-    RANKS: tl.constexpr,  # a power of two, at least MOST
+    maps,  # Maps of the layer; `bad` of the row
+    log2phy_stride,  # of an expert
+    WIDTH: tl.constexpr,  # of log2phy
+    WIDTH_LANES: tl.constexpr,
+    shape: tl.constexpr,  # Replicating
 ):
-    """Physical slot of a replica = first_slot + its slot in the row; log2phy is padded with -1."""
-    row_expert = tl.arange(0, EXPERTS)
-    row_logical = tl.load(logical_ptr + row_expert, mask=row_expert < NUM_EXPERTS, other=0)
-    counts = tl.load(counts_ptr + row_expert, mask=row_expert < NUM_EXPERTS, other=0)
-    tl.store(logcnt_ptr + row_logical, counts, mask=row_expert < NUM_EXPERTS)
-    slot = tl.arange(0, REPLICAS)
+    """Physical slot of a replica = first_slot + its slot in the row; log2phy is padded with -1, and holds the replicas
+    of the WIDTH lowest ranks: where an expert has more, and no load of the row was bad, `bad` becomes -2."""
+    NUM_EXPERTS: tl.constexpr = shape.num_experts
+    NUM_REPLICAS: tl.constexpr = shape.num_replicas
+    row_expert = tl.arange(0, shape.expert_lanes)
+    row_logical = tl.load(replicas.logical + row_expert, mask=row_expert < NUM_EXPERTS, other=0)
+    counts = tl.load(replicas.counts + row_expert, mask=row_expert < NUM_EXPERTS, other=0)
+    tl.store(maps.logcnt + row_logical, counts, mask=row_expert < NUM_EXPERTS)
+    slot = tl.arange(0, shape.replica_lanes)
     there = slot < NUM_REPLICAS
     replica = tl.load(item_at_ptr + slot, mask=there, other=0)
-    rank = tl.load(rank_ptr + replica, mask=there, other=0)
-    expert = tl.load(expert_ptr + replica, mask=there, other=0)
-    phy2log = tl.load(logical_ptr + expert, mask=there, other=0)
-    tl.store(phy2log_ptr + first_slot + slot, phy2log, mask=there)
-    tl.store(phyrank_ptr + first_slot + slot, rank, mask=there)
-    if log2phy_ptr is not None:
-        tl.store(log2phy_ptr + phy2log * MOST + rank, first_slot + slot, mask=there)
+    rank = tl.load(replicas.rank + replica, mask=there, other=0)
+    expert = tl.load(replicas.expert + replica, mask=there, other=0)
+    phy2log = tl.load(replicas.logical + expert, mask=there, other=0)
+    tl.store(maps.phy2log + first_slot + slot, phy2log, mask=there)
+    tl.store(maps.phyrank + first_slot + slot, rank, mask=there)
+    if maps.log2phy is not None:
+        if WIDTH <= NUM_REPLICAS - NUM_EXPERTS:
+            bad = tl.load(maps.bad)
+            crowded = (tl.max(counts, 0) > WIDTH) & (bad == -1)
+            tl.debug_barrier()
+            tl.store(maps.bad, tl.where(crowded, -2, bad))
+        tl.store(maps.log2phy + phy2log * log2phy_stride + rank, first_slot + slot, mask=there & (rank < WIDTH))
         # The padding apart from the slots: no entry is written twice, so nothing need be ordered.
-        OWNERS: tl.constexpr = 1024 // RANKS if RANKS < 1024 else 1
-        entry = tl.arange(0, OWNERS * RANKS)
-        column = entry % RANKS
+        OWNERS: tl.constexpr = 1024 // WIDTH_LANES if WIDTH_LANES < 1024 else 1
+        entry = tl.arange(0, OWNERS * WIDTH_LANES)
+        column = entry % WIDTH_LANES
         for first in tl.range(0, NUM_EXPERTS, OWNERS):
-            owner = first + entry // RANKS
-            count = tl.load(counts_ptr + owner, mask=owner < NUM_EXPERTS, other=MOST)
-            target = tl.load(logical_ptr + owner, mask=owner < NUM_EXPERTS, other=0)
-            padded = (column >= count) & (column < MOST)
-            tl.store(log2phy_ptr + target * MOST + column, tl.zeros_like(entry) - 1, mask=padded)
+            owner = first + entry // WIDTH_LANES
+            count = tl.load(replicas.counts + owner, mask=owner < NUM_EXPERTS, other=WIDTH)
+            target = tl.load(replicas.logical + owner, mask=owner < NUM_EXPERTS, other=0)
+            padded = (column >= count) & (column < WIDTH)
+            tl.store(maps.log2phy + target * log2phy_stride + column, tl.zeros_like(entry) - 1, mask=padded)

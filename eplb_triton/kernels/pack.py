@@ -14,86 +14,71 @@ from eplb_triton.kernels.arith import (
     ordered_sum,
     smallest,
 )
+from eplb_triton.kernels.sorting import sort_descending
 
 
 @triton.jit
-def pack_plain(
-    loads_ptr,  # float32 [NUM_ITEMS]
-    item_at_ptr,  # int32 [NUM_ITEMS], out: item in slot k of pack q at q * capacity + k
-    sorted_ptr,  # int64 [NUM_ITEMS + 40], scratch
-    NUM_ITEMS: tl.constexpr,
-    NUM_PACKS: tl.constexpr,
-    ITEMS: tl.constexpr,
-    PACKS: tl.constexpr,
-    IN_ROUNDS: tl.constexpr,
-):
+def pack_plain(items, shape: tl.constexpr):
     """Each item, heaviest first, goes to the open pack of smallest load. Ties: lowest item, lowest pack."""
+    NUM_ITEMS: tl.constexpr = shape.num_items
+    NUM_PACKS: tl.constexpr = shape.num_packs
     CAPACITY: tl.constexpr = NUM_ITEMS // NUM_PACKS
-    item = tl.arange(0, ITEMS)
+    item = tl.arange(0, shape.item_lanes)
     if CAPACITY == 1:
-        tl.store(item_at_ptr + item, item, mask=item < NUM_ITEMS)
+        tl.store(items.item_at + item, item, mask=item < NUM_ITEMS)
     elif NUM_PACKS == 1:
-        _, sorted_item = _unpack(_sorted_items(loads_ptr, NUM_ITEMS, ITEMS))
-        tl.store(item_at_ptr + item, sorted_item, mask=item < NUM_ITEMS)
+        _, sorted_item = _unpack(_sorted_items(items, shape))
+        tl.store(items.item_at + item, sorted_item, mask=item < NUM_ITEMS)
     else:
-        tl.store(sorted_ptr + item, _sorted_items(loads_ptr, NUM_ITEMS, ITEMS), mask=item < NUM_ITEMS)
+        tl.store(items.sorted + item, _sorted_items(items, shape), mask=item < NUM_ITEMS)
         tl.debug_barrier()
-        pack = tl.arange(0, PACKS)
-        key = tl.where(pack < NUM_PACKS, tl.zeros((PACKS,), tl.int32), HIGHEST)
+        pack = tl.arange(0, shape.pack_lanes)
+        key = tl.where(pack < NUM_PACKS, tl.zeros((shape.pack_lanes,), tl.int32), HIGHEST)
         place = pack * CAPACITY
-        if IN_ROUNDS:
+        if shape.in_rounds:
             placed = 0
             while placed < NUM_ITEMS:
-                key, place, committed = _place_round(
-                    sorted_ptr, item_at_ptr, placed, key, place, NUM_ITEMS, CAPACITY, PACKS
-                )
+                key, place, committed = _place_round(items, placed, key, place, NUM_ITEMS, CAPACITY)
                 placed += committed
                 if committed < 6:  # many equal loads, or one outlier: serial steps cost less than such rounds
-                    key, place = _place_each(sorted_ptr, item_at_ptr, placed, key, place, 32, NUM_ITEMS, CAPACITY)
+                    key, place = _place_each(items.sorted, items.item_at, placed, key, place, 32, NUM_ITEMS, CAPACITY)
                     placed += 32
         else:
-            _place_each(sorted_ptr, item_at_ptr, 0, key, place, NUM_ITEMS, NUM_ITEMS, CAPACITY)
+            _place_each(items.sorted, items.item_at, 0, key, place, NUM_ITEMS, NUM_ITEMS, CAPACITY)
     tl.debug_barrier()
 
 
 @triton.jit
-def pack_spread(
-    loads_ptr,  # float32 [NUM_ITEMS]
-    labels_ptr,  # int32 [NUM_ITEMS], expert of each item
-    item_at_ptr,  # int32 [NUM_ITEMS], out: item in slot k of pack q at q * capacity + k
-    sorted_ptr,  # int64 [NUM_ITEMS + 40], scratch
-    label_at_ptr,  # int32 [NUM_ITEMS], scratch
-    NUM_ITEMS: tl.constexpr,
-    NUM_PACKS: tl.constexpr,
-    ITEMS: tl.constexpr,
-    PACKS: tl.constexpr,
-):
+def pack_spread(items, shape: tl.constexpr):
     """As `pack_plain`, but among packs of nearly equal load prefers one with fewer replicas of the item's expert,
     then fewer items; packs are scanned in index order, and the choice may drift."""
+    NUM_ITEMS: tl.constexpr = shape.num_items
+    NUM_PACKS: tl.constexpr = shape.num_packs
     CAPACITY: tl.constexpr = NUM_ITEMS // NUM_PACKS
     if CAPACITY == 1 or NUM_PACKS == 1:
-        pack_plain(loads_ptr, item_at_ptr, sorted_ptr, NUM_ITEMS, NUM_PACKS, ITEMS, PACKS, False)
+        pack_plain(items, shape)
     else:
-        lane = tl.arange(0, ITEMS)
-        tl.store(sorted_ptr + lane, _sorted_items(loads_ptr, NUM_ITEMS, ITEMS), mask=lane < NUM_ITEMS)
-        mean = ordered_sum(loads_ptr, NUM_ITEMS) / float64(1.0 * NUM_ITEMS)
+        label_at_ptr = items.spare
+        lane = tl.arange(0, shape.item_lanes)
+        tl.store(items.sorted + lane, _sorted_items(items, shape), mask=lane < NUM_ITEMS)
+        mean = ordered_sum(items.loads, NUM_ITEMS) / float64(1.0 * NUM_ITEMS)
         near = (float64(1e-6) * mean).to(tl.float32)
         tl.debug_barrier()
-        pack = tl.arange(0, PACKS)
-        key = tl.where(pack < NUM_PACKS, tl.zeros((PACKS,), tl.int32), HIGHEST)
+        pack = tl.arange(0, shape.pack_lanes)
+        key = tl.where(pack < NUM_PACKS, tl.zeros((shape.pack_lanes,), tl.int32), HIGHEST)
         place = pack * CAPACITY
         # Keys are loaded two items ahead, labels one: a label's address waits for its key, 36 cycles each.
-        following = tl.load(sorted_ptr)
-        after_it = tl.load(sorted_ptr + 1)
+        following = tl.load(items.sorted)
+        after_it = tl.load(items.sorted + 1)
         _, following_item = _unpack(following)
-        following_label = tl.load(labels_ptr + following_item)
+        following_label = tl.load(items.labels + following_item)
         for s in tl.range(0, NUM_ITEMS):
             load, item = _unpack(following)
             label = following_label
             following = after_it
-            after_it = tl.load(sorted_ptr + s + 2, mask=s + 2 < NUM_ITEMS, other=0xFFFF)  # else item 0
+            after_it = tl.load(items.sorted + s + 2, mask=s + 2 < NUM_ITEMS, other=0xFFFF)  # else item 0
             _, following_item = _unpack(following)
-            following_label = tl.load(labels_ptr + following_item)
+            following_label = tl.load(items.labels + following_item)
             lightest, chosen = smallest(key, place)
             floor = from_bits(lightest)
             held = from_bits(key)
@@ -102,8 +87,8 @@ def pack_spread(
             num_level = tl.sum(level.to(tl.int32), 0)
             # Without a rival, and where it is empty, the scan ends at the lightest pack.
             if (chosen % CAPACITY > 0) & (num_level > 1):
-                chosen = _scan(label_at_ptr, label, key, place, level, near, pack, NUM_PACKS, CAPACITY, PACKS)
-            tl.store(item_at_ptr + chosen, item)
+                chosen = _scan(label_at_ptr, label, key, place, level, near, pack, NUM_PACKS, CAPACITY)
+            tl.store(items.item_at + chosen, item)
             tl.store(label_at_ptr + chosen, label)
             here = place == chosen
             fills = place % CAPACITY == CAPACITY - 1
@@ -123,7 +108,6 @@ def _scan(
     pack,
     NUM_PACKS: tl.constexpr,
     CAPACITY: tl.constexpr,
-    PACKS: tl.constexpr,
 ):
     """The next place of the pack where a scan of the open packs in index order ends. Each round jumps to the next
     pack that replaces the choice, which is what scanning pack by pack does.
@@ -133,7 +117,7 @@ def _scan(
     to pack jumps at every pack, 94 times an item on 1,024 GPUs."""
     has_room = key < HIGHEST
     filled = place - pack * CAPACITY
-    replicas = tl.zeros((PACKS,), tl.int32)
+    replicas = tl.zeros_like(pack)
     tl.debug_barrier()
     for k in tl.range(0, CAPACITY, loop_unroll_factor=4):
         there = (pack < NUM_PACKS) & (k < filled)
@@ -159,12 +143,13 @@ def _scan(
 
 
 @triton.jit
-def _sorted_items(loads_ptr, NUM_ITEMS: tl.constexpr, ITEMS: tl.constexpr):
+def _sorted_items(items, shape: tl.constexpr):
     """Items in stable descending order of load, each as one key of load and item; -1 beyond the last."""
-    item = tl.arange(0, ITEMS)
-    load = tl.load(loads_ptr + item, mask=item < NUM_ITEMS, other=0.0)
+    NUM_ITEMS: tl.constexpr = shape.num_items
+    item = tl.arange(0, shape.item_lanes)
+    load = tl.load(items.loads + item, mask=item < NUM_ITEMS, other=0.0)
     key = (bits(load).to(tl.int64) << 32) | (0xFFFF - item).to(tl.int64)
-    return tl.sort(tl.where(item < NUM_ITEMS, key, -1), 0, descending=True)
+    return sort_descending(tl.where(item < NUM_ITEMS, key, -1), items.sorted)
 
 
 @triton.jit
@@ -213,32 +198,23 @@ def _place_each(
 
 
 @triton.jit
-def _place_round(
-    sorted_ptr,
-    item_at_ptr,
-    placed,
-    key,
-    place,
-    NUM_ITEMS: tl.constexpr,
-    CAPACITY: tl.constexpr,
-    PACKS: tl.constexpr,
-):
+def _place_round(items, placed, key, place, NUM_ITEMS: tl.constexpr, CAPACITY: tl.constexpr):
     """The k-th lightest open pack takes the k-th next item, for all k at once; the choices before the first
     wrong one stand. A choice is wrong if a pack filled in this round would have been lighter again.
 
     New loads never fall below old ones, so comparing with the least new (load, place) finds exactly those."""
-    rank = tl.arange(0, PACKS)
-    both = tl.sort((key.to(tl.int64) << 32) | place.to(tl.int64), 0)
+    rank = tl.arange(0, key.shape[0])
+    both = ~sort_descending(~((key.to(tl.int64) << 32) | place.to(tl.int64)), items.keys)
     key = (both >> 32).to(tl.int32)
     place = (both & 0xFFFFFFFF).to(tl.int32)
     there = placed + rank < NUM_ITEMS
-    load, item = _unpack(tl.load(sorted_ptr + placed + rank, mask=there, other=0))
+    load, item = _unpack(tl.load(items.sorted + placed + rank, mask=there, other=0))
     active = there & (key < HIGHEST)
     fills = place % CAPACITY == CAPACITY - 1
     new_key = tl.where(fills, HIGHEST, bits(from_bits(key) + load))
     least, least_place = smallest(tl.where(active, new_key, HIGHEST), place)
     right = active & ((key < least) | ((key == least) & (place <= least_place)))
-    tl.store(item_at_ptr + place, item, mask=right)
+    tl.store(items.item_at + place, item, mask=right)
     key = tl.where(right, new_key, key)
     place = tl.where(right & (fills == 0), place + 1, place)
     return key, place, tl.sum(right.to(tl.int32), 0)

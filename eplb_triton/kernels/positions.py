@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST
+from eplb_triton.kernels.sorting import sort_descending
 
 MARKS = tl.constexpr(32)
 """Labels of several items that bits of an int32 can stand for."""
@@ -19,6 +20,7 @@ def rank_packs(
     keys,  # int32 [PACKS], below HIGHEST
     pack,  # int32 [PACKS], tl.arange
     scratch_ptr,  # int32 [NUM_PACKS]
+    keys_ptr,  # int64 [PACKS], scratch
     NUM_PACKS: tl.constexpr,
 ):
     """The position [PACKS] of each pack in the order of (key ascending, number ascending); what earlier stores left in
@@ -35,7 +37,7 @@ def rank_packs(
         position = tl.sum((its_key < my_key + (other < mine).to(tl.int32)).to(tl.int32), 0)
     else:
         numbered = (keys.to(tl.int64) << 32) | pack.to(tl.int64)
-        numbered = tl.sort(tl.where(inside, numbered, 0x7FFFFFFFFFFFFFFF))
+        numbered = ~sort_descending(~tl.where(inside, numbered, 0x7FFFFFFFFFFFFFFF), keys_ptr)
         tl.store(scratch_ptr + (numbered & 0x7FFFFFFF), pack, mask=inside)
         tl.debug_barrier()
         position = tl.load(scratch_ptr + pack, mask=inside, other=0)
@@ -45,31 +47,29 @@ def rank_packs(
 
 @triton.jit
 def new_state(
-    loads_ptr,  # int32 [NUM_ITEMS], fixed point
-    labels_ptr,  # int32 [NUM_ITEMS], expert of each item
-    counts_ptr,  # int32 [NUM_LABELS], items of each label
-    item_at_ptr,  # int32 [NUM_ITEMS]
-    load_at_ptr,  # int32 [NUM_ITEMS], out
-    label_at_ptr,  # int32 [NUM_ITEMS], out
-    marks_ptr,  # int32 [NUM_LABELS], scratch
-    NUM_LABELS: tl.constexpr,
-    LABELS: tl.constexpr,
-    NUM_ITEMS: tl.constexpr,
-    ITEMS: tl.constexpr,
+    items,
+    replicas,
+    places,  # its loads and labels, out
     MARKED: tl.constexpr,
+    shape: tl.constexpr,  # Replicating
 ):
     """Load and label at each place. MARKED, where at most MARKS labels have several items: a label becomes a bit of its
     own, or 0 if no other item has it."""
+    NUM_LABELS: tl.constexpr = shape.num_experts
+    NUM_ITEMS: tl.constexpr = shape.num_replicas
     if MARKED:
-        label = tl.arange(0, LABELS)
-        shared = (tl.load(counts_ptr + label, mask=label < NUM_LABELS, other=0) > 1).to(tl.int32)
-        tl.store(marks_ptr + label, shared << (tl.cumsum(shared, 0) - shared), mask=label < NUM_LABELS)
+        label = tl.arange(0, shape.expert_lanes)
+        shared = (tl.load(replicas.counts + label, mask=label < NUM_LABELS, other=0) > 1).to(tl.int32)
+        before = tl.minimum(tl.cumsum(shared, 0) - shared, MARKS - 1)  # MARKS of them: after the last, none is shared
+        tl.store(replicas.spare + label, shared << before, mask=label < NUM_LABELS)
         tl.debug_barrier()
-    place = tl.arange(0, ITEMS)
-    item = tl.load(item_at_ptr + place, mask=place < NUM_ITEMS, other=0)
-    its_label = tl.load(labels_ptr + item, mask=place < NUM_ITEMS, other=0)
+    place = tl.arange(0, shape.replica_lanes)
+    item = tl.load(places.item_at + place, mask=place < NUM_ITEMS, other=0)
+    its_label = tl.load(items.labels + item, mask=place < NUM_ITEMS, other=0)
     if MARKED:
-        its_label = tl.load(marks_ptr + its_label, mask=place < NUM_ITEMS, other=0)
-    tl.store(load_at_ptr + place, tl.load(loads_ptr + item, mask=place < NUM_ITEMS, other=0), mask=place < NUM_ITEMS)
-    tl.store(label_at_ptr + place, its_label, mask=place < NUM_ITEMS)
+        its_label = tl.load(replicas.spare + its_label, mask=place < NUM_ITEMS, other=0)
+    tl.store(
+        places.load_at + place, tl.load(items.fixed + item, mask=place < NUM_ITEMS, other=0), mask=place < NUM_ITEMS
+    )
+    tl.store(places.label_at + place, its_label, mask=place < NUM_ITEMS)
     tl.debug_barrier()

@@ -30,145 +30,134 @@ GOOD_SWAP = tl.constexpr(0.8)  # share of the difference that may stay after a s
 
 @triton.jit
 def refine_nearest(
-    loads_ptr,  # float32 [NUM_ITEMS]
-    item_at_ptr,  # int32 [NUM_ITEMS], changed in place
-    NUM_PACKS: tl.constexpr,
-    STEPS: tl.constexpr,
-    LIGHTS: tl.constexpr,
-    NUM_ITEMS: tl.constexpr,
-    PACKS: tl.constexpr,
+    items,
+    rule: tl.constexpr,  # Refining
+    shape: tl.constexpr,  # Packing
 ):
-    """Up to STEPS times, the swap between the heaviest pack and one of the LIGHTS lightest that comes nearest to
-    levelling the two. Ties: the lighter pack, then the lowest item of the heavy pack, then of the light one."""
-    S: tl.constexpr = NUM_ITEMS // NUM_PACKS
+    """Up to `rule.steps` times, the swap between the heaviest pack and one of the `rule.lights` lightest that comes
+    nearest to levelling the two. Ties: the lighter pack, then the lowest item of the heavy pack, then of the light
+    one."""
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    S: tl.constexpr = shape.num_items // NUM_PACKS
     if S > 1 and NUM_PACKS > 1:
-        pack = tl.arange(0, PACKS)
+        pack = tl.arange(0, shape.pack_lanes)
         inside = pack < NUM_PACKS
-        held = _pack_loads(loads_ptr, item_at_ptr, S, NUM_PACKS, PACKS)
+        held = _pack_loads(items, shape)
         step = 0
         going = True
-        while (step < STEPS) & going:
+        while (step < rule.steps) & going:
             heavy_load, heavy = largest_double(held, inside, pack)
             light_load, light = smallest_double(held, inside, pack)
-            gap = heavy_load - light_load
-            score, pair = _nearest_pair(loads_ptr, item_at_ptr, heavy, light, gap, S)
-            usable = (light != heavy) & (gap > float64(LEVEL))
-            if LIGHTS == 2:
+            difference = heavy_load - light_load
+            score, pair = _nearest_pair(items, heavy, light, difference, S)
+            usable = (light != heavy) & (difference > float64(LEVEL))
+            if rule.lights == 2:
                 next_load, next_light = smallest_double(held, inside & (pack != light), pack)
-                next_gap = heavy_load - next_load
-                next_score, next_pair = _nearest_pair(loads_ptr, item_at_ptr, heavy, next_light, next_gap, S)
-                next_usable = (next_light != heavy) & (next_gap > float64(LEVEL))
+                next_difference = heavy_load - next_load
+                next_score, next_pair = _nearest_pair(items, heavy, next_light, next_difference, S)
+                next_usable = (next_light != heavy) & (next_difference > float64(LEVEL))
                 better = next_usable & ((usable == 0) | (next_score < score))
                 light = tl.where(better, next_light, light)
-                gap = tl.where(better, next_gap, gap)
+                difference = tl.where(better, next_difference, difference)
                 score = tl.where(better, next_score, score)
                 pair = tl.where(better, next_pair, pair)
                 usable = usable | next_usable
-            going = usable & (score < gap - float64(LEVEL))
+            going = usable & (score < difference - float64(LEVEL))
             if going:
-                held = _swap(loads_ptr, item_at_ptr, held, pack, heavy, pair // S, light, pair % S, S)
+                held = _swap(items, held, pack, heavy, pair // S, light, pair % S, S)
             step += 1
 
 
 @triton.jit
 def corner_gpu_steps(
-    loads_ptr,
-    item_at_ptr,
-    held_ptr,  # float64 [NUM_PACKS], scratch
-    NUM_PACKS: tl.constexpr,
+    items,
     STEPS: tl.constexpr,
-    NUM_ITEMS: tl.constexpr,
-    PACKS: tl.constexpr,
+    shape: tl.constexpr,
 ):
     """Steps that `refine_corner` takes on GPUs: one more where their starting loads are unequal."""
-    held = _pack_loads(loads_ptr, item_at_ptr, NUM_ITEMS // NUM_PACKS, NUM_PACKS, PACKS)
-    return STEPS + _exceeds(held, held_ptr, UNBALANCED_AT_START, NUM_PACKS, PACKS).to(tl.int32)
+    return STEPS + _exceeds(_pack_loads(items, shape), items.pack_loads, UNBALANCED_AT_START, shape.num_packs).to(
+        tl.int32
+    )
 
 
 @triton.jit
 def refine_corner(
-    loads_ptr,
-    item_at_ptr,
-    held_ptr,  # float64 [NUM_PACKS], scratch
-    NUM_PACKS: tl.constexpr,
+    items,
     steps,
-    NUM_ITEMS: tl.constexpr,
-    PACKS: tl.constexpr,
-    SLOTS: tl.constexpr,
+    shape: tl.constexpr,
 ):
     """Up to `steps` times: swap one of the two heaviest items of the heaviest pack with one of the two lightest of the
     two lightest other packs; where no such swap gains, both with both of the lightest. Ties: the lighter pack, the
     heavier item of the heavy pack, the lighter one of the light pack; among equal items the lowest."""
-    S: tl.constexpr = NUM_ITEMS // NUM_PACKS
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    SLOTS: tl.constexpr = shape.slot_lanes
+    S: tl.constexpr = shape.num_items // NUM_PACKS
     if S > 1 and NUM_PACKS > 1:
-        pack = tl.arange(0, PACKS)
+        pack = tl.arange(0, shape.pack_lanes)
         inside = pack < NUM_PACKS
-        held = _pack_loads(loads_ptr, item_at_ptr, S, NUM_PACKS, PACKS)
+        held = _pack_loads(items, shape)
         step = 0
         allowed = steps
         going = True
         while (step < allowed) & going:
             heavy_load, heavy = largest_double(held, inside, pack)
-            i_1, i_2 = _two_heaviest(loads_ptr, item_at_ptr, heavy, S, SLOTS)
-            w_i1, w_i2 = _load_at(loads_ptr, item_at_ptr, heavy, i_1, i_2, S)
+            i_1, i_2 = _two_heaviest(items, heavy, S, SLOTS)
+            w_i1, w_i2 = _load_at(items, heavy, i_1, i_2, S)
             light_load, light = smallest_double(held, inside & (pack != heavy), pack)
-            j_1, j_2 = _two_lightest(loads_ptr, item_at_ptr, light, S, SLOTS)
-            w_j1, w_j2 = _load_at(loads_ptr, item_at_ptr, light, j_1, j_2, S)
-            gap = heavy_load - light_load
-            score, i, j = _best_corner(gap, i_1, i_2, w_i1, w_i2, j_1, j_2, w_j1, w_j2)
+            j_1, j_2 = _two_lightest(items, light, S, SLOTS)
+            w_j1, w_j2 = _load_at(items, light, j_1, j_2, S)
+            difference = heavy_load - light_load
+            score, i, j = _best_corner(difference, i_1, i_2, w_i1, w_i2, j_1, j_2, w_j1, w_j2)
             target = light
-            target_gap = gap
+            target_difference = difference
             if NUM_PACKS > 2:
                 others = inside & (pack != heavy) & (pack != light)
                 next_load, next_light = smallest_double(held, others, pack)
-                k_1, k_2 = _two_lightest(loads_ptr, item_at_ptr, next_light, S, SLOTS)
-                w_k1, w_k2 = _load_at(loads_ptr, item_at_ptr, next_light, k_1, k_2, S)
-                next_gap = heavy_load - next_load
-                next_score, next_i, next_j = _best_corner(next_gap, i_1, i_2, w_i1, w_i2, k_1, k_2, w_k1, w_k2)
+                k_1, k_2 = _two_lightest(items, next_light, S, SLOTS)
+                w_k1, w_k2 = _load_at(items, next_light, k_1, k_2, S)
+                next_difference = heavy_load - next_load
+                next_score, next_i, next_j = _best_corner(next_difference, i_1, i_2, w_i1, w_i2, k_1, k_2, w_k1, w_k2)
                 better = next_score < score
                 score = tl.where(better, next_score, score)
                 i = tl.where(better, next_i, i)
                 j = tl.where(better, next_j, j)
                 target = tl.where(better, next_light, light)
-                target_gap = tl.where(better, next_gap, gap)
-            single = score < target_gap - float64(LEVEL)
+                target_difference = tl.where(better, next_difference, difference)
+            single = score < target_difference - float64(LEVEL)
             moved = ((w_i1 + w_i2) - w_j1) - w_j2
-            both = (single == 0) & (tl.abs(gap - (moved + moved)) < gap - float64(LEVEL))
+            both = (single == 0) & (tl.abs(difference - (moved + moved)) < difference - float64(LEVEL))
             going = single | both
             if single:
-                held = _swap(loads_ptr, item_at_ptr, held, pack, heavy, i, target, j, S)
+                held = _swap(items, held, pack, heavy, i, target, j, S)
                 if step == 0:
                     if steps == 1:
-                        unequal = _exceeds(held, held_ptr, UNBALANCED_AFTER_STEP, NUM_PACKS, PACKS)
+                        unequal = _exceeds(held, items.pack_loads, UNBALANCED_AFTER_STEP, NUM_PACKS)
                         allowed = tl.where(unequal, 2, 1)
                     else:
-                        going = score > float64(GOOD_SWAP) * target_gap
+                        going = score > float64(GOOD_SWAP) * target_difference
             if both:
-                held = _swap(loads_ptr, item_at_ptr, held, pack, heavy, i_1, light, j_1, S)
-                held = _swap(loads_ptr, item_at_ptr, held, pack, heavy, i_2, light, j_2, S)
+                held = _swap(items, held, pack, heavy, i_1, light, j_1, S)
+                held = _swap(items, held, pack, heavy, i_2, light, j_2, S)
             step += 1
 
 
 @triton.jit
 def refine_peak(
-    loads_ptr,
-    labels_ptr,  # int32 [NUM_ITEMS], expert of each item
-    item_at_ptr,
-    NUM_PACKS: tl.constexpr,
-    NUM_ITEMS: tl.constexpr,
-    PACKS: tl.constexpr,
-    SLOTS: tl.constexpr,
+    items,
+    shape: tl.constexpr,
 ):
     """One swap between the two heaviest and the three lightest packs, judged by the key (largest pack load after,
     largest - smallest after, replicas that would meet another of their expert). Ties: the heavier donor (on equal loads
     the higher pack), the lighter receiver (the lower pack), the heavier item of the donor, the lighter one of the
     receiver; among equal items the lowest."""
-    S: tl.constexpr = NUM_ITEMS // NUM_PACKS
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    SLOTS: tl.constexpr = shape.slot_lanes
+    S: tl.constexpr = shape.num_items // NUM_PACKS
     if S > 1 and NUM_PACKS > 2:  # of two packs both are donors, and none receives
         NUM_RECEIVERS: tl.constexpr = 3 if NUM_PACKS > 4 else NUM_PACKS - 2
-        pack = tl.arange(0, PACKS)
+        pack = tl.arange(0, shape.pack_lanes)
         inside = pack < NUM_PACKS
-        held = _pack_loads(loads_ptr, item_at_ptr, S, NUM_PACKS, PACKS)
+        held = _pack_loads(items, shape)
         highest, donor_1 = largest_double(held, inside, -pack)
         donor_1 = -donor_1
         load_d2, donor_2 = largest_double(held, inside & (pack != donor_1), -pack)
@@ -193,14 +182,14 @@ def refine_peak(
                 others = inside & (pack != donor) & (pack != receiver)
                 top, _ = largest_double(held, others, pack)
                 bottom, _ = smallest_double(held, others, pack)
-                i_1, i_2 = _two_heaviest(loads_ptr, item_at_ptr, donor, S, SLOTS)
-                w_i1, w_i2 = _load_at(loads_ptr, item_at_ptr, donor, i_1, i_2, S)
-                j_1, j_2 = _two_lightest(loads_ptr, item_at_ptr, receiver, S, SLOTS)
-                w_j1, w_j2 = _load_at(loads_ptr, item_at_ptr, receiver, j_1, j_2, S)
-                meets_i1 = _meets(labels_ptr, item_at_ptr, donor, i_1, receiver, S, SLOTS)
-                meets_i2 = _meets(labels_ptr, item_at_ptr, donor, i_2, receiver, S, SLOTS)
-                meets_j1 = _meets(labels_ptr, item_at_ptr, receiver, j_1, donor, S, SLOTS)
-                meets_j2 = _meets(labels_ptr, item_at_ptr, receiver, j_2, donor, S, SLOTS)
+                i_1, i_2 = _two_heaviest(items, donor, S, SLOTS)
+                w_i1, w_i2 = _load_at(items, donor, i_1, i_2, S)
+                j_1, j_2 = _two_lightest(items, receiver, S, SLOTS)
+                w_j1, w_j2 = _load_at(items, receiver, j_1, j_2, S)
+                meets_i1 = _meets(items, donor, i_1, receiver, S, SLOTS)
+                meets_i2 = _meets(items, donor, i_2, receiver, S, SLOTS)
+                meets_j1 = _meets(items, receiver, j_1, donor, S, SLOTS)
+                meets_j2 = _meets(items, receiver, j_2, donor, S, SLOTS)
                 for k in tl.static_range(4):
                     w_i = w_i1 if k < 2 else w_i2
                     w_j = w_j1 if k % 2 == 0 else w_j2
@@ -221,25 +210,27 @@ def refine_peak(
         level = tl.abs(peak - highest) <= float64(EPSILON)
         flatter = level & (spread + float64(EPSILON) < highest - lowest)
         if (best_donor >= 0) & ((peak + float64(EPSILON) < highest) | flatter):
-            _swap(loads_ptr, item_at_ptr, held, pack, best_donor, best_i, best_receiver, best_j, S)
+            _swap(items, held, pack, best_donor, best_i, best_receiver, best_j, S)
 
 
 @triton.jit
-def _pack_loads(loads_ptr, item_at_ptr, S: tl.constexpr, NUM_PACKS: tl.constexpr, PACKS: tl.constexpr):
-    """float64 [PACKS]: loads of the items of each pack, summed in slot order; 0 beyond the last pack."""
-    pack = tl.arange(0, PACKS)
+def _pack_loads(items, shape: tl.constexpr):
+    """float64 [pack_lanes]: loads of the items of each pack, summed in slot order; 0 beyond the last pack."""
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    S: tl.constexpr = shape.num_items // NUM_PACKS
+    pack = tl.arange(0, shape.pack_lanes)
     inside = pack < NUM_PACKS
-    total = tl.zeros((PACKS,), tl.float64)
+    total = tl.zeros((shape.pack_lanes,), tl.float64)
     for slot in tl.range(0, S, loop_unroll_factor=4):
-        item = tl.load(item_at_ptr + pack * S + slot, mask=inside, other=0)
-        total += tl.load(loads_ptr + item, mask=inside, other=0.0).to(tl.float64)
+        item = tl.load(items.item_at + pack * S + slot, mask=inside, other=0)
+        total += tl.load(items.loads + item, mask=inside, other=0.0).to(tl.float64)
     return total
 
 
 @triton.jit
-def _exceeds(held, held_ptr, LIMIT: tl.constexpr, NUM_PACKS: tl.constexpr, PACKS: tl.constexpr):
+def _exceeds(held, held_ptr, LIMIT: tl.constexpr, NUM_PACKS: tl.constexpr):
     """Whether (max - min) / max(mean, 1e-12) of the packs' loads is above LIMIT."""
-    pack = tl.arange(0, PACKS)
+    pack = tl.arange(0, held.shape[0])
     inside = pack < NUM_PACKS
     tl.store(held_ptr + pack, held, mask=inside)
     tl.debug_barrier()
@@ -251,58 +242,58 @@ def _exceeds(held, held_ptr, LIMIT: tl.constexpr, NUM_PACKS: tl.constexpr, PACKS
 
 
 @triton.jit
-def _swap(loads_ptr, item_at_ptr, held, pack, heavy, i, light, j, S: tl.constexpr):
+def _swap(items, held, pack, heavy, i, light, j, S: tl.constexpr):
     """Exchange slot i of pack heavy and slot j of pack light; returns the packs' loads, carried."""
     tl.debug_barrier()
-    item_i = tl.load(item_at_ptr + heavy * S + i)
-    item_j = tl.load(item_at_ptr + light * S + j)
-    w_i = tl.load(loads_ptr + item_i).to(tl.float64)
-    w_j = tl.load(loads_ptr + item_j).to(tl.float64)
+    item_i = tl.load(items.item_at + heavy * S + i)
+    item_j = tl.load(items.item_at + light * S + j)
+    w_i = tl.load(items.loads + item_i).to(tl.float64)
+    w_j = tl.load(items.loads + item_j).to(tl.float64)
     tl.debug_barrier()
-    tl.store(item_at_ptr + heavy * S + i, item_j)
-    tl.store(item_at_ptr + light * S + j, item_i)
+    tl.store(items.item_at + heavy * S + i, item_j)
+    tl.store(items.item_at + light * S + j, item_i)
     tl.debug_barrier()
     held = tl.where(pack == heavy, (held - w_i) + w_j, held)
     return tl.where(pack == light, (held - w_j) + w_i, held)
 
 
 @triton.jit
-def _nearest_pair(loads_ptr, item_at_ptr, heavy, light, gap, S: tl.constexpr):
+def _nearest_pair(items, heavy, light, difference, S: tl.constexpr):
     """The smallest score of all pairs of slots, and the pair as i * S + j."""
     PAIRS: tl.constexpr = S * S
     LANES: tl.constexpr = 64 if PAIRS <= 64 else (256 if PAIRS <= 256 else 1024)
     lane = tl.arange(0, LANES)
     best = tl.zeros((LANES,), tl.float64) + float64(float("inf"))
-    best_items = tl.zeros((LANES,), tl.int32) + HIGHEST
+    best_both = tl.zeros((LANES,), tl.int32) + HIGHEST
     best_pair = lane
     for start in tl.range(0, PAIRS, LANES):
         pair = start + lane
         there = pair < PAIRS
-        item_i = tl.load(item_at_ptr + heavy * S + pair // S, mask=there, other=0)
-        item_j = tl.load(item_at_ptr + light * S + pair % S, mask=there, other=0)
-        w_i = tl.load(loads_ptr + item_i, mask=there, other=0.0).to(tl.float64)
-        w_j = tl.load(loads_ptr + item_j, mask=there, other=0.0).to(tl.float64)
-        difference = w_i - w_j
-        score = tl.abs(gap - (difference + difference))
-        items = item_i * 4096 + item_j  # there are at most 4096 items
-        better = there & ((score < best) | ((score == best) & (items < best_items)))
+        item_i = tl.load(items.item_at + heavy * S + pair // S, mask=there, other=0)
+        item_j = tl.load(items.item_at + light * S + pair % S, mask=there, other=0)
+        w_i = tl.load(items.loads + item_i, mask=there, other=0.0).to(tl.float64)
+        w_j = tl.load(items.loads + item_j, mask=there, other=0.0).to(tl.float64)
+        moved_load = w_i - w_j
+        score = tl.abs(difference - (moved_load + moved_load))
+        both = item_i * 4096 + item_j  # there are at most 4096 items
+        better = there & ((score < best) | ((score == best) & (both < best_both)))
         best = tl.where(better, score, best)
-        best_items = tl.where(better, items, best_items)
+        best_both = tl.where(better, both, best_both)
         best_pair = tl.where(better, pair, best_pair)
-    score, items = smallest_double(best, best_items < HIGHEST, best_items)
-    return score, tl.min(tl.where(best_items == items, best_pair, HIGHEST), 0)
+    score, both = smallest_double(best, best_both < HIGHEST, best_both)
+    return score, tl.min(tl.where(best_both == both, best_pair, HIGHEST), 0)
 
 
 @triton.jit
-def _best_corner(gap, i_1, i_2, w_i1, w_i2, j_1, j_2, w_j1, w_j2):
+def _best_corner(difference, i_1, i_2, w_i1, w_i2, j_1, j_2, w_j1, w_j2):
     """The first smallest score of the four single swaps, and its slots; infinite if the packs are level."""
     best = float64(float("inf"))
     i = i_1
     j = j_1
     for k in tl.static_range(4):
-        difference = (w_i1 if k < 2 else w_i2) - (w_j1 if k % 2 == 0 else w_j2)
-        score = tl.abs(gap - (difference + difference))
-        better = (gap > float64(LEVEL)) & (score < best)
+        moved_load = (w_i1 if k < 2 else w_i2) - (w_j1 if k % 2 == 0 else w_j2)
+        score = tl.abs(difference - (moved_load + moved_load))
+        better = (difference > float64(LEVEL)) & (score < best)
         best = tl.where(better, score, best)
         i = tl.where(better, i_1 if k < 2 else i_2, i)
         j = tl.where(better, j_1 if k % 2 == 0 else j_2, j)
@@ -310,40 +301,40 @@ def _best_corner(gap, i_1, i_2, w_i1, w_i2, j_1, j_2, w_j1, w_j2):
 
 
 @triton.jit
-def _two_heaviest(loads_ptr, item_at_ptr, pack, S: tl.constexpr, SLOTS: tl.constexpr):
+def _two_heaviest(items, pack, S: tl.constexpr, SLOTS: tl.constexpr):
     """Slots of the heaviest and the second heaviest item of a pack. Ties: lowest item."""
     slot = tl.arange(0, SLOTS)
-    item = tl.load(item_at_ptr + pack * S + slot, mask=slot < S, other=HIGHEST)
-    key = bits(tl.load(loads_ptr + item, mask=slot < S, other=-1.0))
+    item = tl.load(items.item_at + pack * S + slot, mask=slot < S, other=HIGHEST)
+    key = bits(tl.load(items.loads + item, mask=slot < S, other=-1.0))
     _, first = largest(key, item)
     _, second = largest(tl.where(item == first, LOWEST, key), item)
     return tl.min(tl.where(item == first, slot, HIGHEST), 0), tl.min(tl.where(item == second, slot, HIGHEST), 0)
 
 
 @triton.jit
-def _two_lightest(loads_ptr, item_at_ptr, pack, S: tl.constexpr, SLOTS: tl.constexpr):
+def _two_lightest(items, pack, S: tl.constexpr, SLOTS: tl.constexpr):
     """Slots of the lightest and the second lightest item of a pack. Ties: lowest item."""
     slot = tl.arange(0, SLOTS)
-    item = tl.load(item_at_ptr + pack * S + slot, mask=slot < S, other=HIGHEST)
-    key = tl.where(slot < S, bits(tl.load(loads_ptr + item, mask=slot < S, other=0.0)), HIGHEST)
+    item = tl.load(items.item_at + pack * S + slot, mask=slot < S, other=HIGHEST)
+    key = tl.where(slot < S, bits(tl.load(items.loads + item, mask=slot < S, other=0.0)), HIGHEST)
     _, first = smallest(key, item)
     _, second = smallest(tl.where(item == first, HIGHEST, key), item)
     return tl.min(tl.where(item == first, slot, HIGHEST), 0), tl.min(tl.where(item == second, slot, HIGHEST), 0)
 
 
 @triton.jit
-def _load_at(loads_ptr, item_at_ptr, pack, slot_1, slot_2, S: tl.constexpr):
+def _load_at(items, pack, slot_1, slot_2, S: tl.constexpr):
     """Loads, float64, of the items in two slots of a pack."""
-    item_1 = tl.load(item_at_ptr + pack * S + slot_1)
-    item_2 = tl.load(item_at_ptr + pack * S + slot_2)
-    return tl.load(loads_ptr + item_1).to(tl.float64), tl.load(loads_ptr + item_2).to(tl.float64)
+    item_1 = tl.load(items.item_at + pack * S + slot_1)
+    item_2 = tl.load(items.item_at + pack * S + slot_2)
+    return tl.load(items.loads + item_1).to(tl.float64), tl.load(items.loads + item_2).to(tl.float64)
 
 
 @triton.jit
-def _meets(labels_ptr, item_at_ptr, own_pack, own_slot, pack, S: tl.constexpr, SLOTS: tl.constexpr):
+def _meets(items, own_pack, own_slot, pack, S: tl.constexpr, SLOTS: tl.constexpr):
     """1 if `pack`, as it stands, holds a replica of the expert of the item in own_slot of own_pack."""
-    label = tl.load(labels_ptr + tl.load(item_at_ptr + own_pack * S + own_slot))
+    label = tl.load(items.labels + tl.load(items.item_at + own_pack * S + own_slot))
     slot = tl.arange(0, SLOTS)
-    item = tl.load(item_at_ptr + pack * S + slot, mask=slot < S, other=0)
-    other_label = tl.load(labels_ptr + item, mask=slot < S, other=-1)
+    item = tl.load(items.item_at + pack * S + slot, mask=slot < S, other=0)
+    other_label = tl.load(items.labels + item, mask=slot < S, other=-1)
     return tl.max((other_label == label).to(tl.int32), 0)

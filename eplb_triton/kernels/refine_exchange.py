@@ -1,7 +1,6 @@
 """Exchange: items between heavy and light packs, until the heaviest is at its target or no exchange lightens it.
 
-State, by place, pack * S + slot: `item_at`, `load_at` (fixed point) and `label_at`, changed in place. Scratch, by
-position in the order of (load descending, number): `order` and `height`. An exchange never brings a label to a pack
+Its state is `Places`. An exchange never brings a label to a pack
 that holds it. Its value is the larger of the two pack loads after it, and has to be below the heavier of the two
 before. A lane is a meeting of two packs, or of the heaviest with a pair of items of a light one.
 
@@ -23,108 +22,83 @@ MASK_BITS = tl.constexpr(63)  # slots whose bans fit the bits of an int64
 
 @triton.jit
 def refine_pairs(
-    item_at_ptr,  # int32 [NUM_ITEMS]
-    load_at_ptr,
-    label_at_ptr,
-    order_ptr,  # int32 [NUM_PACKS], scratch
-    height_ptr,  # int32 [NUM_PACKS], scratch
-    spare_ptr,  # int32 [NUM_PACKS], scratch
-    NUM_PACKS: tl.constexpr,
+    places,
     target,
     ROUNDS: tl.constexpr,
-    NUM_ITEMS: tl.constexpr,
-    PACKS: tl.constexpr,
     MARKED: tl.constexpr,
+    shape: tl.constexpr,  # Packing
 ):
     """Up to ROUNDS times, position q of the heavier half makes its best exchange with m - 1 - ((q + r) mod m // 2).
     Ties: the lowest slot of the heavier pack, then of the lighter one."""
-    S: tl.constexpr = NUM_ITEMS // NUM_PACKS
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    S: tl.constexpr = shape.num_items // NUM_PACKS
     HALF: tl.constexpr = NUM_PACKS // 2
     if HALF > 0 and S > 1:
-        q = tl.arange(0, PACKS)
+        q = tl.arange(0, shape.pack_lanes)
         meets = q < HALF
         r = 0
         going = True
         while (r < ROUNDS) & going:
-            going = _stand(load_at_ptr, order_ptr, height_ptr, spare_ptr, S, NUM_PACKS, PACKS) > target
+            going = _stand(places, shape) > target
             if going:
                 light_at = NUM_PACKS - 1 - (q + r) % HALF
-                heavy = tl.load(order_ptr + q, mask=meets, other=0)
-                light = tl.load(order_ptr + light_at, mask=meets, other=0)
-                heavy_load = tl.load(height_ptr + q, mask=meets, other=0)
-                light_load = tl.load(height_ptr + light_at, mask=meets, other=0)
-                value, pair = _best_pair(
-                    load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S, MARKED
-                )
+                heavy = tl.load(places.order + q, mask=meets, other=0)
+                light = tl.load(places.order + light_at, mask=meets, other=0)
+                heavy_load = tl.load(places.height + q, mask=meets, other=0)
+                light_load = tl.load(places.height + light_at, mask=meets, other=0)
+                value, pair = _best_pair(places, heavy, light, heavy_load, light_load, meets, S, MARKED)
                 gains = meets & (value < heavy_load)
-                _swap(item_at_ptr, load_at_ptr, label_at_ptr, heavy * S + pair // S, light * S + pair % S, gains)
+                _swap(places, heavy * S + pair // S, light * S + pair % S, gains)
             r += 1
 
 
 @triton.jit
 def refine_match(
-    item_at_ptr,
-    load_at_ptr,
-    label_at_ptr,
-    order_ptr,
-    height_ptr,
-    proposal_ptr,  # int32 [NUM_PACKS], scratch
-    NUM_PACKS: tl.constexpr,
+    places,
     target,
     ROUNDS: tl.constexpr,
     PROPOSERS: tl.constexpr,
-    NUM_ITEMS: tl.constexpr,
-    PACKS: tl.constexpr,
-    MEETINGS: tl.constexpr,  # a power of two, at least NUM_PACKS: meetings valued at once
+    MEETINGS: tl.constexpr,  # a power of two, at least num_packs: meetings valued at once
     MARKED: tl.constexpr,
+    shape: tl.constexpr,  # Packing
 ):
     """Up to ROUNDS times, each of the PROPOSERS heaviest packs above the target proposes its best exchange with any
     behind it; the heaviest go first, and no pack takes part in two; nothing is done if the heaviest has no proposal.
     Ties: the heavier partner, then the lowest slot of the proposer, then of the partner."""
-    S: tl.constexpr = NUM_ITEMS // NUM_PACKS
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    S: tl.constexpr = shape.num_items // NUM_PACKS
     if PROPOSERS > 0 and S > 1:
-        position = tl.arange(0, PACKS)
+        position = tl.arange(0, shape.pack_lanes)
         step = 0
         going = True
         while (step < ROUNDS) & going:
-            going = _stand(load_at_ptr, order_ptr, height_ptr, proposal_ptr, S, NUM_PACKS, PACKS) > target
+            going = _stand(places, shape) > target
             if going:
-                _propose(
-                    load_at_ptr, label_at_ptr, order_ptr, height_ptr, proposal_ptr, NUM_PACKS, target, PROPOSERS, S,
-                    MEETINGS, MARKED,
-                )  # fmt: skip
-                going = tl.load(proposal_ptr) >= 0
-                proposal = tl.load(proposal_ptr + position, mask=position < PROPOSERS, other=-1)
+                _propose(places, target, PROPOSERS, MEETINGS, MARKED, shape)
+                going = tl.load(places.spare) >= 0
+                proposal = tl.load(places.spare + position, mask=position < PROPOSERS, other=-1)
                 partner = proposal // (S * S)
                 granted = (position == 0) & (proposal >= 0)
                 for q in tl.range(1, PROPOSERS):
-                    its = tl.load(proposal_ptr + q)
+                    its = tl.load(places.spare + q)
                     taken = granted & ((partner == its // (S * S)) | (partner == q))
                     grant = going & (its >= 0) & (tl.max(taken.to(tl.int32), 0) == 0)
                     granted = granted | (position == tl.where(grant, q, -1))
-                heavy = tl.load(order_ptr + position, mask=granted, other=0)
-                light = tl.load(order_ptr + partner, mask=granted, other=0)
+                heavy = tl.load(places.order + position, mask=granted, other=0)
+                light = tl.load(places.order + partner, mask=granted, other=0)
                 place_i, place_j = heavy * S + proposal % (S * S) // S, light * S + proposal % S
-                _swap(item_at_ptr, load_at_ptr, label_at_ptr, place_i, place_j, granted)
+                _swap(places, place_i, place_j, granted)
             step += 1
 
 
 @triton.jit
 def _propose(
-    load_at_ptr,
-    label_at_ptr,
-    order_ptr,
-    height_ptr,
-    proposal_ptr,
-    NUM_PACKS: tl.constexpr,
-    target,
-    PROPOSERS: tl.constexpr,
-    S: tl.constexpr,
-    MEETINGS: tl.constexpr,
-    MARKED: tl.constexpr,
+    places, target, PROPOSERS: tl.constexpr, MEETINGS: tl.constexpr, MARKED: tl.constexpr, shape: tl.constexpr
 ):
     """For each proposer (position of the partner * S + own slot) * S + the partner's slot, or -1. A proposer is a row
     of lanes, so that a reduction over its partners stays in a warp where they are no more than its lanes."""
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    S: tl.constexpr = shape.num_items // NUM_PACKS
     PARTNERS: tl.constexpr = triton.next_power_of_2(NUM_PACKS)
     ROWS: tl.constexpr = MEETINGS // PARTNERS
     meeting = tl.arange(0, MEETINGS)
@@ -132,42 +106,36 @@ def _propose(
     for first in tl.range(0, PROPOSERS, ROWS):
         proposer = first + meeting // PARTNERS
         meets = (proposer < PROPOSERS) & (partner < NUM_PACKS) & (partner > proposer)
-        heavy = tl.load(order_ptr + proposer, mask=meets, other=0)
-        light = tl.load(order_ptr + partner, mask=meets, other=0)
-        heavy_load = tl.load(height_ptr + proposer, mask=meets, other=0)
-        light_load = tl.load(height_ptr + partner, mask=meets, other=0)
-        value, pair = _best_pair(load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S, MARKED)
+        heavy = tl.load(places.order + proposer, mask=meets, other=0)
+        light = tl.load(places.order + partner, mask=meets, other=0)
+        heavy_load = tl.load(places.height + proposer, mask=meets, other=0)
+        light_load = tl.load(places.height + partner, mask=meets, other=0)
+        value, pair = _best_pair(places, heavy, light, heavy_load, light_load, meets, S, MARKED)
         number = tl.reshape(partner * (S * S) + pair, (ROWS, PARTNERS))
         value = tl.reshape(value, (ROWS, PARTNERS))
         best = tl.min(value, 1)
         proposal = tl.min(tl.where(value == best[:, None], number, HIGHEST), 1)
         q = first + tl.arange(0, ROWS)
-        load = tl.load(height_ptr + q, mask=q < PROPOSERS, other=0)
+        load = tl.load(places.height + q, mask=q < PROPOSERS, other=0)
         proposes = (best < load) & (load > target)
-        tl.store(proposal_ptr + q, tl.where(proposes, proposal, -1), mask=q < PROPOSERS)
+        tl.store(places.spare + q, tl.where(proposes, proposal, -1), mask=q < PROPOSERS)
     tl.debug_barrier()
 
 
 @triton.jit
 def refine_doubles(
-    item_at_ptr,
-    load_at_ptr,
-    label_at_ptr,
-    order_ptr,
-    height_ptr,
-    spare_ptr,  # int32 [NUM_PACKS], scratch
-    NUM_PACKS: tl.constexpr,
+    places,
     target,
     STEPS: tl.constexpr,
     PARTNERS: tl.constexpr,  # the lightest packs that are met; 0: the stage is left out
-    NUM_ITEMS: tl.constexpr,
-    PACKS: tl.constexpr,
     CANDIDATES: tl.constexpr,  # a power of two, at least PARTNERS * pairs of items
     MARKED: tl.constexpr,
+    shape: tl.constexpr,  # Packing
 ):
     """Up to STEPS times, the best exchange of two items of the heaviest pack for two of one of the PARTNERS lightest.
     Ties: the heavier partner, then the lowest slots of the heaviest pack, then of the partner (two: lexicographic)."""
-    S: tl.constexpr = NUM_ITEMS // NUM_PACKS
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    S: tl.constexpr = shape.num_items // NUM_PACKS
     PAIRS: tl.constexpr = S * (S - 1) // 2
     if PARTNERS > 0:
         tl.static_assert(NUM_PACKS * S * S * PAIRS < 2**31, "a candidate's number has 31 bits")
@@ -179,68 +147,66 @@ def refine_doubles(
         step = 0
         going = True
         while (step < STEPS) & going:
-            load = _stand(load_at_ptr, order_ptr, height_ptr, spare_ptr, S, NUM_PACKS, PACKS)
+            load = _stand(places, shape)
             going = load > target
             if going:
-                heavy = tl.load(order_ptr)
-                light = tl.load(order_ptr + light_at, mask=there, other=0)
-                light_load = tl.load(height_ptr + light_at, mask=there, other=0)
+                heavy = tl.load(places.order)
+                light = tl.load(places.order + light_at, mask=there, other=0)
+                light_load = tl.load(places.height + light_at, mask=there, other=0)
                 value, pair_i = _best_double(
-                    load_at_ptr, label_at_ptr, heavy, light, load, light_load, first, second, there, S, MARKED
-                )
+                    places, heavy, light, load, light_load, first, second, there, S, MARKED
+                )  # fmt: skip
                 best = tl.min(value, 0)
                 number = (light_at * (S * S) + pair_i) * PAIRS + candidate % PAIRS
                 chosen = tl.min(tl.where(value == best, number, HIGHEST), 0)
                 going = best < load
-                its_light = tl.load(order_ptr + tl.where(going, chosen // (S * S * PAIRS), 0))
+                its_light = tl.load(places.order + tl.where(going, chosen // (S * S * PAIRS), 0))
                 i = chosen // PAIRS % (S * S)
                 j_1, j_2 = _pair_slots(chosen % PAIRS, S)
                 place_i = heavy * S + tl.where(slot == 0, i // S, i % S)
                 place_j = its_light * S + tl.where(slot == 0, j_1, j_2)
-                _swap(item_at_ptr, load_at_ptr, label_at_ptr, place_i, place_j, slot < tl.where(going, 2, 0))
+                _swap(places, place_i, place_j, slot < tl.where(going, 2, 0))
             step += 1
 
 
 @triton.jit
-def _stand(
-    load_at_ptr, order_ptr, height_ptr, spare_ptr, S: tl.constexpr, NUM_PACKS: tl.constexpr, PACKS: tl.constexpr
-):
+def _stand(places, shape: tl.constexpr):
     """Fill order and height; the heaviest load."""
-    pack = tl.arange(0, PACKS)
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    S: tl.constexpr = shape.num_items // NUM_PACKS
+    pack = tl.arange(0, shape.pack_lanes)
     inside = pack < NUM_PACKS
-    total = tl.zeros((PACKS,), tl.int32)
+    total = tl.zeros_like(pack)
     for k in tl.range(0, S):
-        total += tl.load(load_at_ptr + pack * S + k, mask=inside, other=0)
-    position = rank_packs(-total, pack, spare_ptr, NUM_PACKS)
-    tl.store(order_ptr + position, pack, mask=inside)
-    tl.store(height_ptr + position, total, mask=inside)
+        total += tl.load(places.load_at + pack * S + k, mask=inside, other=0)
+    position = rank_packs(-total, pack, places.spare, places.keys, NUM_PACKS)
+    tl.store(places.order + position, pack, mask=inside)
+    tl.store(places.height + position, total, mask=inside)
     tl.debug_barrier()
-    return tl.load(height_ptr)
+    return tl.load(places.height)
 
 
 @triton.jit
-def _swap(item_at_ptr, load_at_ptr, label_at_ptr, place_i, place_j, apply):
+def _swap(places, place_i, place_j, apply):
     """Exchange what is at the places, one pair of them a lane."""
-    item_i = tl.load(item_at_ptr + place_i, mask=apply, other=0)
-    item_j = tl.load(item_at_ptr + place_j, mask=apply, other=0)
-    load_i = tl.load(load_at_ptr + place_i, mask=apply, other=0)
-    load_j = tl.load(load_at_ptr + place_j, mask=apply, other=0)
-    label_i = tl.load(label_at_ptr + place_i, mask=apply, other=0)
-    label_j = tl.load(label_at_ptr + place_j, mask=apply, other=0)
+    item_i = tl.load(places.item_at + place_i, mask=apply, other=0)
+    item_j = tl.load(places.item_at + place_j, mask=apply, other=0)
+    load_i = tl.load(places.load_at + place_i, mask=apply, other=0)
+    load_j = tl.load(places.load_at + place_j, mask=apply, other=0)
+    label_i = tl.load(places.label_at + place_i, mask=apply, other=0)
+    label_j = tl.load(places.label_at + place_j, mask=apply, other=0)
     tl.debug_barrier()
-    tl.store(item_at_ptr + place_i, item_j, mask=apply)
-    tl.store(item_at_ptr + place_j, item_i, mask=apply)
-    tl.store(load_at_ptr + place_i, load_j, mask=apply)
-    tl.store(load_at_ptr + place_j, load_i, mask=apply)
-    tl.store(label_at_ptr + place_i, label_j, mask=apply)
-    tl.store(label_at_ptr + place_j, label_i, mask=apply)
+    tl.store(places.item_at + place_i, item_j, mask=apply)
+    tl.store(places.item_at + place_j, item_i, mask=apply)
+    tl.store(places.load_at + place_i, load_j, mask=apply)
+    tl.store(places.load_at + place_j, load_i, mask=apply)
+    tl.store(places.label_at + place_i, label_j, mask=apply)
+    tl.store(places.label_at + place_j, label_i, mask=apply)
     tl.debug_barrier()
 
 
 @triton.jit
-def _best_pair(
-    load_at_ptr, label_at_ptr, heavy, light, heavy_load, light_load, meets, S: tl.constexpr, MARKED: tl.constexpr
-):
+def _best_pair(places, heavy, light, heavy_load, light_load, meets, S: tl.constexpr, MARKED: tl.constexpr):
     """Per lane, value (above every load where there is none) and i * S + j of the best exchange. Ties: lowest i, j.
 
     Lanes without a meeting read some pack's items: loads without a mask stay in registers from one i to the next."""
@@ -250,51 +216,55 @@ def _best_pair(
     ban_j = ban_i
     if MARKED:
         for k in tl.range(0, S):
-            marks_i = marks_i | tl.load(label_at_ptr + heavy * S + k)
-            marks_j = marks_j | tl.load(label_at_ptr + light * S + k)
+            marks_i = marks_i | tl.load(places.label_at + heavy * S + k)
+            marks_j = marks_j | tl.load(places.label_at + light * S + k)
     elif S <= MASK_BITS:
         for i in tl.range(0, S):
-            label = tl.load(label_at_ptr + heavy * S + i)
+            label = tl.load(places.label_at + heavy * S + i)
             for j in tl.range(0, S):
-                same = (label == tl.load(label_at_ptr + light * S + j)).to(tl.int64)
+                same = (label == tl.load(places.label_at + light * S + j)).to(tl.int64)
                 ban_i = ban_i | (same << i)
                 ban_j = ban_j | (same << j)
     value = tl.zeros_like(heavy) + 2 * PENALTY
     best_i = tl.zeros_like(heavy)
     for i in tl.range(0, S, loop_unroll_factor=3):
-        stays, comes = _side(load_at_ptr, label_at_ptr, heavy, light, heavy_load, i, ban_i, marks_j, S, MARKED)
+        stays, comes = _side(places, heavy, light, heavy_load, i, ban_i, marks_j, S, MARKED)
         least = tl.zeros_like(heavy) + 2 * PENALTY
         for j in tl.range(0, S):
-            left, load_j = _side(load_at_ptr, label_at_ptr, light, heavy, light_load, j, ban_j, marks_i, S, MARKED)
+            left, load_j = _side(places, light, heavy, light_load, j, ban_j, marks_i, S, MARKED)
             least = tl.minimum(least, tl.maximum(stays + load_j, comes + left))
         best_i = tl.where(least < value, i, best_i)
         value = tl.minimum(least, value)
-    stays, comes = _side(load_at_ptr, label_at_ptr, heavy, light, heavy_load, best_i, ban_i, marks_j, S, MARKED)
+    stays, comes = _side(places, heavy, light, heavy_load, best_i, ban_i, marks_j, S, MARKED)
     best_j = tl.zeros_like(heavy)
     for k in tl.range(0, S):
         j = S - 1 - k
-        left, load_j = _side(load_at_ptr, label_at_ptr, light, heavy, light_load, j, ban_j, marks_i, S, MARKED)
+        left, load_j = _side(places, light, heavy, light_load, j, ban_j, marks_i, S, MARKED)
         best_j = tl.where(tl.maximum(stays + load_j, comes + left) == value, j, best_j)
     return tl.where(meets, value, 2 * PENALTY), best_i * S + best_j
 
 
 @triton.jit
-def _side(
-    load_at_ptr, label_at_ptr, pack, other, pack_load, slot, bans, marks_of_other, S: tl.constexpr, MARKED: tl.constexpr
-):
+def _side(places, pack, other, pack_load, slot, bans, marks_of_other, S: tl.constexpr, MARKED: tl.constexpr):
     """What an item of `pack` leaves there, and what it brings to `other`: more than any load if that is not allowed."""
-    place = pack * S + slot
-    load = tl.load(load_at_ptr + place)
-    if MARKED:
-        held = tl.load(label_at_ptr + place) & marks_of_other
-    elif S <= MASK_BITS:
-        held = ((bans >> slot) & 1).to(tl.int32)
-    else:
-        label = tl.load(label_at_ptr + place)
-        held = tl.zeros_like(place)
-        for k in tl.range(0, S):
-            held = held | (tl.load(label_at_ptr + other * S + k) == label).to(tl.int32)
+    load = tl.load(places.load_at + pack * S + slot)
+    held = _held(places, pack, other, slot, bans, marks_of_other, S, MARKED, not MARKED)
     return pack_load - load, load + tl.where(held == 0, 0, PENALTY)
+
+
+@triton.jit
+def _held(places, pack, other, slot, bans, marks_of_other, S: tl.constexpr, MARKED: tl.constexpr, BANNED: tl.constexpr):
+    """Not 0 where `other` holds the label of the item in a slot of `pack`: from BANNED slots while they fit a word."""
+    if BANNED and S <= MASK_BITS:
+        held = ((bans >> slot) & 1).to(tl.int32)
+    elif MARKED:
+        held = tl.load(places.label_at + pack * S + slot) & marks_of_other
+    else:
+        label = tl.load(places.label_at + pack * S + slot)
+        held = tl.zeros_like(other)
+        for k in tl.range(0, S):
+            held = held | (tl.load(places.label_at + other * S + k) == label).to(tl.int32)
+    return held
 
 
 @triton.jit
@@ -308,50 +278,44 @@ def _pair_slots(pair, S: tl.constexpr):
 
 @triton.jit
 def _best_double(
-    load_at_ptr,
-    label_at_ptr,
-    heavy,
-    light,
-    heavy_load,
-    light_load,
-    first,
-    second,
-    there,
-    S: tl.constexpr,
-    MARKED: tl.constexpr,
+    places, heavy, light, heavy_load, light_load, first, second, there, S: tl.constexpr, MARKED: tl.constexpr
 ):
     """Per lane, value and slots i_1 * S + i_2 of the two items of `heavy` that are best exchanged for the lane's two of
     `light`. Ties: lowest i_1, then i_2."""
-    load_j = tl.load(load_at_ptr + light * S + first) + tl.load(load_at_ptr + light * S + second)
-    label_1 = tl.load(label_at_ptr + light * S + first)
-    label_2 = tl.load(label_at_ptr + light * S + second)
-    ban_i = tl.zeros_like(light)
+    WORD: tl.constexpr = tl.int32 if S <= 32 else tl.int64  # a bit of it bans a slot of `heavy`
+    load_j = tl.load(places.load_at + light * S + first) + tl.load(places.load_at + light * S + second)
+    label_1 = tl.load(places.label_at + light * S + first)
+    label_2 = tl.load(places.label_at + light * S + second)
+    ban_i = tl.zeros_like(light).to(WORD)
+    marks_j = tl.zeros_like(light)
     free_j = there
     if MARKED:
-        marks_j = tl.zeros_like(light)
         for k in tl.range(0, S):
-            marks_j = marks_j | tl.load(label_at_ptr + light * S + k)
+            marks_j = marks_j | tl.load(places.label_at + light * S + k)
         for i in tl.range(0, S):
-            mark = tl.load(label_at_ptr + heavy * S + i)
+            mark = tl.load(places.label_at + heavy * S + i)
             free_j = free_j & (((label_1 | label_2) & mark) == 0)
-            ban_i = ban_i | (((marks_j & mark) != 0).to(tl.int32) << i)
+            if S <= MASK_BITS:
+                ban_i = ban_i | (((marks_j & mark) != 0).to(WORD) << i)
     else:
         for i in tl.range(0, S):
-            label = tl.load(label_at_ptr + heavy * S + i)
+            label = tl.load(places.label_at + heavy * S + i)
             free_j = free_j & (label_1 != label) & (label_2 != label)
-            for k in tl.range(0, S):
-                same = tl.load(label_at_ptr + light * S + k) == label
-                ban_i = ban_i | (same.to(tl.int32) << i)
+            if S <= MASK_BITS:
+                for k in tl.range(0, S):
+                    same = tl.load(places.label_at + light * S + k) == label
+                    ban_i = ban_i | (same.to(WORD) << i)
     stays = light_load - load_j
     comes = load_j + tl.where(free_j, 0, PENALTY)
     value = tl.zeros_like(light) + 2 * PENALTY
     pair = tl.zeros_like(light)
     for i_1 in tl.range(0, S - 1):
-        load_1 = tl.load(load_at_ptr + heavy * S + i_1)
-        banned_1 = (ban_i >> i_1 & 1) * PENALTY
+        load_1 = tl.load(places.load_at + heavy * S + i_1)
+        held_1 = _held(places, heavy, light, i_1, ban_i, marks_j, S, MARKED, True)
         for i_2 in tl.range(i_1 + 1, S):
-            load_i = load_1 + tl.load(load_at_ptr + heavy * S + i_2)
-            banned = banned_1 + (ban_i >> i_2 & 1) * PENALTY
+            load_i = load_1 + tl.load(places.load_at + heavy * S + i_2)
+            held_2 = _held(places, heavy, light, i_2, ban_i, marks_j, S, MARKED, True)
+            banned = tl.where((held_1 | held_2) == 0, 0, PENALTY)
             worse = tl.maximum((heavy_load - load_i) + comes, stays + load_i) + banned
             pair = tl.where(worse < value, i_1 * S + i_2, pair)
             value = tl.minimum(worse, value)

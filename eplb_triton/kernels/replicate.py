@@ -19,66 +19,45 @@ from eplb_triton.kernels.arith import (
     round_half_even,
     smallest,
 )
+from eplb_triton.kernels.sorting import sort_descending
 
 SMALLEST_NORMAL = tl.constexpr(0x00800000)  # bits of 2^-126
 
 
 @triton.jit
 def pick_dhondt(
-    weights_ptr,  # float32 [NUM_EXPERTS]
-    counts,  # int32 [EXPERTS], replicas of each expert
-    expert_ptr,  # int32 [p], the replica list: expert of each replica; None: counts alone are wanted
-    rank_ptr,  # int32 [p], its rank within the expert
+    replicas,  # Replicas; without a list the counts alone are wanted
+    counts,  # int32 [expert_lanes], replicas of each expert
     start,
     stop,
-    offsets_ptr,  # int32 [NUM_EXPERTS], scratch; None: one pick at a time
-    NUM_EXPERTS: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    PICKS: tl.constexpr,  # a power of two, at least stop - start
+    AT_ONCE: tl.constexpr,  # with counts all 1: most picks are made at once
+    shape: tl.constexpr,  # Replicating; with a list, at most pick_lanes picks
 ):
-    """Picks start..stop-1: the expert of largest w / c. Ties: lowest expert. Returns the counts.
-
-    With scratch, and counts all 1 as they must then be, most picks are made at once."""
-    if offsets_ptr is not None:
-        counts, bulk = _pick_at_once(
-            weights_ptr, expert_ptr, rank_ptr, start, stop, offsets_ptr, NUM_EXPERTS, EXPERTS, PICKS
-        )
+    """Picks start..stop-1: the expert of largest replica load. Ties: lowest expert. Returns the counts."""
+    if AT_ONCE:
+        counts, bulk = _pick_at_once(replicas, start, stop, shape)
         start += bulk
-    return _pick_one_by_one(weights_ptr, counts, expert_ptr, rank_ptr, start, stop, NUM_EXPERTS, EXPERTS, False)
+    return _pick_one_by_one(replicas, counts, start, stop, False, shape)
 
 
 @triton.jit
-def pick_sainte_lague(
-    weights_ptr, counts, expert_ptr, rank_ptr, start, stop, NUM_EXPERTS: tl.constexpr, EXPERTS: tl.constexpr
-):
-    """As `pick_dhondt`, by largest w / (2c - 1)."""
-    return _pick_one_by_one(weights_ptr, counts, expert_ptr, rank_ptr, start, stop, NUM_EXPERTS, EXPERTS, True)
+def pick_sainte_lague(replicas, counts, start, stop, shape: tl.constexpr):
+    """As `pick_dhondt`, by largest load / (2 * count - 1)."""
+    return _pick_one_by_one(replicas, counts, start, stop, True, shape)
 
 
 @triton.jit
-def pick_peak_aware(
-    weights_ptr, counts, expert_ptr, rank_ptr, start, stop, NUM_EXPERTS: tl.constexpr, EXPERTS: tl.constexpr
-):
-    """Whichever of the D'Hondt and the Sainte-Laguë pick leaves the lower peak w / c; near ties: D'Hondt's unless
-    its second peak is higher."""
-    return _pick_by_peak(weights_ptr, counts, expert_ptr, rank_ptr, None, start, stop, NUM_EXPERTS, EXPERTS)
+def pick_peak_aware(replicas, counts, start, stop, shape: tl.constexpr):
+    """Whichever of the D'Hondt and the Sainte-Laguë pick leaves the lower peak of replica loads; near ties: D'Hondt's
+    unless its second peak is higher."""
+    return _pick_by_peak(replicas, counts, start, stop, False, shape)
 
 
 @triton.jit
-def pick_gated(
-    weights_ptr,
-    counts,
-    expert_ptr,
-    rank_ptr,
-    start,
-    stop,
-    average_ptr,  # float32 [NUM_EXPERTS], scratch
-    NUM_EXPERTS: tl.constexpr,
-    EXPERTS: tl.constexpr,
-):
+def pick_gated(replicas, counts, start, stop, shape: tl.constexpr):
     """As `pick_peak_aware`, with the true largest of the others, and D'Hondt's pick while loads are level.
-    Ties of the Sainte-Laguë pick: smaller w / c, then lowest expert."""
-    return _pick_by_peak(weights_ptr, counts, expert_ptr, rank_ptr, average_ptr, start, stop, NUM_EXPERTS, EXPERTS)
+    Ties of the Sainte-Laguë pick: smaller replica load, then lowest expert."""
+    return _pick_by_peak(replicas, counts, start, stop, True, shape)
 
 
 @triton.jit
@@ -103,7 +82,7 @@ def dispersion_tail(
 
 @triton.jit
 def simulated_tail(
-    statistics_ptr,  # float64 [3, num_rows], peak w / c of every row under each of the candidate lengths
+    statistics_ptr,  # float64 [3, num_rows], peak of replica loads of every row under each of the candidate lengths
     num_rows,
     NUM_REDUNDANT: tl.constexpr,
 ):
@@ -147,24 +126,15 @@ def _ordered_sums(statistics_ptr, num_rows, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _pick_one_by_one(
-    weights_ptr,
-    counts,
-    expert_ptr,
-    rank_ptr,
-    start,
-    stop,
-    NUM_EXPERTS: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    SAINTE_LAGUE: tl.constexpr,
-):
+def _pick_one_by_one(replicas, counts, start, stop, SAINTE_LAGUE: tl.constexpr, shape: tl.constexpr):
     """After a pick one quotient changes: dividing that one alone costs half of dividing them all."""
-    expert = tl.arange(0, EXPERTS)
-    weights = tl.load(weights_ptr + expert, mask=expert < NUM_EXPERTS, other=0.0)
+    NUM_EXPERTS: tl.constexpr = shape.num_experts
+    expert = tl.arange(0, shape.expert_lanes)
+    loads = tl.load(replicas.loads + expert, mask=expert < NUM_EXPERTS, other=0.0)
     if SAINTE_LAGUE:
-        key = bits(divide(weights, counts + counts - 1))
+        key = bits(divide(loads, counts + counts - 1))
     else:
-        key = bits(divide(weights, counts))
+        key = bits(divide(loads, counts))
     key = tl.where(expert < NUM_EXPERTS, key, -1)
     numbered = (expert << 16) + counts  # one reduction gives the expert and its count
     place = start
@@ -172,14 +142,14 @@ def _pick_one_by_one(
         _, found = largest(key, numbered)
         picked = found >> 16
         count = found & 0xFFFF
-        if expert_ptr is not None:
-            tl.store(expert_ptr + place, picked)
-            tl.store(rank_ptr + place, count)
-        weight = tl.load(weights_ptr + picked)
+        if replicas.expert is not None:
+            tl.store(replicas.expert + place, picked)
+            tl.store(replicas.rank + place, count)
+        load = tl.load(replicas.loads + picked)
         if SAINTE_LAGUE:
-            quotient = divide(weight, count + count + 1)
+            quotient = divide(load, count + count + 1)
         else:
-            quotient = divide(weight, count + 1)
+            quotient = divide(load, count + 1)
         here = expert == picked
         key = tl.where(here, bits(quotient), key)
         numbered = tl.where(here, found + 1, numbered)
@@ -188,85 +158,67 @@ def _pick_one_by_one(
 
 
 @triton.jit
-def _pick_at_once(
-    weights_ptr,
-    expert_ptr,
-    rank_ptr,
-    start,
-    stop,
-    offsets_ptr,
-    NUM_EXPERTS: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    PICKS: tl.constexpr,
-):
+def _pick_at_once(replicas, start, stop, shape: tl.constexpr):
     """The first D'Hondt picks from counts of 1; returns the counts and how many were picked, at most stop - start.
 
-    The picks are the quotients w / r, r = 1, 2, ..., of all experts in descending order, ties by expert, then r. So
+    The picks are the quotients load / r, r = 1, 2, ..., of all experts in descending order, ties by expert, then r. So
     all above a threshold are the first of them, whatever the threshold: it is bisected until few picks are left."""
+    NUM_EXPERTS: tl.constexpr = shape.num_experts
     wanted = tl.full((), 0, tl.int32) + stop - start
-    expert = tl.arange(0, EXPERTS)
-    weights = tl.load(weights_ptr + expert, mask=expert < NUM_EXPERTS, other=0.0)
-    high = tl.max(bits(weights), 0)  # nothing is above it; above the lower end one expert alone has too many
+    expert = tl.arange(0, shape.expert_lanes)
+    loads = tl.load(replicas.loads + expert, mask=expert < NUM_EXPERTS, other=0.0)
+    high = tl.max(bits(loads), 0)  # nothing is above it; above the lower end one expert alone has too many
     low = tl.maximum(bits(divide(from_bits(high), wanted + 2)), SMALLEST_NORMAL)
     left = wanted
     while (high - low > 1) & (left > 2):
         middle = low + (high - low) // 2
-        about = weights * divide(1.0, from_bits(middle))  # good enough to steer by, and 8 times faster
+        about = loads * divide(1.0, from_bits(middle))  # good enough to steer by, and 8 times faster
         total = tl.sum(tl.minimum(about, wanted + 2.0).to(tl.int32), 0)
         fits = total <= wanted
         high = tl.where(fits, middle, high)
         low = tl.where(fits, low, middle)
         left = tl.where(fits, wanted - total, left)
     high = tl.maximum(high, SMALLEST_NORMAL)
-    picks = _quotients_above(weights, from_bits(high), wanted + 2)
+    picks = _quotients_above(loads, from_bits(high), wanted + 2)
     while tl.sum(picks, 0) > wanted:
         high += 16  # past the error of `about`, a few units of the last place
-        picks = _quotients_above(weights, from_bits(high), wanted + 2)
+        picks = _quotients_above(loads, from_bits(high), wanted + 2)
     picked = tl.sum(picks, 0)
-    if expert_ptr is not None:
-        place = tl.arange(0, PICKS)
-        owner, before = owner_of_each(picks, expert, offsets_ptr, place, NUM_EXPERTS, EXPERTS)
+    if replicas.expert is not None:
+        place = tl.arange(0, shape.pick_lanes)
+        owner, before = owner_of_each(picks, expert, replicas.spare, place, NUM_EXPERTS, shape.expert_lanes)
         there = place < picked
-        quotient = divide(tl.load(weights_ptr + owner, mask=there, other=0.0), before + 1)
+        quotient = divide(tl.load(replicas.loads + owner, mask=there, other=0.0), before + 1)
         order = (-bits(quotient)).to(tl.int64) << 32
         order = order | (owner << 16).to(tl.int64) | (before + 1).to(tl.int64)
-        order = tl.sort(tl.where(there, order, 0x7FFFFFFFFFFFFFFF), 0).to(tl.int32)
-        tl.store(expert_ptr + start + place, order >> 16, mask=there)
-        tl.store(rank_ptr + start + place, order & 0xFFFF, mask=there)
+        order = ~sort_descending(~tl.where(there, order, 0x7FFFFFFFFFFFFFFF), replicas.keys)
+        order = order.to(tl.int32)
+        tl.store(replicas.expert + start + place, order >> 16, mask=there)
+        tl.store(replicas.rank + start + place, order & 0xFFFF, mask=there)
     return picks + 1, picked
 
 
 @triton.jit
-def _quotients_above(weights, threshold, most):
-    """For every expert, how many of w / 1, w / 2, ... are above a threshold (a normal number), or `most` - 1 or `most`
-    if they are that many.
+def _quotients_above(loads, threshold, most):
+    """For every expert, how many of load / 1, load / 2, ... are above a threshold (a normal number), or `most` - 1 or
+    `most` if they are that many.
 
-    Quotients fall with r. One that rounds to above the threshold is above it, so r <= w / threshold; and up to
-    r = 2^20, r <= w / threshold - 1 leaves it above by more than rounding. So only the last r can fail."""
-    ratio = divide(weights, tl.zeros_like(weights) + threshold)
+    Quotients fall with r. One that rounds to above the threshold is above it, so r <= load / threshold; and up to
+    r = 2^20, r <= load / threshold - 1 leaves it above by more than rounding. So only the last r can fail."""
+    ratio = divide(loads, tl.zeros_like(loads) + threshold)
     count = tl.minimum(ratio, most.to(tl.float32)).to(tl.int32)
-    fails = divide(weights, tl.maximum(count, 1)) <= threshold
+    fails = divide(loads, tl.maximum(count, 1)) <= threshold
     return tl.maximum(count - fails.to(tl.int32), 0)
 
 
 @triton.jit
-def _pick_by_peak(
-    weights_ptr,
-    counts,
-    expert_ptr,
-    rank_ptr,
-    average_ptr,  # None: without the gate
-    start,
-    stop,
-    NUM_EXPERTS: tl.constexpr,
-    EXPERTS: tl.constexpr,
-):
-    GATED: tl.constexpr = average_ptr is not None
-    expert = tl.arange(0, EXPERTS)
+def _pick_by_peak(replicas, counts, start, stop, GATED: tl.constexpr, shape: tl.constexpr):
+    NUM_EXPERTS: tl.constexpr = shape.num_experts
+    expert = tl.arange(0, shape.expert_lanes)
     inside = expert < NUM_EXPERTS
-    weights = tl.load(weights_ptr + expert, mask=inside, other=0.0)
-    average = tl.where(inside, bits(divide(weights, counts)), -1)
-    odd = tl.where(inside, bits(divide(weights, counts + counts - 1)), -1)
+    loads = tl.load(replicas.loads + expert, mask=inside, other=0.0)
+    average = tl.where(inside, bits(divide(loads, counts)), -1)
+    odd = tl.where(inside, bits(divide(loads, counts + counts - 1)), -1)
     place = start
     while place < stop:
         heaviest, dhondt = largest(average, expert)
@@ -280,8 +232,8 @@ def _pick_by_peak(
             others = tl.where(sainte_lague == dhondt, second, heaviest)
         count_d = at(counts, expert, dhondt)
         count_s = at(counts, expert, sainte_lague)
-        new_d = bits(divide(tl.load(weights_ptr + dhondt), count_d + 1))
-        new_s = bits(divide(tl.load(weights_ptr + sainte_lague), count_s + 1))
+        new_d = bits(divide(tl.load(replicas.loads + dhondt), count_d + 1))
+        new_s = bits(divide(tl.load(replicas.loads + sainte_lague), count_s + 1))
         peak_d = from_bits(tl.maximum(second, new_d))
         peak_s = from_bits(tl.maximum(others, new_s))
         below_d = from_bits(tl.minimum(second, new_d))
@@ -290,17 +242,17 @@ def _pick_by_peak(
         if GATED:
             rarer = (tl.abs(below_d - below_s) <= EPSILON) & (count_d <= count_s)
             take_d = (peak_d + EPSILON < peak_s) | (near & ((below_d + EPSILON < below_s) | rarer))
-            take_d = take_d | _level(average, from_bits(heaviest), average_ptr, NUM_EXPERTS, EXPERTS)
+            take_d = take_d | _level(average, from_bits(heaviest), replicas.average, NUM_EXPERTS, shape.expert_lanes)
         else:
             take_d = (peak_d + EPSILON < peak_s) | (near & (below_d <= below_s))
         picked = tl.where(take_d, dhondt, sainte_lague)
         count = tl.where(take_d, count_d, count_s)
-        if expert_ptr is not None:
-            tl.store(expert_ptr + place, picked)
-            tl.store(rank_ptr + place, count)
+        if replicas.expert is not None:
+            tl.store(replicas.expert + place, picked)
+            tl.store(replicas.rank + place, count)
         here = expert == picked
         average = tl.where(here, tl.where(take_d, new_d, new_s), average)
-        odd = tl.where(here, bits(divide(tl.load(weights_ptr + picked), count + count + 1)), odd)
+        odd = tl.where(here, bits(divide(tl.load(replicas.loads + picked), count + count + 1)), odd)
         counts = tl.where(here, count + 1, counts)
         place += 1
     return counts

@@ -1,6 +1,6 @@
 """The kernel stages of `balanced` in the interpreter: equal to their twins in the reference."""
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from eplb_reference import (
 )
 from eplb_reference.arith import per_replica
 from eplb_triton.constants import MOST_PARTITIONS
+from eplb_triton.kernels.buffers import Items, Places, Replicas
 from eplb_triton.kernels.fixed import fixed_point, mean_target
 from eplb_triton.kernels.fixup_paired import move_paired
 from eplb_triton.kernels.groups_partition import pack_partition
@@ -28,68 +29,68 @@ from eplb_triton.kernels.pack_blocks import fill_blocks
 from eplb_triton.kernels.positions import new_state
 from eplb_triton.kernels.refine_exchange import refine_doubles, refine_match, refine_pairs
 from eplb_triton.kernels.replicate_capped import capped_counts
+from eplb_triton.kernels.shapes import Exchanging, Packing, Pairing, Partitioning, Replicating
 from eplb_triton.partitions import all_partitions, num_partitions
 from tests.cases import FAMILIES, loads
+from tests.comparing import assert_same
+from tests.sizes import chosen
 
 
 @triton.jit
-def _counts(
-    weights_ptr, counts_ptr, scratch_ptr, NUM_REPLICAS: tl.constexpr, NUM_PACKS: tl.constexpr, NUM: tl.constexpr
-):
+def _counts(loads_ptr, counts_ptr, spare_ptr, keys_ptr, shape: tl.constexpr):
     row = tl.program_id(0)
     lane = tl.arange(0, 32)
-    counts = capped_counts(weights_ptr + row * NUM, scratch_ptr, NUM_REPLICAS, NUM_PACKS, NUM, 32)
-    tl.store(counts_ptr + row * NUM + lane, counts, mask=lane < NUM)
+    NUM: tl.constexpr = shape.num_experts
+    replicas = Replicas(loads_ptr + row * NUM, None, None, None, None, None, spare_ptr, keys_ptr)
+    tl.store(counts_ptr + row * NUM + lane, capped_counts(replicas, shape), mask=lane < NUM)
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", chosen(FAMILIES, "continuous", "ties", "zeros"))
 def test_capped_counts(family: str, at_once: bool) -> None:
     for num, replicas, packs in ((1, 4, 4), (7, 15, 3), (20, 26, 2), (5, 40, 4), (6, 6, 1)):
         weight = loads(family, num, 3, num)
         got = torch.full(weight.shape, -7, dtype=torch.int32)
-        scratch = torch.full((32,), -7, dtype=torch.int32) if at_once else None
-        _counts[(3,)](weight, got, scratch, NUM_REPLICAS=replicas, NUM_PACKS=packs, NUM=num)
-        assert torch.equal(got.to(torch.int64), replicate_capped.capped_counts(weight, replicas, packs))
+        scratch = torch.full((32,), -7, dtype=torch.int32), torch.full((64,), -7)
+        _counts[(3,)](weight, got, *scratch, shape=Replicating(num, replicas, packs, 32, 64, 64, at_once))
+        assert_same(got.to(torch.int64), replicate_capped.capped_counts(weight, replicas, packs), "counts")
 
 
 @triton.jit
-def _paired(
-    weights_ptr, counts_ptr, floats_ptr, ints_ptr, longs_ptr,
-    NUM_PACKS: tl.constexpr, MOVES: tl.constexpr, DONORS: tl.constexpr, NUM: tl.constexpr,
-):  # fmt: skip
+def _paired(loads_ptr, counts_ptr, spare_ptr, keys_ptr, rule: tl.constexpr, shape: tl.constexpr):
     row = tl.program_id(0)
     lane = tl.arange(0, 32)
+    NUM: tl.constexpr = shape.num_experts
     counts = tl.load(counts_ptr + row * NUM + lane, mask=lane < NUM, other=0)
-    counts = move_paired(
-        weights_ptr + row * NUM, counts, NUM_PACKS, MOVES, DONORS, floats_ptr, ints_ptr, longs_ptr, NUM, 32, 64
-    )
+    replicas = Replicas(loads_ptr + row * NUM, None, None, None, None, None, spare_ptr, keys_ptr)
+    counts = move_paired(replicas, counts, rule, shape)
     tl.store(counts_ptr + row * NUM + lane, counts, mask=lane < NUM)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", chosen(FAMILIES, "ties", "outlier"))
 def test_move_paired(family: str) -> None:
     for num, packs, moves, donors in ((20, 16, 2, 4), (7, 6, 3, 2), (1, 3, 1, 4)):
         weight = loads(family, num, 2, num)
         counts = replicate_capped.capped_counts(weight, 2 * packs, packs)
         got = counts.to(torch.int32)
-        scratch = torch.full((64,), torch.nan), torch.full((64,), -7, dtype=torch.int32)
-        longs = torch.full((64,), -7, dtype=torch.int64)
-        _paired[(2,)](weight, got, *scratch, longs, NUM_PACKS=packs, MOVES=moves, DONORS=donors, NUM=num)
+        scratch = torch.full((64,), -7, dtype=torch.int32), torch.full((64,), -7)
+        shape = Replicating(num, 2 * packs, packs, 32, 64, 64, False)
+        _paired[(2,)](weight, got, *scratch, rule=Pairing(moves, donors), shape=shape)
         fixup_paired.move_paired(weight, counts, packs, moves, donors)
-        assert torch.equal(got.to(torch.int64), counts)
+        assert_same(got.to(torch.int64), counts, "counts")
 
 
 @triton.jit
 def _partition(
-    loads_ptr, out_ptr, table_ptr, ints_ptr, longs_ptr, result_ptr,
-    NUM: tl.constexpr, NUM_PACKS: tl.constexpr, WAYS: tl.constexpr, WAY_LANES: tl.constexpr,
-):  # fmt: skip
+    loads_ptr, out_ptr, table_ptr, ints_ptr, longs_ptr, result_ptr, shape: tl.constexpr, partition: tl.constexpr
+):
     row = tl.program_id(0)
-    heaviest, scale = pack_partition(
-        loads_ptr + row * NUM, out_ptr + row * NUM, table_ptr, ints_ptr, ints_ptr + 32, longs_ptr,
-        NUM, NUM_PACKS, 32, 32, WAYS, WAY_LANES, 1 if NUM_PACKS > 1 else 0, 32,
-    )  # fmt: skip
+    first = row * shape.num_items
+    items = Items(loads_ptr + first, None, out_ptr + first, longs_ptr, longs_ptr + 72, ints_ptr, ints_ptr + 32, None)
+    places = Places(
+        items.item_at, ints_ptr + 64, ints_ptr + 96, ints_ptr + 128, ints_ptr + 160, ints_ptr + 192, longs_ptr + 72
+    )
+    heaviest, scale = pack_partition(items, places, table_ptr, shape, partition)
     tl.store(result_ptr + row * 2, heaviest.to(tl.int64))
     tl.store(result_ptr + row * 2 + 1, scale)
 
@@ -100,47 +101,46 @@ def test_pack_partition(family: str, groups: int, nodes: int) -> None:
     load = loads(family, groups * nodes, 2, groups)
     ways = num_partitions(groups, nodes)
     table = torch.tensor(all_partitions(groups, nodes) if ways <= MOST_PARTITIONS else [[0]], dtype=torch.int32)
-    out, ints = torch.full((2, groups), -7, dtype=torch.int32), torch.full((192,), -7, dtype=torch.int32)
+    out, ints = torch.full((2, groups), -7, dtype=torch.int32), torch.full((224,), -7, dtype=torch.int32)
     result = torch.full((2, 2), -7)
+    ways = ways if ways <= MOST_PARTITIONS else 0
+    lanes = triton.next_power_of_2(max(32, ways))
     _partition[(2,)](
-        load, out, table.flatten(), ints, torch.full((72,), -7), result, NUM=groups, NUM_PACKS=nodes,
-        WAYS=ways if ways <= MOST_PARTITIONS else 0, WAY_LANES=triton.next_power_of_2(max(32, min(ways, 1000))),
+        load, out, table.flatten(), ints, torch.full((104,), -7), result, shape=Packing(groups, nodes, 32, 32, 32),
+        partition=Partitioning(ways, lanes, 1 if nodes > 1 else 0, 32),
     )  # fmt: skip
     pack, slot = groups_partition.pack_partition(load, nodes)
     items = torch.arange(groups).expand_as(pack)
-    assert torch.equal(out.to(torch.int64), torch.empty_like(pack).scatter_(1, pack * (groups // nodes) + slot, items))
+    want = torch.empty_like(pack).scatter_(1, pack * (groups // nodes) + slot, items)
+    assert_same(out.to(torch.int64), want, "group at each place")
     whole, scale = fixed.fixed_point(load, groups // nodes)
     heaviest = torch.zeros(2, nodes, dtype=torch.int64).scatter_add_(1, pack, whole.to(torch.int64)).amax(1)
-    assert torch.equal(result, torch.stack((heaviest, scale[:, 0]), 1))
+    assert_same(result, torch.stack((heaviest, scale[:, 0]), 1), "heaviest load and scale")
 
 
 @triton.jit
 def _place(
-    loads_ptr, labels_ptr, counts_ptr, ints_ptr, longs_ptr, out_ptr, scale_ptr,
-    EXPERTS: tl.constexpr, MARKED: tl.constexpr,
-    NUM: tl.constexpr, NUM_PACKS: tl.constexpr, PAIR_ROUNDS: tl.constexpr, MATCH_ROUNDS: tl.constexpr,
-    PROPOSERS: tl.constexpr, STEPS: tl.constexpr, PARTNERS: tl.constexpr, CANDIDATES: tl.constexpr,
+    loads_ptr, labels_ptr, counts_ptr, ints_ptr, longs_ptr, out_ptr, scale_ptr, MARKED: tl.constexpr,
+    exchange: tl.constexpr, experts: tl.constexpr, shape: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    fixed_ptr = ints_ptr + row * (6 * 64)
-    load_at, label_at, order, height = fixed_ptr + 64, fixed_ptr + 128, fixed_ptr + 192, fixed_ptr + 256
-    spare = fixed_ptr + 320
-    item_at = out_ptr + row * NUM
-    labels = labels_ptr + row * NUM
-    scale = fixed_point(loads_ptr + row * NUM, fixed_ptr, NUM // NUM_PACKS, NUM, 64)
-    tl.store(scale_ptr + row, scale)
-    target = mean_target(fixed_ptr, NUM_PACKS, NUM, 64)
-    fill_blocks(fixed_ptr, labels, item_at, longs_ptr + row * 64, spare, NUM, NUM_PACKS, 64, 32)
-    counts = counts_ptr + row * EXPERTS
-    new_state(fixed_ptr, labels, counts, item_at, load_at, label_at, spare, EXPERTS, 32, NUM, 64, MARKED)
-    refine_pairs(item_at, load_at, label_at, order, height, spare, NUM_PACKS, target, PAIR_ROUNDS, NUM, 32, MARKED)
-    refine_match(
-        item_at, load_at, label_at, order, height, spare, NUM_PACKS, target, MATCH_ROUNDS, PROPOSERS, NUM, 32, 64,
-        MARKED,
-    )  # fmt: skip
+    first = row * shape.num_items
+    ints = ints_ptr + row * (6 * 64)
+    longs = longs_ptr + row * (2 * 64)
+    spare = ints + 320
+    items = Items(loads_ptr + first, labels_ptr + first, out_ptr + first, longs, longs + 64, ints, spare, None)
+    places = Places(items.item_at, ints + 64, ints + 128, ints + 192, ints + 256, spare, longs + 64)
+    replicas = Replicas(None, None, None, counts_ptr + row * experts.num_experts, None, None, spare, None)
+    NUM: tl.constexpr = shape.num_items
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    tl.store(scale_ptr + row, fixed_point(items.loads, items.fixed, NUM // NUM_PACKS, NUM, 64))
+    target = mean_target(items.fixed, NUM_PACKS, NUM, 64)
+    fill_blocks(items, shape)
+    new_state(items, replicas, places, MARKED, experts)
+    refine_pairs(places, target, exchange.pair_rounds, MARKED, shape)
+    refine_match(places, target, exchange.match_rounds, exchange.proposers, exchange.meetings, MARKED, shape)
     refine_doubles(
-        item_at, load_at, label_at, order, height, spare, NUM_PACKS, target, STEPS, PARTNERS, NUM, 32, CANDIDATES,
-        MARKED,
+        places, target, exchange.double_steps, exchange.partners, exchange.candidate_lanes, MARKED, shape
     )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _expected(load: Tensor, labels: Tensor, packs: int, steps: tuple[int, int, i
 
 
 @pytest.mark.parametrize("marked", [False, True])
-@pytest.mark.parametrize("family", ["continuous", "ties", "zeros", "outlier", "denormal"])
+@pytest.mark.parametrize("family", chosen(["continuous", "ties", "zeros", "outlier", "denormal"], "ties", "outlier"))
 @pytest.mark.parametrize(
     ("experts", "replicas", "packs", "steps"),
     [
@@ -187,13 +187,13 @@ def test_from_counts_to_places(
     proposers = min(max(steps[2], packs // 8), packs // 2)
     out = torch.full((rows, replicas), -7, dtype=torch.int32)
     scale = torch.full((rows,), -7, dtype=torch.int64)
-    ints, longs = torch.full((rows, 6 * 64), -7, dtype=torch.int32), torch.full((rows, 64), -7, dtype=torch.int64)
+    ints, longs = torch.full((rows, 6 * 64), -7, dtype=torch.int32), torch.full((rows, 2 * 64), -7, dtype=torch.int64)
+    candidate_lanes = triton.next_power_of_2(max(32, partners * pairs))
     _place[(rows,)](
-        load, labels.to(torch.int32), counts.to(torch.int32), ints, longs, out, scale, EXPERTS=experts, MARKED=marked,
-        NUM=replicas, NUM_PACKS=packs, PAIR_ROUNDS=steps[0],
-        MATCH_ROUNDS=steps[1], PROPOSERS=proposers, STEPS=steps[3], PARTNERS=partners,
-        CANDIDATES=triton.next_power_of_2(max(32, partners * pairs)),
+        load, labels.to(torch.int32), counts.to(torch.int32), ints, longs, out, scale, MARKED=marked,
+        exchange=Exchanging(steps[0], steps[1], proposers, 64, steps[3], partners, candidate_lanes),
+        experts=Replicating(experts, replicas, packs, 32, 64, 64, False), shape=Packing(replicas, packs, 64, 32, 32),
     )  # fmt: skip
     want, want_scale = _expected(load, labels, packs, steps)
-    assert torch.equal(scale, want_scale[:, 0])
-    assert torch.equal(out.to(torch.int64), want)
+    assert_same(scale, want_scale[:, 0], "scale")
+    assert_same(out.to(torch.int64), want, "item at each slot")

@@ -1,6 +1,6 @@
 """Every kernel stage alone, in the interpreter: equal to its twin in the reference, and to the golden stages."""
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eplb_reference import fixup, maps, pack, refine, replicate, replicate_waterfill
 from eplb_triton import POLICIES, Topology
+from eplb_triton.kernels.buffers import Items, Maps, Replicas
 from eplb_triton.kernels.fixup import move_replicas
 from eplb_triton.kernels.maps import physical_maps
 from eplb_triton.kernels.measure import measure_rows
@@ -27,8 +28,11 @@ from eplb_triton.kernels.replicate import (
     simulated_tail,
 )
 from eplb_triton.kernels.replicate_waterfill import list_by_expert, waterfill_counts
+from eplb_triton.kernels.shapes import Moving, Packing, Refining, Replicating
 from eplb_triton.kernels.specs import launch_plan
 from tests.cases import FAMILIES, loads, stage_arrays, stage_groups
+from tests.comparing import assert_each_same, assert_same, assert_same_maps
+from tests.sizes import chosen
 
 PICKS = {
     "dhondt": replicate.pick_dhondt,
@@ -36,49 +40,58 @@ PICKS = {
     "peak_aware": replicate.pick_peak_aware,
     "gated": replicate.pick_gated,
 }
+CHOSEN = chosen(FAMILIES, "continuous", "ties")
 
 
 @triton.jit
 def _pick(
-    weights_ptr,
-    counts_ptr,
-    expert_ptr,
-    rank_ptr,
-    floats_ptr,
-    ints_ptr,
+    given,  # Replicas of all rows; scratch of one
     START: tl.constexpr,
     STOP: tl.constexpr,
     RULE: tl.constexpr,
-    NUM: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+    shape: tl.constexpr,
 ):
     row = tl.program_id(0)
     lane = tl.arange(0, 32)
-    counts = tl.load(counts_ptr + row * NUM + lane, mask=lane < NUM, other=1)
-    weights = weights_ptr + row * NUM
-    expert = expert_ptr + row * STOP
-    rank = rank_ptr + row * STOP
-    offsets = ints_ptr if AT_ONCE else None
+    NUM: tl.constexpr = shape.num_experts
+    counts_ptr = given.counts + row * NUM
+    counts = tl.load(counts_ptr + lane, mask=lane < NUM, other=1)
+    replicas = Replicas(
+        given.loads + row * NUM, given.expert + row * STOP, given.rank + row * STOP, counts_ptr, None, given.average,
+        given.spare, given.keys,
+    )  # fmt: skip
     if RULE == "dhondt":
-        counts = pick_dhondt(weights, counts, expert, rank, START, STOP, offsets, NUM, 32, 64)
+        counts = pick_dhondt(replicas, counts, START, STOP, shape.at_once, shape)
     elif RULE == "sainte_lague":
-        counts = pick_sainte_lague(weights, counts, expert, rank, START, STOP, NUM, 32)
+        counts = pick_sainte_lague(replicas, counts, START, STOP, shape)
     elif RULE == "peak_aware":
-        counts = pick_peak_aware(weights, counts, expert, rank, START, STOP, NUM, 32)
+        counts = pick_peak_aware(replicas, counts, START, STOP, shape)
     else:
-        counts = pick_gated(weights, counts, expert, rank, START, STOP, floats_ptr, NUM, 32)
-    tl.store(counts_ptr + row * NUM + lane, counts, mask=lane < NUM)
+        counts = pick_gated(replicas, counts, START, STOP, shape)
+    tl.store(counts_ptr + lane, counts, mask=lane < NUM)
+
+
+def _replicating(num: int, num_replicas: int, at_once: bool = False) -> Replicating:
+    return Replicating(num, num_replicas, 1, 32, 64, 64, at_once)
+
+
+def _scratch(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.full((size,), torch.nan if dtype.is_floating_point else -7, dtype=dtype)
+
+
+def _replicas(weight: Tensor, counts: Tensor, expert: Tensor | None, rank: Tensor | None) -> Replicas:
+    scratch = _scratch(64, torch.float32), _scratch(64, torch.int32), _scratch(64, torch.int64)
+    return Replicas(weight, expert, rank, counts, None, *scratch)
 
 
 def _picked(rule: str, weight: Tensor, counts: Tensor, start: int, stop: int, at_once: bool) -> tuple[Tensor, ...]:
     rows, num = weight.shape
     got = counts.to(torch.int32), *(torch.full((rows, stop), -7, dtype=torch.int32) for _ in range(2))
-    scratch = torch.full((64,), torch.nan), torch.full((64,), -7, dtype=torch.int32)
-    _pick[(rows,)](weight, *got, *scratch, START=start, STOP=stop, RULE=rule, NUM=num, AT_ONCE=at_once)
+    _pick[(rows,)](_replicas(weight, *got), START=start, STOP=stop, RULE=rule, shape=_replicating(num, stop, at_once))
     return got
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", PICKS)
 def test_picks(rule: str, family: str) -> None:
     for num, start, stop in ((1, 1, 4), (7, 9, 15), (20, 20, 26)):
@@ -89,11 +102,10 @@ def test_picks(rule: str, family: str) -> None:
         expert, rank = torch.full((2, 3, stop), -7)
         got = _picked(rule, weight, counts, start, stop, at_once=False)
         PICKS[rule](weight, counts, expert, rank, start, stop)
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 def test_dhondt_at_once(family: str) -> None:
     for num, stop in ((1, 40), (5, 25), (32, 64), (32, 60)):
         weight = loads(family, num + stop, 3, num)
@@ -101,8 +113,7 @@ def test_dhondt_at_once(family: str) -> None:
         expert, rank = torch.full((2, 3, stop), -7)
         got = _picked("dhondt", weight, counts, num, stop, at_once=True)
         replicate.pick_dhondt(weight, counts, expert, rank, num, stop)
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
 @triton.jit
@@ -126,7 +137,7 @@ def test_fixed_tail(redundant: int) -> None:
     assert _tail("fixed", redundant, torch.zeros(1, 1)) == replicate.fixed_tail(redundant)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", ["dispersion", "simulated"])
 def test_tails_with_a_mean_over_rows(rule: str, family: str) -> None:
     policy = next(policy for policy in POLICIES.values() if policy.counts == rule)
@@ -134,58 +145,53 @@ def test_tails_with_a_mean_over_rows(rule: str, family: str) -> None:
     for experts, replicas, layers in ((1, 6, 2), (12, 18, 3), (6, 32, 17), (24, 25, 2)):
         weight = loads(family, experts, layers, experts)
         plan = launch_plan(Topology(num_replicas=replicas, num_gpus=1), experts, policy)
-        work = plan.workspace(layers, "cpu")
+        scratch = plan.scratch(layers, "cpu")
+        statistics = scratch[plan.scratch_bytes(layers) - 3 * 8 * layers :].view(torch.float64).view(3, layers)
         kernel = plan.kernels[0]
         assert kernel.function is measure_rows
-        kernel.function[plan.grid(layers)](weight, experts, 1, layers, *work, plan.partitions, **kernel.constexprs)
+        kernel.function[plan.grid(layers)](weight, experts, 1, layers, scratch, plan.partitions("cpu"), plan.shape)
         redundant = replicas - experts
-        assert _tail(rule, redundant, work.statistics) == reference(weight, redundant)
+        assert _tail(rule, redundant, statistics) == reference(weight, redundant)
 
 
 @triton.jit
-def _waterfill(weights_ptr, counts_ptr, expert_ptr, rank_ptr, ints_ptr, NUM_REPLICAS: tl.constexpr, NUM: tl.constexpr):
+def _waterfill(given, shape: tl.constexpr):
     row = tl.program_id(0)
     lane = tl.arange(0, 32)
-    counts = waterfill_counts(weights_ptr + row * NUM, NUM_REPLICAS, NUM, 32)
-    tl.store(counts_ptr + row * NUM + lane, counts, mask=lane < NUM)
-    first = row * NUM_REPLICAS
-    list_by_expert(counts, expert_ptr + first, rank_ptr + first, ints_ptr, NUM_REPLICAS, NUM, 32, 64)
+    NUM: tl.constexpr = shape.num_experts
+    first = row * shape.num_replicas
+    replicas = Replicas(
+        given.loads + row * NUM, given.expert + first, given.rank + first, given.counts + row * NUM, None,
+        given.average, given.spare, given.keys,
+    )  # fmt: skip
+    counts = waterfill_counts(replicas, shape)
+    tl.store(replicas.counts + lane, counts, mask=lane < NUM)
+    list_by_expert(counts, replicas, shape)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 def test_waterfill(family: str) -> None:
     for num, replicas in ((1, 5), (6, 6), (7, 28), (20, 36), (32, 50)):
         weight = loads(family, replicas, 2, num)
         got = torch.full((2, num), -7, dtype=torch.int32), *torch.full((2, 2, replicas), -7, dtype=torch.int32)
-        scratch = torch.full((64,), -7, dtype=torch.int32)
-        _waterfill[(2,)](weight, *got, scratch, NUM_REPLICAS=replicas, NUM=num)
+        _waterfill[(2,)](_replicas(weight, *got), shape=_replicating(num, replicas))
         counts = replicate_waterfill.waterfill_counts(weight, replicas)
-        for mine, theirs in zip(got, (counts, *replicate_waterfill.list_by_expert(counts)), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        want = counts, *replicate_waterfill.list_by_expert(counts)
+        assert_each_same(map(Tensor.long, got), want, "counts", "expert", "rank")
 
 
 @triton.jit
-def _move(
-    weights_ptr,
-    counts_ptr,
-    expert_ptr,
-    rank_ptr,
-    MOVES: tl.constexpr,
-    DONORS: tl.constexpr,
-    PEAK: tl.constexpr,
-    TIE: tl.constexpr,
-    NUM: tl.constexpr,
-    NUM_REPLICAS: tl.constexpr,
-):
+def _move(given, rule: tl.constexpr, shape: tl.constexpr):
     row = tl.program_id(0)
     lane = tl.arange(0, 32)
-    counts = tl.load(counts_ptr + row * NUM + lane, mask=lane < NUM, other=0)
-    expert = expert_ptr + row * NUM_REPLICAS if expert_ptr is not None else None
-    rank = rank_ptr + row * NUM_REPLICAS if rank_ptr is not None else None
-    counts = move_replicas(
-        weights_ptr + row * NUM, counts, expert, rank, MOVES, DONORS, PEAK, TIE, NUM, NUM_REPLICAS, 32, 64
-    )
-    tl.store(counts_ptr + row * NUM + lane, counts, mask=lane < NUM)
+    NUM: tl.constexpr = shape.num_experts
+    counts_ptr = given.counts + row * NUM
+    counts = tl.load(counts_ptr + lane, mask=lane < NUM, other=0)
+    expert = given.expert + row * shape.num_replicas if given.expert is not None else None
+    rank = given.rank + row * shape.num_replicas if given.rank is not None else None
+    replicas = Replicas(given.loads + row * NUM, expert, rank, counts_ptr, None, None, None, None)
+    counts = move_replicas(replicas, counts, rule, shape)
+    tl.store(counts_ptr + lane, counts, mask=lane < NUM)
 
 
 @pytest.mark.parametrize("group", stage_groups("fixup"))
@@ -194,19 +200,9 @@ def test_golden_fixups(group: str) -> None:
     states = stage_arrays(group)
     counts = states["counts"].to(torch.int32)
     rows, num = counts.shape
-    _move[(rows,)](
-        states["weight"],
-        counts,
-        None,
-        None,
-        MOVES=int(moves),
-        DONORS=donors,
-        PEAK=peak,
-        TIE=tie,
-        NUM=num,
-        NUM_REPLICAS=0,
-    )
-    assert torch.equal(counts.to(torch.int64), states["after"])
+    rule = Moving(int(moves), donors, peak, tie)
+    _move[(rows,)](_replicas(states["weight"], counts, None, None), rule=rule, shape=_replicating(num, 0))
+    assert_same(counts.to(torch.int64), states["after"], "counts")
 
 
 @pytest.mark.parametrize("tie", ["first", "second_peak", "lexicographic"])
@@ -220,30 +216,34 @@ def test_fixups_of_the_list(peak: str, donors: str, tie: str) -> None:
         weight = torch.randint(0, 60, (12, num), generator=generator).to(torch.float32)
         expert, rank = replicate_waterfill.list_by_expert(counts)
         got = counts.to(torch.int32), expert.to(torch.int32), rank.to(torch.int32)
-        _move[(12,)](weight, *got, MOVES=3, DONORS=donors, PEAK=peak, TIE=tie, NUM=num, NUM_REPLICAS=30)
+        _move[(12,)](_replicas(weight, *got), rule=Moving(3, donors, peak, tie), shape=_replicating(num, 30))
         fixup.move_replicas(weight, counts, expert, rank, 3, donors, peak, tie)  # type: ignore[arg-type]
-        for mine, theirs in zip(got, (counts, expert, rank), strict=True):
-            assert torch.equal(mine.to(torch.int64), theirs)
+        assert_each_same(map(Tensor.long, got), (counts, expert, rank), "counts", "expert", "rank")
 
 
 @triton.jit
-def _pack(
-    loads_ptr,
-    labels_ptr,
-    item_at_ptr,
-    longs_ptr,
-    ints_ptr,
-    NUM: tl.constexpr,
-    NUM_PACKS: tl.constexpr,
-    RULE: tl.constexpr,
-):
-    first = tl.program_id(0) * NUM
+def _pack(given, RULE: tl.constexpr, shape: tl.constexpr):
+    first = tl.program_id(0) * shape.num_items
+    items = Items(
+        given.loads + first,
+        given.labels + first,
+        given.item_at + first,
+        given.sorted,
+        given.keys,
+        None,
+        given.spare,
+        None,
+    )
     if RULE == "spread":
-        pack_spread(
-            loads_ptr + first, labels_ptr + first, item_at_ptr + first, longs_ptr, ints_ptr, NUM, NUM_PACKS, 64, 32
-        )
+        pack_spread(items, shape)
     else:
-        pack_plain(loads_ptr + first, item_at_ptr + first, longs_ptr, NUM, NUM_PACKS, 64, 32, RULE == "rounds")
+        pack_plain(items, shape)
+
+
+def _items(weight: Tensor, labels: Tensor, item_at: Tensor) -> Items:
+    longs, ints = _scratch(128, torch.int64), _scratch(64, torch.int32)
+    doubles = _scratch(64, torch.float64)
+    return Items(weight, labels.to(torch.int32), item_at, longs, _scratch(64, torch.int64), None, ints, doubles)
 
 
 def _item_at(pack_of: Tensor, slot: Tensor, num_packs: int) -> Tensor:
@@ -254,12 +254,12 @@ def _item_at(pack_of: Tensor, slot: Tensor, num_packs: int) -> Tensor:
 def _packed(rule: str, weight: Tensor, labels: Tensor, num_packs: int) -> Tensor:
     rows, num = weight.shape
     got = torch.full((rows, num), -7, dtype=torch.int32)
-    scratch = torch.full((128,), -7), torch.full((64,), -7, dtype=torch.int32)
-    _pack[(rows,)](weight, labels.to(torch.int32), got, *scratch, NUM=num, NUM_PACKS=num_packs, RULE=rule)
+    shape = Packing(num, num_packs, 64, 32, 32, rule == "rounds")
+    _pack[(rows,)](_items(weight, labels, got), RULE=rule, shape=shape)
     return got.to(torch.int64)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", ["plain", "rounds", "spread"])
 def test_pack(rule: str, family: str) -> None:
     generator = torch.Generator().manual_seed(2)
@@ -267,7 +267,7 @@ def test_pack(rule: str, family: str) -> None:
         weight = loads(family, num, 2, num)
         labels = torch.randint(0, 4, weight.shape, generator=generator)
         twin = pack.pack_spread(weight, labels, num_packs) if rule == "spread" else pack.pack_plain(weight, num_packs)
-        assert torch.equal(_packed(rule, weight, labels, num_packs), _item_at(*twin, num_packs))
+        assert_same(_packed(rule, weight, labels, num_packs), _item_at(*twin, num_packs), "item at each slot")
 
 
 @pytest.mark.parametrize("group", stage_groups("spread"))
@@ -275,54 +275,31 @@ def test_golden_spreads(group: str) -> None:
     num_packs = int(group.removeprefix("spread/"))
     states = stage_arrays(group)
     got = _packed("spread", states["weight"], states["labels"], num_packs)
-    assert torch.equal(got, _item_at(states["pack"], states["slot"], num_packs))
+    assert_same(got, _item_at(states["pack"], states["slot"], num_packs), "item at each slot")
 
 
 @triton.jit
-def _refine(
-    loads_ptr,
-    labels_ptr,
-    item_at_ptr,
-    doubles_ptr,
-    RULE: tl.constexpr,
-    STEPS: tl.constexpr,
-    LIGHTS: tl.constexpr,
-    NUM: tl.constexpr,
-    NUM_PACKS: tl.constexpr,
-    GPU_STAGE: tl.constexpr,
-):
-    first = tl.program_id(0) * NUM
-    load = loads_ptr + first
-    item_at = item_at_ptr + first
-    if RULE == "nearest":
-        refine_nearest(load, item_at, NUM_PACKS, STEPS, LIGHTS, NUM, 32)
-    elif RULE == "corner":
+def _refine(given, GPU_STAGE: tl.constexpr, rule: tl.constexpr, shape: tl.constexpr):
+    first = tl.program_id(0) * shape.num_items
+    items = Items(
+        given.loads + first, given.labels + first, given.item_at + first, None, None, None, None, given.pack_loads
+    )
+    if rule.rule == "nearest":
+        refine_nearest(items, rule, shape)
+    elif rule.rule == "corner":
         if GPU_STAGE:
-            steps = corner_gpu_steps(load, item_at, doubles_ptr, NUM_PACKS, STEPS, NUM, 32)
-            refine_corner(load, item_at, doubles_ptr, NUM_PACKS, steps, NUM, 32, 32)
+            refine_corner(items, corner_gpu_steps(items, rule.steps, shape), shape)
         else:
-            refine_corner(load, item_at, doubles_ptr, NUM_PACKS, STEPS, NUM, 32, 32)
+            refine_corner(items, rule.steps, shape)
     else:
-        refine_peak(load, labels_ptr + first, item_at, NUM_PACKS, NUM, 32, 32)
+        refine_peak(items, shape)
 
 
-def _refined(
-    rule: str, steps: int, lights: int, weight: Tensor, labels: Tensor, item_at: Tensor, packs: int, gpu_stage: bool
-) -> Tensor:
+def _refined(rule: Refining, weight: Tensor, labels: Tensor, item_at: Tensor, packs: int, *, gpu_stage: bool) -> Tensor:
     rows, num = weight.shape
     got = item_at.to(torch.int32)
-    _refine[(rows,)](
-        weight,
-        labels.to(torch.int32),
-        got,
-        torch.full((64,), torch.nan, dtype=torch.float64),
-        RULE=rule,
-        STEPS=steps,
-        LIGHTS=lights,
-        NUM=num,
-        NUM_PACKS=packs,
-        GPU_STAGE=gpu_stage,
-    )
+    shape = Packing(num, packs, 64, 32, 32)
+    _refine[(rows,)](_items(weight, labels, got), GPU_STAGE=gpu_stage, rule=rule, shape=shape)
     return got.to(torch.int64)
 
 
@@ -332,11 +309,12 @@ def test_golden_refinements(group: str) -> None:
     states = stage_arrays(group)
     packs = int(num_packs)
     before = _item_at(states["pack"], states["slot"], packs)
-    got = _refined(rule, int(steps), int(lights), states["weight"], states["labels"], before, packs, False)
-    assert torch.equal(got, _item_at(states["pack_after"], states["slot_after"], packs))
+    refining = Refining(rule, int(steps), int(lights))  # type: ignore[arg-type]
+    got = _refined(refining, states["weight"], states["labels"], before, packs, gpu_stage=False)
+    assert_same(got, _item_at(states["pack_after"], states["slot_after"], packs), "item at each slot")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHOSEN)
 @pytest.mark.parametrize("rule", ["nearest", "corner", "peak"])
 def test_refine(rule: str, family: str) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -351,45 +329,22 @@ def test_refine(rule: str, family: str) -> None:
             twin = refine.refine_corner(weight, *state, packs, refine.corner_gpu_steps(weight, *state, packs, 2))
         else:
             twin = refine.refine_peak(weight, labels, *state, packs)
-        got = _refined(rule, 2 if rule == "corner" else 3, 2, weight, labels, _item_at(*state, packs), packs, True)
-        assert torch.equal(got, _item_at(*twin, packs))
+        refining = Refining(rule, 2 if rule == "corner" else 3, 2)  # type: ignore[arg-type]
+        got = _refined(refining, weight, labels, _item_at(*state, packs), packs, gpu_stage=True)
+        assert_same(got, _item_at(*twin, packs), "item at each slot")
 
 
 @triton.jit
-def _maps(
-    item_at_ptr,
-    expert_ptr,
-    rank_ptr,
-    row_counts_ptr,
-    logical_ptr,
-    phy2log_ptr,
-    phyrank_ptr,
-    logcnt_ptr,
-    log2phy_ptr,
-    NUM: tl.constexpr,
-    NUM_REPLICAS: tl.constexpr,
-    MOST: tl.constexpr,
-):
+def _maps(item_at_ptr, given, maps, WIDTH: tl.constexpr, shape: tl.constexpr):
     node = tl.program_id(0)
-    first = node * NUM_REPLICAS
-    physical_maps(
-        item_at_ptr + first,
-        expert_ptr + first,
-        rank_ptr + first,
-        row_counts_ptr + node * NUM,
-        logical_ptr + node * NUM,
-        first,
-        phy2log_ptr,
-        phyrank_ptr,
-        logcnt_ptr,
-        log2phy_ptr,
-        NUM,
-        NUM_REPLICAS,
-        MOST,
-        32,
-        32,
-        16,
-    )
+    NUM: tl.constexpr = shape.num_experts
+    first = node * shape.num_replicas
+    replicas = Replicas(
+        None, given.expert + first, given.rank + first, given.counts + node * NUM, given.logical + node * NUM, None,
+        None, None,
+    )  # fmt: skip
+    of_row = Maps(maps.phy2log, maps.phyrank, maps.logcnt, maps.log2phy, maps.bad + node)
+    physical_maps(item_at_ptr + first, replicas, first, of_row, 16, WIDTH, 16, shape)
 
 
 def test_maps() -> None:
@@ -402,11 +357,20 @@ def test_maps() -> None:
     generator = torch.Generator().manual_seed(4)
     place = torch.stack([torch.randperm(12, generator=generator) for _ in range(2)])
     twin = maps.physical_maps(place // 4, place % 4, logical.gather(1, expert), rank, 14, topology)
-    got = [torch.full(shape, -7) for shape in ((24,), (24,), (14,), (14, 11))]
     given = [tensor.to(torch.int32) for tensor in (_item_at(place // 4, place % 4, 3), expert, rank, counts, logical)]
-    _maps[(2,)](*given, *got, NUM=7, NUM_REPLICAS=12, MOST=11)
-    for mine, theirs in zip(got, twin, strict=False):
-        assert torch.equal(mine, theirs[0])
-    for logical_expert, slots in enumerate(got[3].tolist()):
-        held = [(int(got[1][slot]), slot) for slot in range(24) if got[0][slot] == logical_expert]
-        assert slots == [slot for _, slot in sorted(held)] + [-1] * (11 - len(held))
+    replicas = Replicas(None, given[1], given[2], given[3], given[4], None, None, None)
+    for width in (11, 14, 3):  # as many as can be, more, and fewer than expert 0 has
+        phy2log, phyrank, logcnt, log2phy = (torch.full(shape, -7) for shape in ((24,), (24,), (14,), (14, 16)))
+        got = Maps(phy2log, phyrank, logcnt, log2phy, _bad())
+        _maps[(2,)](given[0], replicas, got, WIDTH=width, shape=_replicating(7, 12))
+        assert_same_maps(got[:3], [layers[0] for layers in twin])
+        for logical_expert, slots in enumerate(got.log2phy.tolist()):
+            held = [(int(got.phyrank[slot]), slot) for slot in range(24) if got.phy2log[slot] == logical_expert]
+            kept = [slot for _, slot in sorted(held)][:width]
+            assert slots == kept + [-1] * (width - len(kept)) + [-7] * (16 - width)
+        assert got.bad.tolist() == ([5, -2] if width == 3 else [5, -1])
+
+
+def _bad() -> Tensor:
+    """A bad load in the first row, none in the second: the expert that has too many replicas is in the second."""
+    return torch.tensor([5, -1], dtype=torch.int32)

@@ -1,37 +1,35 @@
-"""`plan` through the kernels: what reaches them, and what comes back."""
+"""The planner through the kernels: what reaches them, and what comes back."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from eplb_triton import POLICIES, Topology, plan
-from eplb_triton.kernels.launcher import Outputs
-from eplb_triton.kernels.specs import launch_plan
-from eplb_triton.policy import DEFAULT_POLICY
+from eplb_triton import Placement, Planner, Topology, plan
 from tests.cases import loads
+from tests.comparing import assert_same
 
 pytestmark = pytest.mark.other_triton
 
 TOPOLOGY = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)
 LAYERS, EXPERTS = 3, 12
+MAPS = ("phy2log", "phyrank", "logcnt", "log2phy")
 
 
-def outputs(dtype: torch.dtype = torch.int64) -> Outputs:
-    """Poisoned, so that a slot that is not written shows."""
-    shapes = {"phy2log": (16,), "phyrank": (16,), "logcnt": (12,), "log2phy": (12, 5)}
-    maps = {name: torch.full((LAYERS, *shape), -7, dtype=dtype) for name, shape in shapes.items()}
-    return Outputs(**maps, bad=torch.full((LAYERS, 2), -7, dtype=torch.int32))
+def poisoned(placement: Placement) -> Placement:
+    """A slot that is not written shows."""
+    for name in (*MAPS, "bad"):
+        if (tensor := getattr(placement, name)) is not None:
+            tensor.fill_(-7)
+    return placement
 
 
 def test_plan_is_the_reference_plan() -> None:
     weight = loads("continuous", 1, LAYERS, EXPERTS)
-    got, want = (plan(weight, TOPOLOGY, backend=backend) for backend in ("triton", "reference"))
+    got, want = (plan(weight, TOPOLOGY, backend=backend, log2phy=True) for backend in ("triton", "reference"))
     assert got.fingerprint() == want.fingerprint()
-    assert got.log2phy.equal(want.log2phy)
-    assert got.bad is not None
-    assert got.bad.tolist() == [[-1, -1]] * LAYERS
-    assert want.bad is None
+    for name in (*MAPS, "bad"):
+        assert_same(getattr(got, name), getattr(want, name), name)
 
 
 def test_bad_loads_count_as_zero_or_raise() -> None:
@@ -44,28 +42,60 @@ def test_bad_loads_count_as_zero_or_raise() -> None:
     assert 0 in placement.bad[2].tolist()
     cleaned = torch.where((weight >= 0) & (weight <= 2.0**100), weight, 0.0)
     assert placement.fingerprint() == plan(cleaned, TOPOLOGY, backend="reference").fingerprint()
-    with pytest.raises(ValueError, match=r"weight\[1, 7\]=nan must be a finite load of at least 0"):
+    with pytest.raises(ValueError, match=r"loads\[1, 7\] must be a finite load of at least 0"):
+        placement.raise_if_bad()
+    with pytest.raises(ValueError, match=r"loads\[1, 7\]=nan must be a finite load of at least 0"):
         plan(weight, TOPOLOGY, backend="triton", check="sync")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_out_and_workspace_are_filled_in_place(dtype: torch.dtype) -> None:
-    weight = loads("ties", 3, LAYERS, EXPERTS)
-    shape = launch_plan(TOPOLOGY, EXPERTS, POLICIES[DEFAULT_POLICY], dtype=dtype, want_log2phy=True)
-    out, workspace = outputs(dtype), shape.workspace(LAYERS, "cpu")
-    got = plan(weight, TOPOLOGY, backend="triton", out=out, workspace=workspace)
-    want = plan(weight, TOPOLOGY, backend="reference", dtype=dtype)
-    assert got.phy2log is out.phy2log
-    assert got.log2phy is out.log2phy
-    for name in ("phy2log", "phyrank", "logcnt", "log2phy"):
-        assert getattr(out, name).equal(getattr(want, name)), name
+def test_a_planner_fills_what_it_is_given_and_allocates_nothing(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = Planner(TOPOLOGY, LAYERS, EXPERTS, backend="triton", dtype=dtype, log2phy=True)
+    out = poisoned(planner.empty())
+    for seed, family in enumerate(("ties", "continuous")):
+        weight = loads(family, seed, LAYERS, EXPERTS)
+        with monkeypatch.context() as patch:
+            for factory in ("empty", "zeros", "full", "empty_like", "zeros_like", "full_like", "tensor"):
+                patch.setattr(torch, factory, _refuse)
+            assert planner(weight, out=out) is out
+        want = plan(weight, TOPOLOGY, backend="reference", dtype=dtype, log2phy=True)
+        for name in (*MAPS, "bad"):
+            assert_same(getattr(out, name), getattr(want, name), name)
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise AssertionError("a planner allocated after it was made")
+
+
+def test_over_an_engines_tensors() -> None:
+    """log2phy of another width, in rows that lie apart; a width that is too small is told, and the rest is right."""
+    weight = torch.ones(LAYERS, EXPERTS)
+    weight[1, 4] = 1000.0  # three replicas
+    want = plan(weight, TOPOLOGY, "deepseek", backend="reference")
+    for width in (9, 2):
+        room = torch.full((LAYERS, EXPERTS, 16), -7, dtype=torch.int64)
+        planner = Planner(TOPOLOGY, LAYERS, EXPERTS, policy="deepseek", backend="triton", log2phy=width)
+        maps = {"phy2log": torch.zeros(LAYERS, 16, dtype=torch.int64), "logcnt": torch.zeros_like(room[..., 0])}
+        out = planner.over(**maps, log2phy=room[..., :width])
+        planner(weight, out=out)
+        assert_same(maps["phy2log"], want.phy2log, "phy2log")
+        assert_same(room[..., :width], want.slots_of_experts(width), "log2phy")
+        assert set(room[..., width:].flatten().tolist()) == {-7}
+        assert out.bad is not None
+        assert (out.bad == -1).all() == (width >= int(want.logcnt.amax()))
+        assert set(out.bad.flatten().tolist()) <= {-1, -2}
 
 
 def test_refused_out() -> None:
     weight = loads("ties", 4, LAYERS, EXPERTS)
-    with pytest.raises(ValueError, match=r"out.logcnt has shape \(3, 11\), must be \(3, 12\)"):
-        plan(weight, TOPOLOGY, backend="triton", out=outputs()._replace(logcnt=torch.zeros(3, 11, dtype=torch.int64)))
-    with pytest.raises(ValueError, match=r"out\.phyrank has dtype torch\.int32, must be torch\.int64"):
-        plan(weight, TOPOLOGY, backend="triton", out=outputs()._replace(phyrank=outputs(torch.int32).phyrank))
+    planner = Planner(TOPOLOGY, LAYERS, EXPERTS, backend="triton")
+    with pytest.raises(ValueError, match=r"out.logcnt has shape \(3, 8\), must be \(3, 12\)"):
+        planner(weight, out=Placement.empty(TOPOLOGY, 3, 8))
+    with pytest.raises(ValueError, match=r"out is torch.int32 on cpu, must be torch.int64 on cpu"):
+        planner(weight, out=Placement.empty(TOPOLOGY, 3, 12, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"loads is torch.float64 on cpu, must be torch.float32 on cpu"):
+        planner(weight.double())
     with pytest.raises(ValueError, match=r"num_experts=2049 must be at most 2048 for backend 'triton'"):
         plan(torch.ones(1, 2049), Topology(num_replicas=2049, num_gpus=1), backend="triton")

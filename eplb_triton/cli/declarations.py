@@ -1,0 +1,101 @@
+"""The commands: what they take and what `--help` says of them. What they do is imported when one of them runs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from eplb_triton.cli.options import (
+    PLAN_SUFFIXES,
+    backend_option,
+    experts_option,
+    loads_argument,
+    pairing_option,
+    plot_option,
+    policy_option,
+    topology_options,
+    window_option,
+)
+
+plan_argument = click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
+
+
+@click.command("plan", short_help="Plan a placement for recorded loads.")
+@topology_options
+@policy_option
+@window_option("Plan for the most recent W steps (tokens of a trace). Default: all of them, summed.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"Write the plan to FILE, which ends in {', '.join(PLAN_SUFFIXES)}.",
+)
+@click.option(
+    "--log2phy/--no-log2phy",
+    default=True,
+    show_default=True,
+    help="Also write log2phy, which has E (P - E + 1) entries a layer.",
+)
+@pairing_option
+@loads_argument
+@experts_option
+@backend_option
+def plan_command(**arguments: Any) -> None:
+    """Plan a placement for recorded LOADS and say what it gains, and how near it is to the best possible."""
+    _module("planning").plan_loads(**arguments)
+
+
+@click.command("compare", short_help="Every policy on the same recorded loads.")
+@topology_options
+@window_option("Steps (tokens of a trace) of a window. Default: 1 step, 1000 tokens.")
+@plot_option
+@click.option("--per-layer", is_flag=True, help="Also print every policy's gap to the lower bound in every layer.")
+@pairing_option
+@loads_argument
+@experts_option
+@backend_option
+def compare_command(**arguments: Any) -> None:
+    """Plan every window of recorded LOADS with every policy, side by side."""
+    _module("comparing").compare(**arguments)
+
+
+@click.command("score", short_help="Judge a plan by recorded loads.")
+@plan_argument
+@loads_argument
+@window_option("Also score every window of W steps (tokens of a trace).")
+@pairing_option
+def score_command(**arguments: Any) -> None:
+    """Judge the plan in the file PLAN by recorded LOADS."""
+    _module("planning").score(**arguments)
+
+
+@click.command("check", short_help="Check a plan file.")
+@plan_argument
+def check_command(**arguments: Any) -> None:
+    """Check the plan in the file PLAN; exit status 1 and the first fault if it is invalid."""
+    _module("planning").check(**arguments)
+
+
+@click.command("demo", short_help="Every policy on made-up loads; needs no file.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the made-up loads.")
+@backend_option
+@plot_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the made-up loads to FILE, a .npz for the other commands.",
+)
+def demo_command(**arguments: Any) -> None:
+    """Plan made-up loads of a DeepSeek-V3-sized model with every policy; needs no file."""
+    _module("comparing").demo(**arguments)
+
+
+def _module(name: str) -> Any:
+    """A module of this package that imports PyTorch, which takes a second."""
+    return import_module(f"eplb_triton.cli.{name}")

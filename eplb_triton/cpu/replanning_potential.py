@@ -1,0 +1,254 @@
+"""Replanning: what a placement is worth on the samples, kept while single slots change.
+
+Whole numbers below 2^53 are float64 here, which vectors are made of: sums of them are exact in any order. A slot has a
+*position*: those of a node follow each other, its GPUs side by side, so that what they have in slot s is a vector.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from eplb_triton.cpu.arith import Doubles, Ints
+from eplb_triton.cpu.compiled import stage
+from eplb_triton.replans import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
+
+LANES = 4  # samples are filled up with zeros to a multiple
+SHIFT, ONE, LIMIT = np.int64(POWER_BITS), np.int64(1 << POWER_BITS), np.int64(POWER_LIMIT)
+NO_SLOT = np.int64(-1)
+
+
+class State(NamedTuple):
+    """One layer's placement and everything that follows from it; T is a multiple of LANES."""
+
+    samples: Doubles  # [E, T]
+    phy2log: Ints  # [P]
+    counts: Ints  # [E]
+    slots: Ints  # [E], lowest slot of each expert
+    following: Ints  # [P], the next slot of the same expert, or NO_SLOT
+    loads: Doubles  # [T, P], of the replica in each position, in each sample
+    mean: Doubles  # [P], sum of that over the samples
+    square: Doubles  # [P], sum of its squares
+    spread: Doubles  # [P], T^2 times its variance
+    products: Doubles  # [P], inner product of that and the loads of its GPU
+    gpu_loads: Doubles  # [D, T]
+    gpu_mean: Doubles  # [D]
+    gpu_square: Doubles  # [D]
+    gpu_spread: Doubles  # [D], sum of the spreads of its replicas
+    score: Doubles  # [D]
+    power: Ints  # [D], of `potential_of`
+
+
+class Rule(NamedTuple):
+    """How a placement is judged, and the sizes."""
+
+    num_samples: int  # of this layer
+    z: float
+    norm: int
+    num_gpus: int  # of a node
+    num_slots: int  # of a GPU
+
+
+class Potential(NamedTuple):
+    """The state that the gain of a move is measured against."""
+
+    heaviest: int  # GPU of largest score; ties: lowest
+    top: float  # its score
+    sum: int  # F: powers of all GPUs
+    peak: float  # J
+
+
+@stage
+def position(slot: int, rule: Rule) -> int:
+    """Where the arrays of a State have a slot."""
+    gpu, k = slot // rule.num_slots, slot % rule.num_slots
+    node, of_node = gpu // rule.num_gpus, gpu % rule.num_gpus
+    at: int = (node * rule.num_slots + k) * rule.num_gpus + of_node
+    return at
+
+
+@stage
+def new_state(num_experts: int, num_replicas: int, num_gpus: int, most_samples: int) -> State:
+    """Room for the state of a layer."""
+    width = (most_samples + LANES - 1) // LANES * LANES
+    p, d = num_replicas, num_gpus
+    return State(
+        np.zeros((num_experts, width), np.float64),
+        np.empty(p, np.int64),
+        np.empty(num_experts, np.int64),
+        np.empty(num_experts, np.int64),
+        np.empty(p, np.int64),
+        np.empty((width, p), np.float64),
+        np.empty(p, np.float64),
+        np.empty(p, np.float64),
+        np.empty(p, np.float64),
+        np.empty(p, np.float64),
+        np.empty((d, width), np.float64),
+        np.empty(d, np.float64),
+        np.empty(d, np.float64),
+        np.empty(d, np.float64),
+        np.empty(d, np.float64),
+        np.empty(d, np.int64),
+    )
+
+
+@stage
+def sum_product(a: Doubles, b: Doubles) -> float:
+    """Sum of a * b, both a multiple of LANES long."""
+    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+    for t in range(0, a.size, LANES):
+        s0 += a[t] * b[t]
+        s1 += a[t + 1] * b[t + 1]
+        s2 += a[t + 2] * b[t + 2]
+        s3 += a[t + 3] * b[t + 3]
+    total: float = s0 + s1 + s2 + s3
+    return total
+
+
+@stage
+def sum_of(a: Doubles) -> float:
+    """Sum of a, a multiple of LANES long."""
+    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+    for t in range(0, a.size, LANES):
+        s0 += a[t]
+        s1 += a[t + 1]
+        s2 += a[t + 2]
+        s3 += a[t + 3]
+    total: float = s0 + s1 + s2 + s3
+    return total
+
+
+@stage
+def replicas_of(samples: Doubles, count: int, num_samples: int, loads: Doubles) -> tuple[float, float, float]:
+    """Fill `loads` [T] of one of `count` replicas of an expert; their sum, the sum of their squares, the spread."""
+    divisor = np.float64(count)
+    for t in range(loads.size):
+        loads[t] = np.floor(samples[t] / divisor)  # below 2^22: the rounded quotient is never cut to the wrong one
+    mean, square = sum_of(loads), sum_product(loads, loads)
+    return mean, square, num_samples * square - mean * mean
+
+
+@stage
+def state_of(state: State, rule: Rule) -> None:
+    """Fill everything that follows from `samples` and `phy2log`."""
+    state.counts[:] = 0
+    for slot in range(state.phy2log.size):
+        state.counts[state.phy2log[slot]] += 1
+    link_slots(state)
+    loads = np.empty(state.samples.shape[1], np.float64)
+    for expert in range(state.counts.size):
+        set_replicas(state, rule, expert, loads)
+    for gpu in range(state.score.size):
+        gpus_of(state, rule, gpu)
+
+
+@stage
+def link_slots(state: State) -> None:
+    """List the slots of each expert, ascending."""
+    state.slots[:] = NO_SLOT
+    for slot in range(state.phy2log.size - 1, -1, -1):
+        expert = state.phy2log[slot]
+        state.following[slot] = state.slots[expert]
+        state.slots[expert] = slot
+
+
+@stage
+def set_replicas(state: State, rule: Rule, expert: int, loads: Doubles) -> None:
+    """Fill what the replicas of an expert bring to their positions; loads [T]: room."""
+    if state.slots[expert] == NO_SLOT:
+        return
+    mean, square, spread = replicas_of(state.samples[expert], state.counts[expert], rule.num_samples, loads)
+    slot = state.slots[expert]
+    while slot != NO_SLOT:
+        at = position(slot, rule)
+        for t in range(loads.size):
+            state.loads[t, at] = loads[t]
+        state.mean[at], state.square[at], state.spread[at] = mean, square, spread
+        slot = state.following[slot]
+
+
+@stage
+def gpus_of(state: State, rule: Rule, gpu: int) -> None:
+    """Fill what a GPU carries, and the products of its slots."""
+    carried = state.gpu_loads[gpu]
+    first, d = position(gpu * rule.num_slots, rule), rule.num_gpus
+    last = first + rule.num_slots * d
+    for t in range(carried.size):
+        load = 0.0
+        for at in range(first, last, d):
+            load += state.loads[t, at]
+        carried[t] = load
+    spread = 0.0
+    for at in range(first, last, d):
+        spread += state.spread[at]
+        product = 0.0
+        for t in range(carried.size):
+            product += carried[t] * state.loads[t, at]
+        state.products[at] = product
+    state.gpu_mean[gpu], state.gpu_square[gpu] = sum_of(carried), sum_product(carried, carried)
+    state.gpu_spread[gpu] = spread
+    state.score[gpu] = scores(state.gpu_mean[gpu], state.gpu_square[gpu], spread, rule)
+
+
+@stage
+def scores(mean: float, square: float, spread: float, rule: Rule) -> float:
+    """T times (mean + z standard deviations) of a GPU's load, cut: half of the covariance between experts counts."""
+    twice = max(rule.num_samples * square - mean * mean + spread, 0.0)
+    score: float = mean + np.floor(rule.z * np.sqrt(np.floor(twice * 0.5)))
+    return score
+
+
+@stage
+def powers(score: float, top: float, norm: int) -> int:
+    """(score / top)^norm in units of 2^-30; 2^46 for a score above `top`."""
+    if score > top:
+        return int(LIMIT)
+    power: int = (np.int64(score) << SHIFT) // max(np.int64(top), np.int64(1))
+    while norm > 1:
+        power = (power * power) >> SHIFT
+        norm >>= 1
+    return power
+
+
+@stage
+def potential_of(state: State, rule: Rule) -> Potential:
+    """The potential of a state; fill the power of each GPU."""
+    heaviest = 0
+    for gpu in range(state.score.size):
+        heaviest = gpu if state.score[gpu] > state.score[heaviest] else heaviest
+    top = state.score[heaviest]
+    total = np.int64(0)
+    for gpu in range(state.score.size):
+        state.power[gpu] = powers(state.score[gpu], top, rule.norm)
+        total += state.power[gpu]
+    root = np.float64(total) / np.float64(state.score.size << SHIFT)
+    norm = rule.norm
+    while norm > 1:
+        root = np.sqrt(root)
+        norm >>= 1
+    return Potential(heaviest, top, total, top * root)
+
+
+@stage
+def price_of_slot(price: float, num_samples: int, num_gpus: int) -> float:
+    """`price`, a part of the mean GPU load, on the scale of the scores."""
+    units: float = np.float64(num_samples * LOAD_UNITS) / np.float64(num_gpus)
+    return price * units
+
+
+@stage
+def least_gain(price: float, potential: Potential, norm: int) -> int:
+    """How far F must fall a written slot so that J falls by more than `price`."""
+    gain = price * np.float64(norm) * np.float64(potential.sum) / potential.peak
+    if not gain > 1:  # also where nothing has a load
+        return 1
+    floor: int = np.int64(min(gain, MOST_FLOOR))
+    return floor
+
+
+@stage
+def predicted_peak(peak: float, num_samples: int, num_gpus: int) -> float:
+    """J as a multiple of the mean GPU load."""
+    multiple: float = peak * np.float64(num_gpus) / np.float64(num_samples * LOAD_UNITS)
+    return multiple

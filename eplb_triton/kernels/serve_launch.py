@@ -1,0 +1,218 @@
+# mypy: disable-error-code="import-untyped"
+"""What is launched for the kernels of a serving step: shapes, constants, options, scratch. Needs no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from eplb_triton.kernels import serve
+from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
+from eplb_triton.serving.checks import check
+
+IDS = 512  # of a program that counts and sorts them; half as many cost as much again for the places
+HASHED_IDS = 1024  # of one that does not sort
+LANES = 64 if torch.version.hip else 32
+_INTERPRETED = not isinstance(serve.split_layers, triton.runtime.JITFunction)
+
+
+@dataclass(frozen=True)
+class SplitShape:
+    """Sizes of a placement, and padded to powers of two of at least a warp."""
+
+    num_experts: int
+    num_replicas: int
+    num_gpus: int
+    slots: int  # of a GPU
+    experts: int
+    replicas: int
+    gpus: int
+    class_scratch: int  # int32 a layer, of `classify_layers`
+
+
+@lru_cache(maxsize=256)
+def split_shape(num_experts: int, num_replicas: int, num_gpus: int, lanes: int = LANES) -> SplitShape:
+    """The constants of every kernel for one placement."""
+    experts, replicas, gpus = (
+        max(lanes, triton.next_power_of_2(size)) for size in (num_experts, num_replicas, num_gpus)
+    )
+    masks = -(-num_experts // 32) * gpus
+    return SplitShape(
+        num_experts, num_replicas, num_gpus, num_replicas // num_gpus, experts, replicas, gpus, experts + masks
+    )
+
+
+@lru_cache(maxsize=256)
+def spec(
+    name: str,
+    shape: SplitShape,
+    types: tuple[tuple[str, torch.dtype | None], ...],
+    lanes: int = LANES,
+    **constants: int,
+) -> KernelSpec:
+    """A kernel of `serve`, for tensors of these types.
+
+    Args:
+        name: of the kernel.
+        shape: its constants.
+        types: dtype of each tensor argument by name, None for one that is absent.
+        lanes: threads of a warp.
+        constants: the other constants by name.
+    """
+    function: Any = getattr(serve, name)
+    absent = {argument: None for argument, dtype in types if dtype is None}
+    fixed: dict[str, Any] = {"shape": shape, "NUM_EXPERTS": shape.num_experts, **constants, **absent}
+    constexprs = {argument: fixed[argument] for argument in function.arg_names if argument in fixed}
+    pointers = {argument: f"*{TRITON_TYPE[dtype]}" for argument, dtype in types if dtype is not None}
+    signature = {
+        argument: "constexpr" if argument in constexprs else pointers.get(argument, "i32")
+        for argument in function.arg_names
+    }
+    num_warps = _num_warps(name, shape, lanes)
+    return KernelSpec(function, signature, constexprs, num_warps, 128 if lanes == 32 else None)
+
+
+def classify(phy2log: Tensor, num_gpus: int, classes: Tensor) -> None:
+    """Fill `classes` [L, E] int32 on the current stream. Its scratch is allocated: it is no part of a step."""
+    num_layers, num_experts = classes.shape
+    shape = split_shape(num_experts, phy2log.shape[1], num_gpus)
+    scratch = torch.empty(num_layers, shape.class_scratch, dtype=torch.int32, device=phy2log.device)
+    tensors = {"phy2log_ptr": phy2log, "scratch_ptr": scratch, "classes_ptr": classes}
+    _run("classify_layers", num_layers, shape, tensors)
+
+
+def split(
+    phy2log: Tensor,
+    classes: Tensor,
+    counts: Tensor,
+    num_gpus: int,
+    rounds: int,
+    rank: int,
+    quotas: Tensor,
+    offsets: Tensor | None,
+    scratch: Tensor,
+) -> None:
+    """Fill `quotas` [L, P] and, of counts [ranks, L, E], `offsets` [L, E]; checked by the caller."""
+    num_layers, num_experts = classes.shape
+    if counts.dtype not in TRITON_TYPE:
+        counts = counts.to(torch.float32 if counts.is_floating_point() else torch.int64)
+    shape = split_shape(num_experts, phy2log.shape[1], num_gpus)
+    tensors = {
+        "phy2log_ptr": phy2log,
+        "classes_ptr": classes,
+        "counts_ptr": counts,
+        "offsets_ptr": offsets,
+        "scratch_ptr": scratch,
+        "quotas_ptr": quotas,
+    }
+    ranks = counts.shape[0] if counts.dim() == 3 else 1
+    _run("split_layers", num_layers, shape, tensors, num_layers, ranks, rank, rounds)
+
+
+def chunks(num_ids: int) -> int:
+    """Programs that count and sort so many ids."""
+    return -(-num_ids // IDS)
+
+
+def route(
+    topk_ids: Tensor,
+    layer: int,
+    quotas: Tensor,
+    phy2log: Tensor,
+    num_experts: int,
+    num_gpus: int,
+    offsets: Tensor | None,
+    salt: int | Tensor,
+    slots: Tensor,
+    workspace: Tensor | None,
+) -> None:
+    """Fill `slots` [tokens, k]: exact with offsets [L, E], else by a hash; checked by the caller, but for the scratch.
+
+    Raises:
+        ValueError: the workspace is too small or none, or the salt is no int32 tensor of one element.
+    """
+    num_ids, shape = topk_ids.numel(), split_shape(num_experts, phy2log.shape[1], num_gpus)
+    if offsets is None:
+        if isinstance(salt, Tensor):
+            check("salt", salt, (1,), (torch.int32,), topk_ids.device)
+        number = 0 if isinstance(salt, Tensor) else (int(salt) + (1 << 31)) % (1 << 32) - (1 << 31)
+        tensors: dict[str, Tensor | None] = {"topk_ids_ptr": topk_ids, "phy2log_ptr": phy2log, "quotas_ptr": quotas}
+        tensors |= {"salt_ptr": salt if isinstance(salt, Tensor) else None, "slots_ptr": slots}
+        grid = -(-num_ids // HASHED_IDS)
+        _run("route_by_hash", grid, shape, tensors, num_ids, layer, number, IDS=HASHED_IDS, K=topk_ids.shape[1])
+        return
+    if workspace is None:
+        workspace = torch.empty(chunks(num_ids), num_experts, dtype=torch.int32, device=topk_ids.device)
+    elif workspace.shape[0] < chunks(num_ids):
+        raise ValueError(
+            f"workspace has {workspace.shape[0]} rows, must have {chunks(num_ids)} for {num_ids} ids; "
+            "slots_workspace makes one for the most tokens of a step"
+        )
+    check("workspace", workspace, (workspace.shape[0], num_experts), (torch.int32,), topk_ids.device)
+    tensors = {"topk_ids_ptr": topk_ids, "counts_ptr": workspace}
+    _run("count_chunks", chunks(num_ids), shape, tensors, num_ids, IDS=IDS)
+    tensors = {"topk_ids_ptr": topk_ids, "phy2log_ptr": phy2log, "quotas_ptr": quotas, "offsets_ptr": offsets}
+    tensors |= {"counts_ptr": workspace, "slots_ptr": slots}
+    _run("route_exactly", chunks(num_ids), shape, tensors, num_ids, layer, IDS=IDS)
+
+
+def tabulate(phy2log: Tensor, quotas: Tensor, num_gpus: int, table: Tensor) -> None:
+    """Fill `table` [L, E, M]; checked by the caller."""
+    num_layers, num_experts, width = table.shape
+    shape = split_shape(num_experts, phy2log.shape[1], num_gpus)
+    tensors = {"phy2log_ptr": phy2log, "quotas_ptr": quotas, "table_ptr": table}
+    _run("fill_tables", num_layers, shape, tensors, width)
+
+
+def add_ids(topk_ids: Tensor, layer: int, ring: Tensor, position: Tensor, bad: Tensor) -> None:
+    """Count `topk_ids` into `layer` of the ring [n, L, E] at `position`."""
+    shape = split_shape(ring.shape[2], 1, 1)
+    tensors = {"topk_ids_ptr": topk_ids, "ring_ptr": ring, "position_ptr": position, "bad_ptr": bad}
+    grid = -(-topk_ids.numel() // HASHED_IDS)
+    _run("add_ids", grid, shape, tensors, topk_ids.numel(), layer, ring.shape[1], IDS=HASHED_IDS)
+
+
+def add_slots(tokens: Tensor, phy2log: Tensor, ring: Tensor, position: Tensor, bad: Tensor) -> None:
+    """Add tokens of slots [L, P] to the experts of the ring [n, L, E] at `position`."""
+    shape = split_shape(ring.shape[2], phy2log.shape[1], 1)
+    tensors = {"tokens_ptr": tokens, "phy2log_ptr": phy2log, "ring_ptr": ring, "position_ptr": position, "bad_ptr": bad}
+    _run("add_slots", phy2log.shape[0], shape, tensors, ring.shape[1])
+
+
+def _run(
+    name: str,
+    grid: int,
+    shape: SplitShape,
+    tensors: Mapping[str, Tensor | None],
+    *numbers: int,
+    **constants: int,
+) -> None:
+    """Launch a kernel of `serve` on the current stream: its tensors in order, then its integers."""
+    given = list(tensors.values())
+    first = given[0]
+    assert first is not None
+    if not first.is_cuda and not _INTERPRETED:
+        raise ValueError(f"the tensors are on {first.device}, must be on a GPU for backend 'triton'; use .cuda()")
+    if grid == 0:
+        return
+    types = tuple((argument, None if tensor is None else tensor.dtype) for argument, tensor in tensors.items())
+    kernel = spec(name, shape, types, **constants)
+    if first.is_cuda and first.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(first.get_device()):
+            kernel.function[(grid,)](*given, *numbers, **kernel.keywords)
+    else:
+        kernel.function[(grid,)](*given, *numbers, **kernel.keywords)
+
+
+def _num_warps(name: str, shape: SplitShape, lanes: int) -> int:
+    """Slots and experts are wide, GPUs few: with 8 warps the lists before the rounds of DeepSeek-V3 take 3,000 cycles,
+    with 4 they take 4,500. What a small tile of GPUs costs more, every warp doing the same, is nothing."""
+    if name == "classify_layers":
+        return max(1, min(8, shape.gpus // lanes))  # a step for every expert, over GPUs
+    return max(1, min(8 if shape.replicas <= 1024 else 16, max(shape.replicas, shape.experts) // lanes))

@@ -1,0 +1,213 @@
+"""What a kernel is compiled for, as one frozen value of plain fields: Triton's cache knows a kernel by its `repr`.
+
+`num_*` are counts; `*_lanes` are widths of tiles, powers of two of at least a warp and at least the count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import triton
+
+from eplb_triton.partitions import partitions_to_try
+from eplb_triton.policy import Corner, Counts, Exchange, Fixup, GpuPack, GroupPack, Nearest, Paired, Peak, Policy
+from eplb_triton.topology import Topology
+
+ROUNDS_FROM = 32  # GPUs a row from which packing in rounds beats one item a step (cycles from SASS)
+MOST_MEETINGS = 256  # 2 a thread in 4 warps: at 4 a row of 1,024 replicas spills 8 bytes, at 8 it spills 288
+PACKS_PER_PROPOSER = 8  # as in the reference
+AT_ONCE_FROM = 32  # redundant replicas a row from which D'Hondt picks by threshold beat one pick a step
+
+Rule = Literal["none", "nearest", "corner", "peak", "exchange"]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Items of a row into packs of equal size: groups onto nodes, replicas onto GPUs."""
+
+    num_items: int
+    num_packs: int
+    item_lanes: int
+    pack_lanes: int
+    slot_lanes: int
+    in_rounds: bool = False
+
+
+@dataclass(frozen=True)
+class Refining:
+    """Swaps after a packing; of `exchange` its own fields are elsewhere."""
+
+    rule: Rule = "none"
+    steps: int = 0
+    lights: int = 0
+
+
+@dataclass(frozen=True)
+class Partitioning:
+    """The partitions of the groups that are tried, 0 if they are too many, and the match rounds that then follow."""
+
+    ways: int
+    way_lanes: int
+    proposers: int
+    meetings: int
+
+
+@dataclass(frozen=True)
+class Replicating:
+    """Experts of a row to replicas."""
+
+    num_experts: int
+    num_replicas: int
+    num_packs: int
+    expert_lanes: int
+    replica_lanes: int
+    pick_lanes: int
+    at_once: bool
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Fix-up by single replicas."""
+
+    moves: int = 0
+    donors: str = "top"
+    peak: str = "others"
+    tie: str = "first"
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Fix-up where GPUs have two slots."""
+
+    moves: int = 0
+    donors: int = 0
+
+
+@dataclass(frozen=True)
+class Exchanging:
+    """Exchange of replicas; `partners`: the lightest packs that an exchange of two for two tries, 0: none."""
+
+    pair_rounds: int
+    match_rounds: int
+    proposers: int
+    meetings: int
+    double_steps: int
+    partners: int
+    candidate_lanes: int
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A policy, in the order of the stages."""
+
+    group_pack: GroupPack
+    group_refine: Refining
+    counts: Counts
+    moving: Moving
+    pairing: Pairing
+    gpu_pack: GpuPack
+    gpu_refine: Refining
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One row's sizes, its policy, and how its scratch and its maps lie."""
+
+    num_experts: int  # E, of a layer
+    num_replicas: int  # P, of a layer
+    num_nodes: int
+    groups: Packing
+    partition: Partitioning
+    experts: Replicating
+    replicas: Packing
+    exchange: Exchanging
+    policy: Stages
+    log2phy_width: int
+    log2phy_lanes: int
+    scratch: int  # elements of one scratch array of a row
+
+
+def shape_of(topology: Topology, num_experts: int, policy: Policy, log2phy_width: int, lanes: int) -> Shape:
+    """The shape of loads [L, num_experts]; `lanes`: threads of a warp."""
+
+    def padded(size: int) -> int:
+        return max(lanes, int(triton.next_power_of_2(size)))
+
+    def packing(items: int, packs: int, in_rounds: bool) -> Packing:
+        return Packing(items, packs, padded(items), padded(packs), padded(items // packs), in_rounds)
+
+    nodes, gpus = topology.planned_nodes, topology.gpus_per_node
+    groups = packing(topology.planned_groups, nodes, nodes > 32)
+    replicas = packing(topology.replicas_per_node, gpus, gpus >= ROUNDS_FROM)
+    redundant = (topology.num_replicas - num_experts) // nodes
+    fixup = policy.fixup
+    return Shape(
+        num_experts=num_experts,
+        num_replicas=topology.num_replicas,
+        num_nodes=nodes,
+        groups=groups,
+        partition=_partitioning(policy, groups, lanes),
+        experts=Replicating(
+            num_experts // nodes,
+            replicas.num_items,
+            gpus,
+            padded(num_experts // nodes),
+            replicas.item_lanes,
+            padded(redundant),
+            redundant >= AT_ONCE_FROM,
+        ),
+        replicas=replicas,
+        exchange=_exchanging(policy, gpus, topology.slots_per_gpu, lanes),
+        policy=Stages(
+            group_pack=policy.group_pack,
+            group_refine=_refining(policy.group_refine),
+            counts=policy.counts,
+            moving=Moving(fixup.moves, fixup.donors, fixup.peak, fixup.tie) if isinstance(fixup, Fixup) else Moving(),
+            pairing=Pairing(fixup.moves, fixup.donors) if isinstance(fixup, Paired) else Pairing(),
+            gpu_pack=policy.gpu_pack,
+            gpu_refine=_refining(policy.gpu_refine),
+        ),
+        log2phy_width=log2phy_width,
+        log2phy_lanes=int(triton.next_power_of_2(log2phy_width)),
+        scratch=max(replicas.item_lanes, groups.item_lanes) + 64,
+    )
+
+
+def _partitioning(policy: Policy, groups: Packing, lanes: int) -> Partitioning:
+    nodes = groups.num_packs
+    ways = len(partitions_to_try(groups.num_items, nodes)) if policy.group_pack == "partition" else 0
+    proposers = min(max(1, nodes // PACKS_PER_PROPOSER), nodes // 2)
+    return Partitioning(
+        ways, max(lanes, int(triton.next_power_of_2(ways))), proposers, _meetings(proposers, nodes, lanes)
+    )
+
+
+def _exchanging(policy: Policy, gpus: int, slots: int, lanes: int) -> Exchanging:
+    exchange = policy.gpu_refine if isinstance(policy.gpu_refine, Exchange) else Exchange(0, 0)
+    pairs = slots * (slots - 1) // 2
+    proposers = min(max(exchange.proposers, gpus // PACKS_PER_PROPOSER), gpus // 2)
+    partners = min(gpus - 1, exchange.candidates // (pairs * pairs)) if pairs else 0
+    return Exchanging(
+        pair_rounds=exchange.pair_rounds,
+        match_rounds=exchange.match_rounds,
+        proposers=proposers,
+        meetings=_meetings(proposers, gpus, lanes),
+        double_steps=exchange.double_steps,
+        partners=partners,
+        candidate_lanes=max(lanes, int(triton.next_power_of_2(max(1, partners * pairs)))),
+    )
+
+
+def _meetings(proposers: int, packs: int, lanes: int) -> int:
+    """Meetings of a match round valued at once: all, or as many as registers hold, at least those of one proposer."""
+    partners = int(triton.next_power_of_2(packs))
+    all_of_them = partners * int(triton.next_power_of_2(max(1, proposers)))
+    return max(lanes, partners, min(MOST_MEETINGS, all_of_them))
+
+
+def _refining(choice: Nearest | Corner | Peak | Exchange | None) -> Refining:
+    rules: dict[type, Rule] = {Nearest: "nearest", Corner: "corner", Peak: "peak", Exchange: "exchange"}
+    if choice is None:
+        return Refining()
+    return Refining(rules[type(choice)], getattr(choice, "steps", 0), getattr(choice, "lights", 0))
