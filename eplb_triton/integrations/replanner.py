@@ -1,7 +1,7 @@
 """From a framework's question to a map that every rank deploys, or to none: what both adapters share.
 
-Whatever one rank alone may find (a backend that fails, a stop file) is decided together, by `agree`; whatever is decided
-before that follows from arguments that all ranks have alike.
+Whatever one rank alone may find (a backend that fails, a stop file) is decided together, by `agree`; whatever is
+decided before that follows from arguments that all ranks have alike.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor, distributed
 from eplb_triton import Placement, Planner, Topology, __version__
 from eplb_triton.backends import resolve_backend
 from eplb_triton.constants import MAX_LOAD, SPEC_VERSION
+from eplb_triton.integrations.in_force import can_be_kept, can_be_replanned, fitted
 from eplb_triton.integrations.metrics import metrics
 from eplb_triton.integrations.settings import Settings
 from eplb_triton.policy import DEFAULT_POLICY, Policy, resolve_policy
-from eplb_triton.replan_status import FINE
 from eplb_triton.serving.agreement import Verdict, agree
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,9 @@ class Replanner:
         topology = Topology(num_replicas=6, num_gpus=2)
         try:
             for policy in {self.settings.policy.name, DEFAULT_POLICY}:
-                planner = self._planner(resolve_policy(policy), topology, 1, 4, torch.device("cpu"), self._backends()[0])
+                planner = self._planner(
+                    resolve_policy(policy), topology, 1, 4, torch.device("cpu"), self._backends()[0]
+                )
                 first = planner(torch.tensor([[4.0, 3, 2, 1]]))
                 planner(torch.tensor([[1.0, 2, 3, 4]]), previous=first)
         except Exception:  # the first plan tries again, and then the reference
@@ -162,7 +164,7 @@ class Replanner:
     def _by(self, backend: str, loads: Tensor, mean: Tensor, before: Tensor | None, topology: Topology) -> Made:
         policy = self.settings.policy
         num_layers, num_experts = mean.shape
-        if policy.replan and before is not None and not _can_be_replanned(before, num_experts, topology):
+        if policy.replan and before is not None and not can_be_replanned(before, num_experts, topology):
             policy = resolve_policy(DEFAULT_POLICY)  # a placement that no replanner can start from, as groups split
         planner = self._planner(policy, topology, num_layers, num_experts, loads.device, backend, loads)
         previous = None
@@ -233,9 +235,7 @@ class Replanner:
                 logger.exception("%s: the plan has no fingerprint", self.framework)
         return agree(fingerprint, group, stop=stop)
 
-    def _tell_of(
-        self, made: Made, old: Tensor | None, started: float, group: distributed.ProcessGroup | None
-    ) -> None:
+    def _tell_of(self, made: Made, old: Tensor | None, started: float, group: distributed.ProcessGroup | None) -> None:
         """One line on rank 0, and counters; a figure that cannot be had stops nothing."""
         try:
             placement, before, slots = made.placement, None, placement_slots(made.placement)
@@ -273,40 +273,9 @@ class Replanner:
         return answer
 
 
-def can_be_kept(old: Tensor | None, topology: Topology, num_experts: int) -> bool:
-    """Whether a map may stay as it is: of this many slots, every one of them and every expert filled."""
-    if old is None or old.dim() != 2 or old.shape[1] != topology.num_replicas or not old.numel():
-        return False
-    slots = old.to("cpu", torch.int64)
-    if bool(((slots < 0) | (slots >= num_experts)).any()):
-        return False
-    held = torch.zeros(len(slots), num_experts, dtype=torch.bool)
-    return bool(held.scatter_(1, slots, True).all())
-
-
-def fitted(old: Tensor | None, topology: Topology, num_experts: int) -> Tensor | None:
-    """[L, P] int64 on the CPU: the map in force on the GPUs that stay, -1 where one has joined or a slot is empty.
-
-    None where there is none, or where GPUs had another number of slots.
-    """
-    replicas, slots = topology.num_replicas, topology.slots_per_gpu
-    if old is None or old.dim() != 2 or old.shape[1] % slots:
-        return None
-    held = torch.full((len(old), replicas), -1, dtype=torch.int64)
-    width = min(replicas, old.shape[1])
-    held[:, :width] = old[:, :width]
-    return held.masked_fill_((held < 0) | (held >= num_experts), -1)
-
-
 def placement_slots(placement: Placement) -> int:
     """L * P."""
     return placement.phy2log.numel()
-
-
-def _can_be_replanned(before: Tensor, num_experts: int, topology: Topology) -> bool:
-    from eplb_reference.replanning_previous import previous_status  # noqa: PLC0415 - imported when it is needed
-
-    return bool((previous_status(before, num_experts, topology) == FINE).all())
 
 
 def _rank(group: distributed.ProcessGroup | None) -> int:
