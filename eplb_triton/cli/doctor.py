@@ -54,7 +54,10 @@ def _frameworks() -> Iterator[tuple[bool, str]]:
         yield not (on and found is None), f"{name} {version}; {state}"
         if found is not None or on:
             registered = any(point.name == "eplb_triton" for point in entry_points(group=group))
-            yield registered, f"{name}: entry point {'found' if registered else 'not found: install eplb-triton by pip'}"
+            yield (
+                registered,
+                f"{name}: entry point {'found' if registered else 'not found: install eplb-triton by pip'}",
+            )
 
 
 def _settings() -> Iterator[tuple[bool, str]]:

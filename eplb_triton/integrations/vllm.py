@@ -17,9 +17,9 @@ from torch import Tensor, distributed
 
 from eplb_triton import Topology
 from eplb_triton.integrations.history import Windows
+from eplb_triton.integrations.in_force import can_be_kept
 from eplb_triton.integrations.logical_maps import logical_maps
 from eplb_triton.integrations.registering import guarded, refuse_unknown, takes, tell_version
-from eplb_triton.integrations.in_force import can_be_kept
 from eplb_triton.integrations.replanner import Replanner
 from eplb_triton.integrations.settings import Settings
 from eplb_triton.integrations.weighted_maps import WeightedMaps

@@ -310,7 +310,9 @@ class ReplanLaunch:
 
     def empty(self) -> Outputs:
         """Tensors for a call to fill."""
-        found = {name: torch.empty(shape, dtype=dtype, device=self.device) for name, (shape, dtype) in self.shapes.items()}
+        found = {
+            name: torch.empty(shape, dtype=dtype, device=self.device) for name, (shape, dtype) in self.shapes.items()
+        }
         return Outputs(**{"log2phy": None, **found})
 
     def __call__(

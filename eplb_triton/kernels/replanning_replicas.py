@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, LOWEST
-from eplb_triton.kernels.replanning_potential import inverse_of_top, power_or_limit, rows, score
 from eplb_triton.kernels.replanning_moves import NO_GAIN
+from eplb_triton.kernels.replanning_potential import inverse_of_top, power_or_limit, rows, score
 
 
 @triton.jit(noinline=True)
