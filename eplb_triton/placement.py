@@ -214,7 +214,7 @@ class Placement:
         return deployment_order(made.peak_before, made.peak_after, made.written, made.fills)
 
     def split(self, counts: Tensor, rounds: int = 8, backend: str = "auto", out: Tensor | None = None) -> Tensor:
-        """Quotas [L, P] int32: how many of its expert's `counts` [L, E] each slot gets; see `serving.dispatch.split`."""
+        """Quotas [L, P] int32: how many of its expert's `counts` [L, E] a slot gets; see `serving.dispatch.split`."""
         classes = self._classes()
         return dispatch.split(counts, self.phy2log, classes, self.topology, rounds=rounds, backend=backend, out=out)
 
