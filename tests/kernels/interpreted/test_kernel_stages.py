@@ -62,9 +62,9 @@ def _pick(
         given.spare, given.keys,
     )  # fmt: skip
     if RULE == "dhondt":
-        counts = pick_dhondt(replicas, counts, START, STOP, shape.at_once, shape)
+        counts = pick_dhondt(replicas, counts, START, STOP, True, True, shape)
     elif RULE == "sainte_lague":
-        counts = pick_sainte_lague(replicas, counts, START, STOP, shape)
+        counts = pick_sainte_lague(replicas, counts, START, STOP, True, shape)
     elif RULE == "peak_aware":
         counts = pick_peak_aware(replicas, counts, START, STOP, shape)
     else:
@@ -191,7 +191,7 @@ def _move(given, rule: tl.constexpr, shape: tl.constexpr):
     expert = given.expert + row * shape.num_replicas if given.expert is not None else None
     rank = given.rank + row * shape.num_replicas if given.rank is not None else None
     replicas = Replicas(given.loads + row * NUM, expert, rank, counts_ptr, None, None, None, None)
-    counts = move_replicas(replicas, counts, rule, shape)
+    counts = move_replicas(replicas, counts, given.expert is not None, rule, shape)
     tl.store(counts_ptr + lane, counts, mask=lane < NUM)
 
 
@@ -289,7 +289,7 @@ def _refine(given, GPU_STAGE: tl.constexpr, rule: tl.constexpr, shape: tl.conste
         refine_nearest(items, rule, shape)
     elif rule.rule == "corner":
         if GPU_STAGE:
-            refine_corner(items, corner_gpu_steps(items, rule.steps, shape), shape)
+            refine_corner(items, corner_gpu_steps(items, rule, shape), shape)
         else:
             refine_corner(items, rule.steps, shape)
     else:
