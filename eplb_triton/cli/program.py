@@ -13,6 +13,7 @@ import click
 from eplb_triton import __version__
 from eplb_triton.cli import NAME
 from eplb_triton.cli.declarations import check_command, compare_command, demo_command, plan_command, score_command
+from eplb_triton.cli.warming import warm_command
 from eplb_triton.printing import printable
 
 EXIT_STATUS = """\b
@@ -37,7 +38,7 @@ def commands(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (plan_command, compare_command, score_command, check_command, demo_command):
+for command in (plan_command, compare_command, score_command, check_command, demo_command, warm_command):
     commands.add_command(command)
 
 
