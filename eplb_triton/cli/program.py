@@ -20,6 +20,7 @@ from eplb_triton.cli.declarations import (
     plan_command,
     score_command,
 )
+from eplb_triton.cli.warming import warm_command
 from eplb_triton.printing import printable
 
 EXIT_STATUS = """\b
@@ -44,7 +45,15 @@ def commands(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (plan_command, compare_command, score_command, check_command, demo_command, doctor_command):
+for command in (
+    plan_command,
+    compare_command,
+    score_command,
+    check_command,
+    demo_command,
+    doctor_command,
+    warm_command,
+):
     commands.add_command(command)
 
 

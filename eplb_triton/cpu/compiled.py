@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -39,7 +41,7 @@ def runnable(function: Function) -> Function:
     return cast(Function, numba.njit(**EXACT)(cast(Any, function).py_func))
 
 
-def entry_point(function: Function, signature: str, specialised_for: str) -> Function:
+def entry_point(function: Function, signature: str, specialised_for: str, about: str | None = None) -> Function:
     """Compile `function` now, for `signature` only, or load it from Numba's cache on disk.
 
     Numba keys a cached function on the source of its own file alone and would go on using it after a change in
@@ -50,15 +52,37 @@ def entry_point(function: Function, signature: str, specialised_for: str) -> Fun
     Where nothing can be cached (a read-only install and no writable home, a full disk, a damaged file), the
     function is compiled for this process alone. A true compile error shows in the second attempt.
 
+    `about`, "policy balanced, about 8 s", is said when it is really compiled: on stderr at a terminal, else in the log.
+
     Python collects no garbage meanwhile: a compilation makes millions of objects and drops few, and looking through
     all that a process with PyTorch holds was a tenth of its time.
     """
     function.__qualname__ = f"{function.__name__}-{specialised_for}-{source_digest()}"
+    options = {**EXACT, "pipeline_class": _compiler_that_says(about) if about else LeanCompiler}
     with _no_garbage_collection():
         try:
-            return cast(Function, numba.njit(signature, cache=True, pipeline_class=LeanCompiler, **EXACT)(function))
+            return cast(Function, numba.njit(signature, cache=True, **options)(function))
         except Exception:
-            return cast(Function, numba.njit(signature, pipeline_class=LeanCompiler, **EXACT)(function))
+            return cast(Function, numba.njit(signature, **options)(function))
+
+
+def _compiler_that_says(about: str) -> type[LeanCompiler]:
+    left = [f"eplb_triton: compiling {about} of CPU, once for this machine; `eplb-triton warm` does it ahead"]
+
+    class Telling(LeanCompiler):
+        def define_pipelines(self) -> Any:
+            if left:  # the second attempt says nothing
+                _say(left.pop())
+            return super().define_pipelines()
+
+    return Telling
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
+    else:
+        logging.getLogger("eplb_triton").info(line)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from eplb_triton.cpu.fields import (
     REFINE_NONE,
     REFINE_PEAK,
     Fields,
+    name_of,
 )
 from eplb_triton.cpu.fixed import fixed_point, node_target
 from eplb_triton.cpu.fixup import move_replicas
@@ -232,4 +233,6 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
 
     sizes, maps = "int64, int64, int64, int64", "int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[:, ::1]"
     signature = f"void(float32[:, ::1], {sizes}, int64[:, ::1], boolean, boolean, int64, {maps}, int64, int64)"
-    return entry_point(plan_rows, signature, "-".join(map(str, fields)))
+    seconds = 8 if fields.gpu_refine == REFINE_EXCHANGE else 4
+    about = f"{name_of(fields)}, about {seconds} s"
+    return entry_point(plan_rows, signature, "-".join(map(str, fields)), about)

@@ -176,6 +176,39 @@ for stage in stages.values():
     assert run_python(program) == "True\n"
 
 
+def test_a_compilation_is_said_once_and_a_hit_is_not(tmp_path: Path) -> None:
+    """Here, where stderr is no terminal, to the log."""
+    program = f"""
+import logging, sys
+import numba
+numba.config.CACHE_DIR = {str(tmp_path)!r}
+logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s", stream=sys.stdout)
+from eplb_triton import POLICIES
+from eplb_triton.cpu.fields import fields_of
+from eplb_triton.cpu.pipeline import compiled_rows
+compiled_rows(fields_of(POLICIES["deepseek"]))
+"""
+    line = "eplb_triton eplb_triton: compiling policy deepseek, about 4 s of CPU, once for this machine"
+    said = run_python(program).splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(line)
+    assert run_python(program) == ""
+
+
+def test_at_a_terminal_it_is_said_on_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+
+    def thrice(x: int) -> int:
+        return 3 * x
+
+    assert compiled.entry_point(thrice, "int64(int64)", "said", "a test, about 1 s")(4) == 12
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("eplb_triton: compiling a test, about 1 s of CPU") == 1
+
+
 def test_python_cannot_call_a_stage() -> None:
     """It has no machine code of its own: a TypeError, not a crash."""
     with pytest.raises(TypeError, match="is not callable"):
