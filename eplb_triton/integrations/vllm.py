@@ -17,9 +17,9 @@ from torch import Tensor, distributed
 
 from eplb_triton import Topology
 from eplb_triton.integrations.history import Windows
+from eplb_triton.integrations.in_force import can_be_kept
 from eplb_triton.integrations.logical_maps import logical_maps
 from eplb_triton.integrations.registering import guarded, refuse_unknown, takes, tell_version
-from eplb_triton.integrations.in_force import can_be_kept
 from eplb_triton.integrations.replanner import Replanner
 from eplb_triton.integrations.settings import Settings
 from eplb_triton.integrations.weighted_maps import WeightedMaps
@@ -206,6 +206,8 @@ def _register(settings: Settings) -> None:
     TritonEplbPolicy.replanner = Replanner(FRAMEWORK, settings)
     TritonEplbPolicy.weighted = WeightedMaps() if settings.split else None
     TritonEplbPolicy.replanner.warm()
+    if TritonEplbPolicy.weighted is not None:
+        TritonEplbPolicy.weighted.warm()
     state: Any = import_module("vllm.distributed.eplb.eplb_state")
     if takes(getattr(state, "compute_logical_maps", None), ("physical_to_logical_map", "num_logical_experts")):
         _OWN["compute_logical_maps"] = state.compute_logical_maps
