@@ -47,7 +47,7 @@ class WeightedMaps:
                 self._rows.popitem(last=False)
 
     def maps(self, phy2log: Tensor, num_experts: int) -> tuple[Tensor, Tensor] | None:
-        """As `logical_maps`, of width 16 or more; None where a layer is not remembered, or lacks an expert."""
+        """As `maps_of_slots`, of width 16 or more; None where a layer is not remembered, or lacks an expert."""
         from eplb_triton.serving.dispatch import classify, split, table  # noqa: PLC0415 - only who asks for it
 
         slots = phy2log if phy2log.dim() == 2 else phy2log.unsqueeze(0)

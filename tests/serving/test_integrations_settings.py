@@ -12,7 +12,7 @@ pytest.importorskip("click", reason="the command line: pip install -e .[cli]")
 from click.testing import CliRunner
 
 from eplb_triton.cli.program import commands
-from eplb_triton.integrations.metrics import Metrics, metrics
+from eplb_triton.integrations.metrics import Metrics, prometheus
 from eplb_triton.integrations.settings import enabled, read_settings
 
 
@@ -73,9 +73,9 @@ def test_counters_where_there_is_a_client(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_no_counters_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    metrics.cache_clear()
-    assert metrics() is None
-    metrics.cache_clear()
+    prometheus.cache_clear()
+    assert prometheus() is None
+    prometheus.cache_clear()
 
 
 def doctor(monkeypatch: pytest.MonkeyPatch, **variables: str) -> tuple[int, str]:
