@@ -41,6 +41,7 @@ PICKS = {
     "gated": replicate.pick_gated,
 }
 CHOSEN = chosen(FAMILIES, "continuous", "ties")
+REFINEMENTS = stage_groups("refine")
 
 
 @triton.jit
@@ -61,9 +62,9 @@ def _pick(
         given.spare, given.keys,
     )  # fmt: skip
     if RULE == "dhondt":
-        counts = pick_dhondt(replicas, counts, START, STOP, shape.at_once, shape)
+        counts = pick_dhondt(replicas, counts, START, STOP, True, True, shape)
     elif RULE == "sainte_lague":
-        counts = pick_sainte_lague(replicas, counts, START, STOP, shape)
+        counts = pick_sainte_lague(replicas, counts, START, STOP, True, shape)
     elif RULE == "peak_aware":
         counts = pick_peak_aware(replicas, counts, START, STOP, shape)
     else:
@@ -190,7 +191,7 @@ def _move(given, rule: tl.constexpr, shape: tl.constexpr):
     expert = given.expert + row * shape.num_replicas if given.expert is not None else None
     rank = given.rank + row * shape.num_replicas if given.rank is not None else None
     replicas = Replicas(given.loads + row * NUM, expert, rank, counts_ptr, None, None, None, None)
-    counts = move_replicas(replicas, counts, rule, shape)
+    counts = move_replicas(replicas, counts, given.expert is not None, rule, shape)
     tl.store(counts_ptr + lane, counts, mask=lane < NUM)
 
 
@@ -206,7 +207,7 @@ def test_golden_fixups(group: str) -> None:
 
 
 @pytest.mark.parametrize("tie", ["first", "second_peak", "lexicographic"])
-@pytest.mark.parametrize("donors", ["top", "replicated"])
+@pytest.mark.parametrize("donors", chosen(["top", "replicated"], "replicated"))
 @pytest.mark.parametrize("peak", ["second", "others", "exact"])
 def test_fixups_of_the_list(peak: str, donors: str, tie: str) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -270,7 +271,7 @@ def test_pack(rule: str, family: str) -> None:
         assert_same(_packed(rule, weight, labels, num_packs), _item_at(*twin, num_packs), "item at each slot")
 
 
-@pytest.mark.parametrize("group", stage_groups("spread"))
+@pytest.mark.parametrize("group", chosen(stage_groups("spread"), "spread/4"))
 def test_golden_spreads(group: str) -> None:
     num_packs = int(group.removeprefix("spread/"))
     states = stage_arrays(group)
@@ -288,7 +289,7 @@ def _refine(given, GPU_STAGE: tl.constexpr, rule: tl.constexpr, shape: tl.conste
         refine_nearest(items, rule, shape)
     elif rule.rule == "corner":
         if GPU_STAGE:
-            refine_corner(items, corner_gpu_steps(items, rule.steps, shape), shape)
+            refine_corner(items, corner_gpu_steps(items, rule, shape), shape)
         else:
             refine_corner(items, rule.steps, shape)
     else:
@@ -303,7 +304,7 @@ def _refined(rule: Refining, weight: Tensor, labels: Tensor, item_at: Tensor, pa
     return got.to(torch.int64)
 
 
-@pytest.mark.parametrize("group", stage_groups("refine"))
+@pytest.mark.parametrize("group", chosen(REFINEMENTS, *(group for group in REFINEMENTS if "refine/3 " in group)))
 def test_golden_refinements(group: str) -> None:
     num_packs, rule, steps, lights = [*group.removeprefix("refine/").split(" "), "0", "0"][:4]
     states = stage_arrays(group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.fourth.arith import EPS, Floats, largest, mean, smallest, total
+from tests.stages.fourth.arith import EPS, Floats, largest, mean, smallest, total
 
 Packs = list[list[int]]
 """The items of each pack, in slot order."""

@@ -1,4 +1,4 @@
-"""docs/spec.md suffices: what tests/fourth makes of it alone is what was recorded, and what the reference plans.
+"""docs/spec.md suffices: what tests/stages/fourth makes of it alone is what was recorded, and what the reference plans.
 
 The reference is asked only where nothing is recorded: policies with `capped` counts, and mixes of stages.
 """
@@ -29,8 +29,8 @@ from tests.cases import (
     stage_groups,
     unordered,
 )
-from tests.fourth import counts, packing, plan_layers, replanning, splitting
-from tests.fourth.arith import Ints
+from tests.stages.fourth import counts, packing, plan_layers, replanning, splitting
+from tests.stages.fourth.arith import Ints
 
 Arrays = dict[str, NDArray[np.int64]]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +35,9 @@ pytest.importorskip("eplb_triton.cpu", reason="needs the extra: pip install 'epl
 import llvmlite.binding  # type: ignore[import-untyped]
 import numba
 
-from eplb_triton.cpu import compiled, fields, pipeline
+from eplb_triton.cpu import arith, compiled, fields, pipeline
 from eplb_triton.cpu.fields import COUNTS_DISPERSION, COUNTS_SIMULATED, fields_of
+from eplb_triton.cpu.linking import LeanCompiler
 
 PACKAGE = Path(compiled.__file__).parent
 
@@ -50,7 +51,7 @@ INEXACT_ASM = re.compile(
 
 def generated(entry: Any) -> tuple[str, str]:
     """LLVM IR after optimisation and assembly of an entry point; Numba's cache holds neither, so compiled anew."""
-    anew = numba.njit(entry.nopython_signatures[0], **compiled.EXACT)(entry.py_func)
+    anew = numba.njit(entry.nopython_signatures[0], pipeline_class=LeanCompiler, **compiled.EXACT)(entry.py_func)
     (ir,), (asm,) = anew.inspect_llvm().values(), anew.inspect_asm().values()
     return ir, asm
 
@@ -151,6 +152,50 @@ for times in map(int, sys.argv[1:]):
 """
 
 
+def test_stages_are_compiled_once_and_only_as_parts(tmp_path: Path) -> None:
+    """A literal argument, say, would compile one twice; a library of its own would be optimised for itself."""
+    program = f"""
+import sys
+import numba
+numba.config.CACHE_DIR = {str(tmp_path)!r}
+from eplb_triton import POLICIES
+from eplb_triton.cpu.fields import fields_of
+from eplb_triton.cpu.linking import Part
+from eplb_triton.cpu.pipeline import compiled_rows
+compiled_rows(fields_of(POLICIES["balanced"]))
+stages = dict(
+    (id(value), value)
+    for name, module in list(sys.modules.items()) if name.startswith("eplb_triton.cpu.")
+    for value in vars(module).values() if isinstance(value, numba.core.dispatcher.Dispatcher) and value.overloads
+)
+print(len(stages) > 40)
+for stage in stages.values():
+    if [type(compiled.library) for compiled in stage.overloads.values()] != [Part]:
+        print(stage, list(stage.overloads))
+"""
+    assert run_python(program) == "True\n"
+
+
+def test_python_cannot_call_a_stage() -> None:
+    """It has no machine code of its own: a TypeError, not a crash."""
+    with pytest.raises(TypeError, match="is not callable"):
+        arith.ordered_sum(np.ones(3, np.float32))
+    assert compiled.runnable(arith.ordered_sum)(np.ones(3, np.float32)) == 3.0
+
+
+def test_garbage_is_collected_again_after_a_compilation() -> None:
+    def twice(x: int) -> int:
+        return 2 * x
+
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            assert compiled.entry_point(twice, "int64(int64)", "test")(4) == 8
+            assert gc.isenabled() == enabled
+        finally:
+            gc.enable()
+
+
 class TwoFiles:
     """A package of a cached function and one that it calls in another file, compiled as this package is."""
 
@@ -158,7 +203,9 @@ class TwoFiles:
         self.package = folder / "twofiles"
         self.cache = folder / "cache"
         self.package.mkdir()
-        shutil.copy(compiled.__file__, self.package)
+        for name in ("compiled.py", "linking.py"):
+            text = (PACKAGE / name).read_text().replace("eplb_triton.cpu", "twofiles")
+            (self.package / name).write_text(text)
         (self.package / "__init__.py").touch()
         (self.package / "callee.py").write_text(CALLEE)
         (self.package / "caller.py").write_text(CALLER)
@@ -243,12 +290,13 @@ def test_every_choice_of_a_policy_is_compiled_or_refused() -> None:
     """A field or a value that is new in policy.py must come here, too: else it would silently be left out."""
     assert [field.name for field in dataclasses.fields(Policy)] == [
         "name",
-        "tail",
-        "fixup",
+        "group_pack",
         "group_refine",
+        "counts",
+        "fixup",
         "gpu_pack",
         "gpu_refine",
-        "group_pack",
+        "replan",  # of cpu/replanning.py, which has a test of its own
     ]
     assert [field.name for field in dataclasses.fields(Paired)] == ["moves", "donors"]
     assert [field.name for field in dataclasses.fields(Exchange)] == [

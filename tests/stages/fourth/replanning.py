@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.fourth import counts
-from tests.fourth.arith import Ints, fixed_point
-from tests.fourth.packing import pack_blocks
-from tests.fourth.pipeline import partition
+from tests.stages.fourth import counts
+from tests.stages.fourth.arith import Ints, fixed_point
+from tests.stages.fourth.packing import pack_blocks
+from tests.stages.fourth.pipeline import partition
 
 WINDOW, SAMPLES, W, MOVES, FRESH_MOVES = 4096, 32, 1 << 20, 64, 128
 Swap = tuple[int, int, int, int]

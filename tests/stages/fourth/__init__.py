@@ -3,6 +3,6 @@
 It shares no code with the other backends. Whatever it cannot do from the text is a fault of the text.
 """
 
-from tests.fourth.pipeline import plan_layers
+from tests.stages.fourth.pipeline import plan_layers
 
 __all__ = ["plan_layers"]

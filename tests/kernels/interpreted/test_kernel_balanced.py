@@ -107,7 +107,7 @@ def test_pack_partition(family: str, groups: int, nodes: int) -> None:
     lanes = triton.next_power_of_2(max(32, ways))
     _partition[(2,)](
         load, out, table.flatten(), ints, torch.full((104,), -7), result, shape=Packing(groups, nodes, 32, 32, 32),
-        partition=Partitioning(ways, lanes, 1 if nodes > 1 else 0, 32),
+        partition=Partitioning(ways, lanes, Exchanging(0, 4 * groups, 1 if nodes > 1 else 0, 32, 0, 0, 32)),
     )  # fmt: skip
     pack, slot = groups_partition.pack_partition(load, nodes)
     items = torch.arange(groups).expand_as(pack)
@@ -131,17 +131,13 @@ def _place(
     items = Items(loads_ptr + first, labels_ptr + first, out_ptr + first, longs, longs + 64, ints, spare, None)
     places = Places(items.item_at, ints + 64, ints + 128, ints + 192, ints + 256, spare, longs + 64)
     replicas = Replicas(None, None, None, counts_ptr + row * experts.num_experts, None, None, spare, None)
-    NUM: tl.constexpr = shape.num_items
-    NUM_PACKS: tl.constexpr = shape.num_packs
-    tl.store(scale_ptr + row, fixed_point(items.loads, items.fixed, NUM // NUM_PACKS, NUM, 64))
-    target = mean_target(items.fixed, NUM_PACKS, NUM, 64)
+    tl.store(scale_ptr + row, fixed_point(items.loads, items.fixed, shape))
+    target = mean_target(items.fixed, shape)
     fill_blocks(items, shape)
     new_state(items, replicas, places, MARKED, experts)
-    refine_pairs(places, target, exchange.pair_rounds, MARKED, shape)
-    refine_match(places, target, exchange.match_rounds, exchange.proposers, exchange.meetings, MARKED, shape)
-    refine_doubles(
-        places, target, exchange.double_steps, exchange.partners, exchange.candidate_lanes, MARKED, shape
-    )  # fmt: skip
+    refine_pairs(places, target, exchange, MARKED, shape)
+    refine_match(places, target, exchange, MARKED, shape)
+    refine_doubles(places, target, exchange, MARKED, shape)
 
 
 def _expected(load: Tensor, labels: Tensor, packs: int, steps: tuple[int, int, int, int, int]) -> tuple[Tensor, Tensor]:
@@ -158,7 +154,7 @@ def _expected(load: Tensor, labels: Tensor, packs: int, steps: tuple[int, int, i
 
 
 @pytest.mark.parametrize("marked", [False, True])
-@pytest.mark.parametrize("family", chosen(["continuous", "ties", "zeros", "outlier", "denormal"], "ties", "outlier"))
+@pytest.mark.parametrize("family", chosen(["continuous", "ties", "zeros", "outlier", "denormal"], "ties"))
 @pytest.mark.parametrize(
     ("experts", "replicas", "packs", "steps"),
     [

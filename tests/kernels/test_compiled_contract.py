@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_I
 
 BY_NAME = {case.name: case for case in CASES}
 V3 = ("v3-hierarchical", "v3-global")
-LARGE = ("512-to-1024", "1024-to-2048", "kimi-k2")
+LARGE = ("v3-144-gpus", "512-to-1024", "1024-to-2048", "kimi-k2")
 
 
 def _combinations() -> Iterator[ParameterSet]:

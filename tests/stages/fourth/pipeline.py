@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, Policy
-from tests.fourth import counts, packing
-from tests.fourth.arith import Floats, Ints, divide, fixed_point, total
-from tests.fourth.exchange import match_rounds, refine_exchange
+from tests.stages.fourth import counts, packing
+from tests.stages.fourth.arith import Floats, Ints, divide, fixed_point, total
+from tests.stages.fourth.exchange import match_rounds, refine_exchange
 
 
 def plan_layers(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from eplb_triton.policy import Fixup, Paired
-from tests.fourth.arith import EPS, EPS32, Floats, Ints, divide, largest, mean, smallest, total
+from tests.stages.fourth.arith import EPS, EPS32, Floats, Ints, divide, largest, mean, smallest, total
 
 Replicas = list[tuple[int, int]]
 """The replica list: (expert, rank)."""

@@ -22,34 +22,37 @@ from tests.comparing import assert_each_same, assert_same
 
 pytest.importorskip("eplb_triton.cpu", reason="needs the extra: pip install 'eplb-triton[cpu]'", exc_type=ImportError)
 
-from eplb_triton.cpu import fixup, pack, refine, replicate, replicate_waterfill
-from eplb_triton.cpu.arith import Floats, Ints, descending_order, new_work
-from eplb_triton.cpu.tournament import new_trees
+from eplb_triton.cpu import arith, fixup, pack, refine, replicate, replicate_waterfill, tournament
+from eplb_triton.cpu.arith import Floats, Ints
+from eplb_triton.cpu.compiled import runnable
+
+new_work, new_trees = runnable(arith.new_work), runnable(tournament.new_trees)
+descending_order = runnable(arith.descending_order)
 
 NO_LIST = np.empty(0, np.int64)
 
 
 def move(weights: Floats, counts: Ints, expert: Ints, rank: Ints, moves: int, donors: str, peak: str, tie: str) -> None:
     fields = get_args(Donors).index(donors), get_args(PeakEstimate).index(peak), get_args(Tie).index(tie)
-    fixup.move_replicas(weights, counts, expert, rank, moves, *fields, np.empty_like(weights))
+    runnable(fixup.move_replicas)(weights, counts, expert, rank, moves, *fields, np.empty_like(weights))
 
 
 def refined(rule: str, weights: Floats, labels: Ints, pack_of: Ints, slot_of: Ints, num_packs: int, *n: int) -> None:
     """Refine pack_of and slot_of in place."""
     work, totals = new_work(weights.size, num_packs), np.empty(num_packs)
     if rule == "nearest":
-        refine.refine_nearest(weights, pack_of, slot_of, num_packs, n[0], n[1], work, totals)
+        runnable(refine.refine_nearest)(weights, pack_of, slot_of, num_packs, n[0], n[1], work, totals)
     elif rule == "corner":
-        refine.refine_corner(weights, pack_of, slot_of, num_packs, n[0], work, totals)
+        runnable(refine.refine_corner)(weights, pack_of, slot_of, num_packs, n[0], work, totals)
     else:
-        refine.refine_peak(weights, labels, pack_of, slot_of, num_packs, work, totals)
+        runnable(refine.refine_peak)(weights, labels, pack_of, slot_of, num_packs, work, totals)
 
 
 def spread(weights: Floats, labels: Ints, num_packs: int) -> tuple[Ints, Ints]:
     pack_of, slot_of = np.empty(weights.size, np.int64), np.empty(weights.size, np.int64)
     held = np.zeros((int(labels.max()) + 1, num_packs), np.int64)
     room = new_work(weights.size, num_packs), new_trees(1, num_packs)[0], held, np.empty(num_packs, np.float32)
-    pack.pack_spread(weights, labels, num_packs, pack_of, slot_of, *room)
+    runnable(pack.pack_spread)(weights, labels, num_packs, pack_of, slot_of, *room)
     assert not held.any()
     return pack_of, slot_of
 
@@ -99,7 +102,7 @@ def test_picks_from_any_counts(rule: str, experts: int) -> None:
         ours = [tensor.numpy().copy() for tensor in (weights, counts, expert, rank)]
         getattr(eplb_reference.replicate, rule)(weights, counts, expert, rank, 3, 11)
         for row in range(20):
-            getattr(replicate, rule)(*(array[row] for array in ours), 3, 11, new_trees(3, experts))
+            runnable(getattr(replicate, rule))(*(array[row] for array in ours), 3, 11, new_trees(3, experts))
         assert_each_same(ours, (weights, counts, expert, rank), "weights", "counts", "expert", "rank")
 
 
@@ -110,7 +113,7 @@ def test_tails_over_rows(rule: str, experts: int) -> None:
     for weights, _ in states(experts, seed=11):
         for rows in (weights[:1], weights[:2], weights):
             for num_redundant in (1, 2, 5, 10, 11, 25, 64):
-                length = getattr(replicate, rule)(rows.numpy(), num_redundant)
+                length = runnable(getattr(replicate, rule))(rows.numpy(), num_redundant)
                 assert length == getattr(eplb_reference.replicate, rule)(rows, num_redundant)
                 lengths.add(int(length))
     assert len(lengths) >= 3
@@ -124,9 +127,11 @@ def test_waterfill_and_its_list(experts: int) -> None:
             want_list = eplb_reference.replicate_waterfill.list_by_expert(want)
             for row in range(20):
                 counts, expert, rank = (np.empty(n, np.int64) for n in (experts, num_replicas, num_replicas))
-                replicate_waterfill.waterfill_counts(weights[row].numpy(), num_replicas, counts, new_trees(3, experts))
+                runnable(replicate_waterfill.waterfill_counts)(
+                    weights[row].numpy(), num_replicas, counts, new_trees(3, experts)
+                )
                 assert_same(counts, want[row], f"counts of row {row}")
-                replicate_waterfill.list_by_expert(counts, expert, rank)
+                runnable(replicate_waterfill.list_by_expert)(counts, expert, rank)
                 assert_each_same([expert, rank], [column[row] for column in want_list], "expert", "rank")
 
 
@@ -168,7 +173,7 @@ def test_packs_of_any_items(num_packs: int, capacity: int) -> None:
         for row in range(12):
             pack_of, slot_of = np.empty(n, np.int64), np.empty(n, np.int64)
             room = new_work(n, num_packs), new_trees(1, num_packs)[0]
-            pack.pack_plain(weights[row].numpy(), num_packs, pack_of, slot_of, *room)
+            runnable(pack.pack_plain)(weights[row].numpy(), num_packs, pack_of, slot_of, *room)
             assert_each_same([pack_of, slot_of], [tensor[row] for tensor in plain], "packs", "slots")
             got = spread(weights[row].numpy(), labels[row].numpy(), num_packs)
             assert_each_same(got, [tensor[row] for tensor in spreads], "packs", "slots")
@@ -205,7 +210,7 @@ def test_one_more_corner_step_where_the_gpus_are_uneven() -> None:
         want = eplb_reference.refine.corner_gpu_steps(weights, place // 3, place % 3, 4, 2)
         for row in range(30):
             state = weights[row].numpy(), (place // 3)[row].numpy(), (place % 3)[row].numpy(), 4, 2
-            steps = refine.corner_gpu_steps(*state, new_work(12, 4), np.empty(4))
+            steps = runnable(refine.corner_gpu_steps)(*state, new_work(12, 4), np.empty(4))
             assert steps == int(want.expand(30)[row] if want.numel() == 1 else want.view(30)[row])
             given.add(int(steps))
     assert given == {2, 3}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.fourth.arith import Ints
+from tests.stages.fourth.arith import Ints
 
 MASK = (1 << 32) - 1
 

@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.full
 def test_a_result_says_where_it_comes_from(folder: Path) -> None:
     found = json.loads((folder / "cases.json").read_text())
     environment = found["environment"]
@@ -41,6 +42,7 @@ def test_a_result_says_where_it_comes_from(folder: Path) -> None:
     assert len(row["moved_slots"]) == 2
 
 
+@pytest.mark.full
 def test_the_report_has_tables_pictures_and_their_source(folder: Path) -> None:
     text = (folder / "REPORT.md").read_text()
     assert "balancedness = mean GPU load summed over layers" in text.replace("Balancedness", "balancedness")
@@ -50,6 +52,7 @@ def test_the_report_has_tables_pictures_and_their_source(folder: Path) -> None:
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.full
 def test_blocks_are_filled_once_and_again(folder: Path) -> None:
     found = results.load(folder)
     empty = "a\n<!-- bench:times -->\n<!-- /bench:times -->\nb\n<!-- bench:scale -->\nkept\n<!-- /bench:scale -->\n"
@@ -67,6 +70,7 @@ def test_a_straight_line_is_found_and_its_largest_error() -> None:
     assert int(bent.split("within ")[1].rstrip("%")) > 30
 
 
+@pytest.mark.full
 def test_a_picture_is_linked_from_where_the_document_stands(folder: Path) -> None:
     block = "<!-- bench:time.png -->\n<!-- /bench:time.png -->"
     linked = report.fill(block, results.load(folder), folder.parent / "docs" / "page.md")

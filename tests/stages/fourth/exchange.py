@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 from eplb_triton.policy import Exchange
-from tests.fourth.packing import Packs
+from tests.stages.fourth.packing import Packs
 
 Move = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
 """Value, heavier pack, lighter pack, slots of each."""
