@@ -103,7 +103,7 @@ def doctor_command(context: click.Context) -> None:
 
     Exit status 1 if something that is enabled would not work.
     """
-    context.exit(_module("doctor").doctor())
+    context.exit(_module("doctor").examine())
 
 
 def _module(name: str) -> Any:

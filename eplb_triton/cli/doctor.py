@@ -21,7 +21,7 @@ GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}
 PACKAGES = ("torch", "triton", "numba", "numpy", "scipy", "prometheus_client")
 
 
-def doctor() -> int:
+def examine() -> int:
     """Print the findings, a line each; 1 if what is enabled here would not work."""
     faults = 0
     for good, line in (*_packages(), *_frameworks(), *_settings(), *_planning()):
@@ -56,7 +56,7 @@ def _frameworks() -> Iterator[tuple[bool, str]]:
             registered = any(point.name == "eplb_triton" for point in entry_points(group=group))
             yield (
                 registered,
-                f"{name}: entry point {'found' if registered else 'not found: install eplb-triton by pip'}",
+                f"{name}: entry point {'found' if registered else 'missing: install eplb-triton by pip'}",
             )
 
 

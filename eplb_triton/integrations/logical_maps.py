@@ -10,7 +10,7 @@ TABLE_WIDTH = 16
 """Entries of an expert in a table that repeats slots by weight: shares in sixteenths."""
 
 
-def logical_maps(physical_to_logical_map: Tensor, num_logical_experts: int) -> tuple[Tensor, Tensor]:
+def maps_of_slots(physical_to_logical_map: Tensor, num_logical_experts: int) -> tuple[Tensor, Tensor]:
     """Slots and numbers of replicas of every expert.
 
     Args:

@@ -41,7 +41,7 @@ class Metrics:
 
 
 @cache
-def metrics() -> Any:
+def prometheus() -> Any:
     """The counters of this process, or None where there is no client, or it already has counters of these names."""
     try:
         return Metrics()

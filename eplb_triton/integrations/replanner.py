@@ -20,7 +20,7 @@ from eplb_triton import Placement, Planner, Topology, __version__
 from eplb_triton.backends import resolve_backend
 from eplb_triton.constants import MAX_LOAD, SPEC_VERSION
 from eplb_triton.integrations.in_force import can_be_kept, can_be_replanned, fitted
-from eplb_triton.integrations.metrics import metrics
+from eplb_triton.integrations.metrics import prometheus
 from eplb_triton.integrations.settings import Settings
 from eplb_triton.policy import DEFAULT_POLICY, Policy, resolve_policy
 from eplb_triton.serving.agreement import Verdict, agree
@@ -107,7 +107,7 @@ class Replanner:
             return self._end(Answer(None, "stopped"), started)
         if not verdict.agreed or made is None:
             logger.error("rank %d: %s; %s", _rank(group), verdict.reason, _what_instead(kept))
-            if (counters := metrics()) is not None:
+            if (counters := prometheus()) is not None:
                 counters.disagreements.labels(self.framework).inc()
             return self._end(Answer(kept, "kept" if keepable else "own", True), started)
         self._tell_of(made, old if keepable else None, started, group)
@@ -157,7 +157,7 @@ class Replanner:
                 return self._by(backend, loads, mean, before, topology)
             except Exception:
                 logger.exception("%s: backend %s made no plan", self.framework, backend)
-                if (counters := metrics()) is not None:
+                if (counters := prometheus()) is not None:
                     counters.fallbacks.labels(self.framework).inc()
         return None
 
@@ -245,7 +245,7 @@ class Replanner:
                 )
                 before, slots = held.balancedness(made.loads), int(placement.moved(held).slots.sum())
             after = placement.balancedness(made.loads)
-            if (counters := metrics()) is not None:
+            if (counters := prometheus()) is not None:
                 counters.moved(self.framework, 0 if self.settings.shadow else slots, before, after)
             if _rank(group) == 0:
                 logger.info(
@@ -268,7 +268,7 @@ class Replanner:
             logger.exception("%s: the plan cannot be judged", self.framework)
 
     def _end(self, answer: Answer, started: float) -> Answer:
-        if (counters := metrics()) is not None:
+        if (counters := prometheus()) is not None:
             counters.planned(self.framework, answer.outcome, time.perf_counter() - started)
         return answer
 

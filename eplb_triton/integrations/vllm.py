@@ -1,7 +1,7 @@
 """vLLM's expert-parallel load balancer, planned by this package. EPLB_TRITON_VLLM=1 enables it; see docs/frameworks.md.
 
 `register` is the entry point `vllm.general_plugins`: it puts `TritonEplbPolicy` in the place of vLLM's default policy,
-and `logical_maps` in that of its loop over slots. vLLM is not imported before.
+and `maps_of_slots` in that of its loop over slots. vLLM is not imported before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 from eplb_triton import Topology
 from eplb_triton.integrations.history import Windows
 from eplb_triton.integrations.in_force import can_be_kept
-from eplb_triton.integrations.logical_maps import logical_maps
+from eplb_triton.integrations.logical_maps import maps_of_slots
 from eplb_triton.integrations.registering import guarded, refuse_unknown, takes, tell_version
 from eplb_triton.integrations.replanner import Replanner
 from eplb_triton.integrations.settings import Settings
@@ -175,7 +175,7 @@ def compute_logical_maps(physical_to_logical_map: Tensor, num_logical_experts: i
             found = TritonEplbPolicy.weighted.maps(physical_to_logical_map, num_logical_experts)
             if found is not None:
                 return found
-        return logical_maps(physical_to_logical_map, num_logical_experts)
+        return maps_of_slots(physical_to_logical_map, num_logical_experts)
     except Exception:
         logger.debug("vllm: its own logical maps are used", exc_info=True)
         made: tuple[Tensor, Tensor] = _OWN["compute_logical_maps"](physical_to_logical_map, num_logical_experts)
@@ -206,6 +206,8 @@ def _register(settings: Settings) -> None:
     TritonEplbPolicy.replanner = Replanner(FRAMEWORK, settings)
     TritonEplbPolicy.weighted = WeightedMaps() if settings.split else None
     TritonEplbPolicy.replanner.warm()
+    if TritonEplbPolicy.weighted is not None:
+        TritonEplbPolicy.weighted.warm()
     state: Any = import_module("vllm.distributed.eplb.eplb_state")
     if takes(getattr(state, "compute_logical_maps", None), ("physical_to_logical_map", "num_logical_experts")):
         _OWN["compute_logical_maps"] = state.compute_logical_maps

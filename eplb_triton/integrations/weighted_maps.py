@@ -25,6 +25,12 @@ class WeightedMaps:
         self._rows: OrderedDict[bytes, tuple[Tensor, Topology]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def warm(self) -> None:
+        """Compile what the CPU needs, so that the first commit of a map does not."""
+        slots, topology = torch.tensor([[0, 1]]), Topology(num_replicas=2, num_gpus=2)
+        self.remember(slots, torch.ones(1, 2), topology)
+        self.maps(slots, 2)
+
     def remember(self, phy2log: Tensor, loads: Tensor, topology: Topology) -> None:
         """Keep the loads [L, E] of every layer of phy2log [L, P], in force from now on."""
         usable = loads.to("cpu", torch.float32)
@@ -41,7 +47,7 @@ class WeightedMaps:
                 self._rows.popitem(last=False)
 
     def maps(self, phy2log: Tensor, num_experts: int) -> tuple[Tensor, Tensor] | None:
-        """As `logical_maps`, of width 16 or more; None where a layer is not remembered, or lacks an expert."""
+        """As `maps_of_slots`, of width 16 or more; None where a layer is not remembered, or lacks an expert."""
         from eplb_triton.serving.dispatch import classify, split, table  # noqa: PLC0415 - only who asks for it
 
         slots = phy2log if phy2log.dim() == 2 else phy2log.unsqueeze(0)

@@ -30,7 +30,7 @@ class OwnPolicy:
     ) -> Tensor:
         if cls.fails:
             raise ValueError("the framework's own planner failed")
-        return own_map(*weight.shape, num_replicas)
+        return own_map(weight.shape[0], weight.shape[1], num_replicas)
 
 
 class UnknownPolicy:
@@ -144,8 +144,9 @@ def fake_sglang() -> dict[str, ModuleType]:
         num_nodes: int,
         algorithm: EplbAlgorithm,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        slots = own_map(*tokens_per_expert.shape[-2:], num_physical_experts)
-        return (slots, *loop_of_maps(slots, tokens_per_expert.shape[-1]))
+        layers, experts = tokens_per_expert.shape[-2:]
+        slots = own_map(layers, experts, num_physical_experts)
+        return (slots, *loop_of_maps(slots, experts))
 
     def compute_logical_to_rank_dispatch_physical_map(
         logical_to_all_physical_map: Tensor, ep_size: int, num_physical_experts: int, ep_rank: int, seed: int = 42

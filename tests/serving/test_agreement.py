@@ -56,7 +56,7 @@ def on_rank(rank: int) -> dict[str, Any]:
     os.environ["EPLB_TRITON_STOP_FILE"] = f"/nonexistent/{rank}"
     sys.modules.update(fake_vllm(distributed.group.WORLD))
     vllm.register()
-    policy = sys.modules["vllm.distributed.eplb.policy"].EPLB_POLICIES["default"]  # type: ignore[attr-defined]
+    policy = sys.modules["vllm.distributed.eplb.policy"].EPLB_POLICIES["default"]
     made = policy.replanner._by
     loads = torch.arange(1, LAYERS * EXPERTS + 1).reshape(LAYERS, EXPERTS) ** 2
     for fault in FAULTS:

@@ -38,7 +38,7 @@ def registered(monkeypatch: pytest.MonkeyPatch, own: type = OwnPolicy, agree: st
     for name, module in fake_vllm(policy=own).items():
         monkeypatch.setitem(sys.modules, name, module)
     vllm.register()
-    return sys.modules["vllm.distributed.eplb.policy"].EPLB_POLICIES["default"]  # type: ignore[attr-defined]
+    return sys.modules["vllm.distributed.eplb.policy"].EPLB_POLICIES["default"]
 
 
 def random_loads(seed: int, experts: int = EXPERTS) -> Tensor:
@@ -53,7 +53,6 @@ def check_valid(phy2log: Tensor, experts: int = EXPERTS, ranks: int = RANKS) -> 
     assert phy2log.dtype == torch.int64
     topology = Topology(num_replicas=phy2log.shape[1], num_gpus=ranks)
     Placement.from_phy2log(phy2log, experts, topology).validate()
-    assert phy2log.unique(dim=0).shape[0] >= 1
     for row in phy2log.tolist():
         assert set(row) == set(range(experts))
 
