@@ -11,6 +11,7 @@ import click
 from eplb_triton.cli.options import (
     PLAN_SUFFIXES,
     backend_option,
+    count_options,
     experts_option,
     loads_argument,
     pairing_option,
@@ -24,9 +25,22 @@ plan_argument = click.argument("plan_path", metavar="PLAN", type=click.Path(path
 
 
 @click.command("plan", short_help="Plan a placement for recorded loads.")
-@topology_options
+@count_options
 @policy_option
-@window_option("Plan for the most recent W steps (tokens of a trace). Default: all of them, summed.")
+@click.option(
+    "--previous",
+    type=click.Path(path_type=Path),
+    metavar="PLAN",
+    help="The plan in force: weights stay where they can, and --replicas, --gpus, --nodes and --groups are its.",
+)
+@click.option(
+    "--price",
+    type=float,
+    metavar="X",
+    help="What a slot written must save, as a share of the mean GPU load. Default: 0.0003.",
+)
+@click.option("--moves", type=click.IntRange(min=0), metavar="M", help="Slots written a layer at most. Default: any.")
+@window_option("Plan for the most recent W steps (tokens of a trace). Default: all of them.")
 @click.option(
     "-o",
     "--output",
@@ -45,7 +59,10 @@ plan_argument = click.argument("plan_path", metavar="PLAN", type=click.Path(path
 @experts_option
 @backend_option
 def plan_command(**arguments: Any) -> None:
-    """Plan a placement for recorded LOADS and say what it gains, and how near it is to the best possible."""
+    """Plan a placement for recorded LOADS and say what it gains, and how near it is to the best possible.
+
+    With --previous, the loads are a history, and only slots are written that pay by their price.
+    """
     _module("planning").plan_loads(**arguments)
 
 
