@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from eplb_triton import Topology, plan
 from eplb_triton.formats import read_plan, write_plan
@@ -51,15 +52,17 @@ def test_a_series_is_a_history(loads: Path, live: Path, tmp_path: Path, argument
         assert f"{float(peaks.mean()):.4f}" in out
         assert f"{float(peaks.max()):.4f}" in out
     order = [layer for layer in want.deployment_order().tolist() if layer >= 0]
-    assert f"largest gain first: {', '.join(map(str, order))}" in out
+    assert f"largest gain first: {', '.join(map(str, order))}" in out or not order
+    assert order or price
 
 
-def test_what_pays_nothing_is_not_moved(loads: Path, live: Path) -> None:
-    status, out, _ = run("plan", loads, "--previous", live, "--price", 1e6)
+def test_what_pays_nothing_is_not_moved(loads: Path, live: Path, tmp_path: Path) -> None:
+    status, out, _ = run("plan", loads, "--previous", live, "--price", 1e6, "-o", tmp_path / "ahead.npz")
     assert status == 0
     assert rows(out)["slots"] == ["0.0", "0", "0"]
     assert "no layer is worth a change" in out
-    assert read_plan(live).placement().fingerprint() in out
+    kept, was = (read_plan(path).placement().phy2log for path in (tmp_path / "ahead.npz", live))
+    assert torch.equal(kept, was)
 
 
 def test_a_policy_that_does_not_replan_is_renumbered(loads: Path, live: Path) -> None:

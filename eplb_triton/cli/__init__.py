@@ -13,7 +13,7 @@ INSTALL_CPU = "pip install 'eplb-triton[cpu]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 an invalid plan, 2 anything that could not be used, 130
+    """Run a command and return its exit status: 0 done, 1 an invalid plan or two that differ, 2 anything that could not be used, 130
     interrupted, 141 the reader of the output has gone.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from eplb_triton.cli.options import (
+    FORMATS,
     PLAN_SUFFIXES,
     backend_option,
     count_options,
@@ -95,6 +96,42 @@ def score_command(**arguments: Any) -> None:
 def check_command(**arguments: Any) -> None:
     """Check the plan in the file PLAN; exit status 1 and the first fault if it is invalid."""
     _module("planning").check(**arguments)
+
+
+@click.command("convert", short_help="A placement in the format of another program.")
+@click.argument("path", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(FORMATS),
+    metavar="FORMAT",
+    required=True,
+    help=f"One of {', '.join(FORMATS)}.",
+)
+@count_options
+@experts_option
+@click.option(
+    "--first-layer",
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="Number of the first layer in the model, for tensorrt-llm. Default: as IN has it, else 0.",
+)
+def convert_command(**arguments: Any) -> None:
+    """Write the placement in the file IN to the file OUT in another format. The format of IN is recognised."""
+    _module("files").convert(**arguments)
+
+
+@click.command("diff", short_help="What changes from one placement to another.")
+@click.argument("first", metavar="PLAN", type=click.Path(path_type=Path))
+@click.argument("second", metavar="PLAN", type=click.Path(path_type=Path))
+@count_options
+@experts_option
+def diff_command(**arguments: Any) -> int:
+    """Say which slots change from the first PLAN to the second, and which experts GPUs must fetch; files of any
+    format. Exit status 0 if every slot holds the same expert, 1 if not.
+    """
+    status: int = _module("files").diff(**arguments)
+    return status
 
 
 @click.command("demo", short_help="Every policy on made-up loads; needs no file.")

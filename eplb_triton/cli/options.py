@@ -21,9 +21,10 @@ Decorator = Callable[[Command], Command]
 # 256 times the largest size planned for; a slip of the keyboard beyond it would only run out of memory.
 MAX_COUNT = 2**20
 
-# As `plan` and `write_plan` take them; a test compares.
+# As `plan`, `write_plan` and `write_map` take them; a test compares.
 BACKENDS = ("auto", "triton", "cpu", "reference")
 PLAN_SUFFIXES = (".npz", ".pt", ".json")
+FORMATS = ("plan", "sglang", "vllm", "vllm-ascend", "tensorrt-llm")
 
 
 @dataclass(frozen=True)

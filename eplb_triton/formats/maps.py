@@ -55,7 +55,9 @@ def read_map(path: Path, num_experts: int | None = None) -> PlanFile | SlotMap:
     if vllm_ascend.KEYS[1] in content:
         return vllm_ascend.from_content(path, content, num_experts)
     if "logical_count" in content:
-        raise FormatError(path, EXPECTED, "logical_count, which are loads and no placement: `eplb-triton plan` takes them")
+        raise FormatError(
+            path, EXPECTED, "logical_count, which are loads and no placement: `eplb-triton plan` takes them"
+        )
     listed = ", ".join(name for name in list(content)[:12] if name) or "one array without a name"
     raise FormatError(path, EXPECTED, listed)
 

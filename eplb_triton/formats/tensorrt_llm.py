@@ -43,7 +43,9 @@ def read(path: Path, num_experts: int | None) -> SlotMap:
     rows = []
     for number in range(first, first + len(layers)):
         if number not in layers:
-            raise FormatError(path, EXPECTED, f"no layer {number} in initial_global_assignments, must follow each other")
+            raise FormatError(
+                path, EXPECTED, f"no layer {number} in initial_global_assignments, must follow each other"
+            )
         row = layers[number]
         if not isinstance(row, list):
             raise FormatError(path, EXPECTED, f"layer {number} of type {type(row).__name__}, must be a list of experts")
@@ -75,7 +77,7 @@ def _read_yaml(path: Path, pick: Pick) -> dict[str, Any]:
     except ModuleNotFoundError:
         raise FormatError(path, EXPECTED, f"no PyYAML to read it: {INSTALL}") from None
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML ships no types
         """Safe, and without what YAML allows and the format does not need."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:

@@ -42,7 +42,9 @@ def from_content(path: Path, content: dict[str, Any], num_experts: int | None) -
         num_gpus = num_gpus or len(devices)
         integer(path, EXPECTED, f"{where}.device_count", layer["device_count"], rule=num_gpus)
         integer(path, EXPECTED, f"devices in {where}", len(devices), rule=num_gpus)
-        rows.append([expert for at, device in enumerate(devices) for expert in _experts(path, where, at, device, devices)])
+        rows.append(
+            [expert for at, device in enumerate(devices) for expert in _experts(path, where, at, device, devices)]
+        )
     return SlotMap(path, NAME, *checked_map(path, EXPECTED, "device_expert", rows, num_experts), num_gpus)
 
 
