@@ -169,7 +169,8 @@ FURTHER = {"physical_to_logical_map": MAP, "logical_count": [[1] * 8] * 3}
         ("x.yaml", YAML.replace("num_slots: 12", "num_slots: 13"), "experts of layer 3=12, must be 13"),
         ("x.yaml", YAML.replace("num_slots: 12\n", ""), "no num_slots"),
         ("x.yaml", YAML.replace("  4:\n", "  9:\n"), "no layer 4 in initial_global_assignments"),
-        ("x.yaml", YAML.replace("  4:\n", "  3:\n"), "key '3' twice"),
+        ("x.yaml", YAML.replace("  4:\n", "  3:\n"), "a key that stands twice, in what begins on line 3"),
+        ("x.yaml", YAML.replace("  4:\n", "  0x3:\n"), "a key that stands twice, in what begins on line 3"),
         ("x.yaml", YAML.replace("  4:\n", "  four:\n"), "a layer of initial_global_assignments=four"),
         ("x.yaml", "num_slots: &a [1]\nlayer_updates_per_iter: *a\n", "an alias on line 2, must be written out"),
         ("x.yaml", "a: !!python/object/apply:os.getcwd []\n", "content that does not read as .yaml: ConstructorError"),
@@ -197,6 +198,7 @@ def test_the_number_of_experts_can_be_said(tmp_path: Path) -> None:
     path = write_text(tmp_path / "x.json", MAP)
     assert "no slot for expert 8 in layer 0" in refusal(read_map, path, num_experts=9)
     assert "must be 0 to 6" in refusal(read_map, path, num_experts=7)
+    assert "12 slots a layer, must be at least 1000000000000" in refusal(read_map, path, num_experts=10**12)
 
 
 def test_writers_refuse_what_frameworks_would_take(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -45,10 +46,11 @@ def read_loads(
     Raises:
         FormatError: the file cannot be read, or holds something else; one line that says what was found where.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # False where the path cannot be looked at, which is told below
         return _read_folder(path, num_experts)
     named = read_named(path, LOAD_SUFFIXES, EXPECTED, lambda names: [_pick(path, names, key)])
     if sglang_passes.RECORDS in named:
+        del named  # read again with the map: dumps are large
         return sglang_passes.read_files(path, [path], num_experts)
     ((name, value),) = named.items()
     kind = kind or ("topk_ids" if TOPK_IDS in (name or path.stem) else "loads")

@@ -69,6 +69,8 @@ def _experts_of(slots: Array, num_experts: int | None) -> int:
     """E, once every expert was seen in every layer; ties: the first layer, then the first slot or expert."""
     num_slots = slots.shape[1]
     experts = int(slots.max()) + 1 if num_experts is None else num_experts
+    if num_experts is not None and num_experts > num_slots:
+        raise ValueError(f"{num_slots} slots a layer, must be at least {num_experts}, one for every expert")
     limit = min(experts, num_slots)  # a number beyond the slots leaves others without one, and would only take memory
     bad = (slots < 0) | (slots >= limit)
     if bad.any():

@@ -86,11 +86,9 @@ def _read_yaml(path: Path, pick: Pick) -> dict[str, Any]:
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen = set()
-            for key, _ in node.value:
-                if key.value in seen:  # the last would count
-                    raise ValueError(f"key {key.value!r} twice, the second on line {key.start_mark.line + 1}")
-                seen.add(str(key.value))
-            return super().construct_mapping(node, deep)
+            mapping = super().construct_mapping(node, deep)
+            if len(mapping) < len(node.value):  # the last would count
+                raise ValueError(f"a key that stands twice, in what begins on line {node.start_mark.line + 1}")
+            return mapping
 
     return choose(yaml.load(path.read_text(encoding="utf-8-sig"), Loader), pick)
