@@ -176,6 +176,8 @@ def _multiply(parts: list[str]) -> Computed:
     if "hi" in parts and kind.itemsize < 8:
         wide = np.dtype(f"{kind.kind}{2 * kind.itemsize}")
         return kind, [kind, kind], lambda a, b: (a.astype(wide) * b.astype(wide)) >> (8 * kind.itemsize)
+    if "hi" in parts:
+        return kind, [kind, kind], np.vectorize(lambda a, b: int(a) * int(b) >> 64, otypes=[kind])
     if "lo" in parts and parts[0] == "mul":
         return kind, [kind, kind], np.multiply
     if "lo" in parts:

@@ -18,6 +18,7 @@ from eplb_triton.cli.declarations import (
     convert_command,
     demo_command,
     diff_command,
+    doctor_command,
     plan_command,
     score_command,
 )
@@ -53,6 +54,7 @@ for command in (
     convert_command,
     diff_command,
     demo_command,
+    doctor_command,
 ):
     commands.add_command(command)
 
