@@ -18,7 +18,7 @@ from eplb_triton import POLICIES, Placement, Topology, lower_bound, plan
 from eplb_triton.cli import gaps, terminal
 from eplb_triton.cli.gaps import GAP
 from eplb_triton.synthetic import lognormal_series
-from tests.commands import SERIES, SIZE, TOPOLOGY, refused, rows, run, save_loads, save_plan
+from tests.commands import SERIES, SIZE, TOPOLOGY, plans_of, refused, rows, run, save_loads, save_plan
 
 WITHOUT_PAIRING = "lower bound: without the pairing of two slots a GPU"
 WITH_PAIRING = "lower bound: with the pairing of two slots a GPU"
@@ -102,7 +102,7 @@ def test_compare_prints_the_mean_and_the_worst_gap_and_every_layer(loads: Path) 
     assert GAP in out
     of_layers = {}
     for name in POLICIES:
-        windows = [layer_gaps(plan(step, TOPOLOGY, policy=name), step) for step in SERIES]
+        windows = [layer_gaps(p, step) for p, step in zip(plans_of(name), SERIES, strict=True)]
         of_layers[name] = printed([mean(layer) for layer in zip(*windows, strict=True)])
         every = [gap for window in windows for gap in window]
         assert rows(out)[name][1:3] == printed([mean(every), max(every)])

@@ -99,7 +99,7 @@ def test_a_trace_by_its_name(tmp_path: Path, suffix: str) -> None:
     path = save(tmp_path / f"x{suffix}", {"topk_ids": IDS, "seq_len": np.array([30, 10])})
     recording = read_loads(path)
     assert isinstance(recording, RoutingTrace)
-    assert (recording.length, recording.unit, recording.default_window) == (40, "token", 1000)
+    assert (recording.length, recording.unit, recording.default_window) == (40, "token", 2048)
     assert recording.notes == ("8 experts: the largest id is 7 (--experts to say otherwise)",)
     naive = torch.zeros(3, 8, dtype=torch.float64)
     for token in IDS[10:30]:
