@@ -32,6 +32,7 @@ def test_classes_are_written_with_the_maps(backend: str, policy: str) -> None:
     assert_same(live.classes, ahead.classes, "classes")
     live.phy2log.copy_(Placement.spread_in_order(LAYERS, EXPERTS, TOPOLOGY).phy2log)
     live.refresh()
+    assert live.classes is not None
     assert_same(live.classes, classify(live.phy2log, EXPERTS, TOPOLOGY), "classes")
 
 
