@@ -93,7 +93,7 @@ def compile_kernel(
     source = ASTSource(
         spec.function,
         signature=dict(spec.signature),
-        constexprs=spec.places,
+        constexprs=dict(spec.constexprs),
         attrs={place: pointer for place, kind in types.items() if kind.startswith("*")},
     )
     with triton.knobs.cache.scope(), _one_piece(spec.function) if inlined else nullcontext():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -96,3 +98,67 @@ def draw_counts(random: np.random.Generator, total: int, popularity: NDArray[np.
 
 def _fixed(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.rint(values * 2.0**_FRACTION_BITS).astype(np.int64)
+
+
+def serving_steps(
+    num_steps: int = 6144,
+    num_layers: int = 6,
+    num_experts: int = 256,
+    *,
+    mixed: bool = False,
+    tokens_per_step: int = 3200,
+    top_k: int = 8,
+    seed: int = 0,
+) -> Iterator[torch.Tensor]:
+    """Token counts of every expert, one serving step after the other, as a large deployment sees them.
+
+    The logarithm of an expert's popularity is the sum of what stays (standard deviation 0.61), a slow walk (0.14,
+    correlated over 650 steps), 6 topics (over 60 steps) that a quarter of the experts each takes part in, and bursts of
+    its own (over 15 steps), strong for few experts. Counts are Poisson. The figures were fitted to what was published
+    of one planner on traces of DeepSeek-R1.
+
+    Args:
+        num_steps: T.
+        num_layers: L, mixture-of-experts layers.
+        num_experts: E.
+        mixed: traffic that changes: half of the variance of what stays is drawn anew every 1,200 steps, and there is
+            more of it.
+        tokens_per_step: tokens routed in a step.
+        top_k: experts a token is sent to.
+        seed: the same seed and arguments give the same counts, with one version of NumPy.
+
+    Yields:
+        [L, E] int64, tokens.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+    counts = {"num_steps": num_steps, "num_layers": num_layers, "num_experts": num_experts}
+    for name, value in {**counts, "tokens_per_step": tokens_per_step, "top_k": top_k}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    random = np.random.default_rng(seed)
+    shape, topics = (num_layers, num_experts), (num_layers, _TOPICS)
+    base, slow, topic, burst = (random.standard_normal(size) for size in (shape, shape, topics, shape))
+    loadings = 2 * random.standard_normal((*topics, num_experts)) * (random.random((*topics, num_experts)) < 0.25)
+    bursts = np.minimum(0.026 * np.exp(1.22 * random.standard_normal(shape)), 0.8)
+    for step in range(num_steps):
+        if step:
+            slow, topic, burst = (_walk(random, value, over) for value, over in ((slow, 650), (topic, 60), (burst, 15)))
+            if mixed and step % 1200 == 0:
+                base = np.sqrt(0.5) * (base + random.standard_normal(shape))
+        logarithm = 0.61 * (1.25 if mixed else 1.0) * base + 0.14 * slow + bursts * burst
+        logarithm += 0.02 * np.einsum("lt,lte->le", topic, loadings)
+        intensity = np.exp(logarithm)
+        intensity *= tokens_per_step * top_k / intensity.sum(axis=1, keepdims=True)
+        yield torch.from_numpy(random.poisson(intensity))
+
+
+_TOPICS = 6
+
+
+def _walk(random: np.random.Generator, value: NDArray[np.float64], over: float) -> NDArray[np.float64]:
+    """The next step of a walk of variance 1 that is correlated over so many steps."""
+    keep = np.exp(-1 / over)
+    walked: NDArray[np.float64] = keep * value + np.sqrt(1 - keep * keep) * random.standard_normal(value.shape)
+    return walked

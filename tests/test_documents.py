@@ -9,7 +9,7 @@ import pytest
 
 from eplb_triton.constants import SPEC_VERSION
 from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, named_policies
-from tests.test_siblings import STAGES
+from tests.stages.test_siblings import STAGES
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "spec.md").read_text()

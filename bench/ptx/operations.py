@@ -189,11 +189,7 @@ def _multiply(parts: list[str]) -> Computed:
         wide = np.dtype(f"{kind.kind}{2 * kind.itemsize}")
         return kind, [kind, kind], lambda a, b: (a.astype(wide) * b.astype(wide)) >> (8 * kind.itemsize)
     if "hi" in parts:  # no integer of NumPy has 128 bits
-        return (
-            kind,
-            [kind, kind],
-            lambda a, b: np.array([int(x) * int(y) >> 64 for x, y in zip(a, b, strict=True)], kind),
-        )
+        return kind, [kind, kind], np.vectorize(lambda a, b: int(a) * int(b) >> 64, otypes=[kind])
     if "lo" in parts and parts[0] == "mul":
         return kind, [kind, kind], np.multiply
     if "lo" in parts:

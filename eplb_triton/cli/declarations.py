@@ -96,6 +96,16 @@ def demo_command(**arguments: Any) -> None:
     _module("comparing").demo(**arguments)
 
 
+@click.command("doctor", short_help="What is installed, enabled and compiled; whether it works.")
+@click.pass_context
+def doctor_command(context: click.Context) -> None:
+    """Say what is installed, enabled and compiled for vLLM and SGLang, and whether planning works here.
+
+    Exit status 1 if something that is enabled would not work.
+    """
+    context.exit(_module("doctor").doctor())
+
+
 def _module(name: str) -> Any:
     """A module of this package that imports PyTorch, which takes a second."""
     return import_module(f"eplb_triton.cli.{name}")

@@ -12,7 +12,14 @@ import click
 
 from eplb_triton import __version__
 from eplb_triton.cli import NAME
-from eplb_triton.cli.declarations import check_command, compare_command, demo_command, plan_command, score_command
+from eplb_triton.cli.declarations import (
+    check_command,
+    compare_command,
+    demo_command,
+    doctor_command,
+    plan_command,
+    score_command,
+)
 from eplb_triton.printing import printable
 
 EXIT_STATUS = """\b
@@ -37,7 +44,7 @@ def commands(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (plan_command, compare_command, score_command, check_command, demo_command):
+for command in (plan_command, compare_command, score_command, check_command, demo_command, doctor_command):
     commands.add_command(command)
 
 

@@ -39,7 +39,7 @@ class KernelSpec:
 
     function: Any
     signature: dict[str, Any]  # type of every argument, a tuple of them for a tuple, "constexpr" included
-    constexprs: dict[str, Any]  # by name; of one in a tuple `tuple.field`
+    constexprs: dict[tuple[int, ...], Any]  # by place
     num_warps: int
     max_registers: int | None  # None: the target has no such option (AMD)
 
@@ -49,22 +49,6 @@ class KernelSpec:
         none reaches: without one, ptxas keeps to 72 or 80 and now and then spills a value."""
         options = {"num_warps": self.num_warps, "enable_fp_fusion": False}
         return options | {"maxnreg": self.max_registers} if self.max_registers else options
-
-    @property
-    def keywords(self) -> dict[str, Any]:
-        """What a launch passes by name: constants and options. An absent pointer is passed by place, as the others."""
-        return {name: value for name, value in self.constexprs.items() if value is not None} | self.options
-
-    @property
-    def places(self) -> dict[tuple[int, ...], Any]:
-        """The constants by place, as `ASTSource` takes them."""
-        names = list(self.signature)
-        found: dict[tuple[int, ...], Any] = {}
-        for name, value in self.constexprs.items():
-            argument, _, field = name.partition(".")
-            place = names.index(argument)
-            found[(place, self.signature[argument]._fields.index(field)) if field else (place,)] = value
-        return found
 
 
 @dataclass(frozen=True)
@@ -166,9 +150,9 @@ def _check_sizes(topology: Topology, num_experts: int) -> None:
 
 def _spec(function: Any, types: dict[str, Any], shape: Shape, lanes: int) -> KernelSpec:
     names = function.arg_names
-    constexprs: dict[str, Any] = {"shape": shape}
+    constexprs: dict[tuple[int, ...], Any] = {(names.index("shape"),): shape}
     if "maps" in names and types["maps"].log2phy == "constexpr":
-        constexprs["maps.log2phy"] = None
+        constexprs[names.index("maps"), Maps._fields.index("log2phy")] = None
     num_warps = _num_warps(shape, lanes)
     registers = (168 if num_warps == 1 else 128) if lanes == 32 else None
     return KernelSpec(function, {name: types[name] for name in names}, constexprs, num_warps, registers)
