@@ -2,7 +2,7 @@
 
 Importing this module registers it. Its results and its scratch are new tensors at each call, as any operator's. What
 is kept from one call to the next belongs to the process, for good: compiled code, and on a GPU a table of a few KB for
-each number of groups and nodes. Both are made at the first call of a shape, which therefore cannot be inside the capture
+each number of groups and nodes. Both are made at the first call of a shape, which therefore cannot be inside a capture
 of a CUDA graph; compiling with mode="reduce-overhead" runs the operator before it captures.
 """
 

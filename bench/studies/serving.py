@@ -1,12 +1,11 @@
 """What a planner is worth to a deployment: the busiest GPU of the steps that follow its plans, and the slots it writes.
 
-    python -m bench.studies.serving --output PATH [--traces FOLDER] [--seeds 1] [--all]
+    python -m bench.studies.serving --output PATH [--traces FOLDER] [--seeds 1] [--all]     (.json, .md, .png)
 
 Rules: 60 s of balanced work; a layer's step takes as long as its busiest GPU; a written slot is an expert of BF16
 DeepSeek-V3 over 900 GB/s. A plan is made `interval` + 1 steps after the last one was deployed, a layer a step. Score =
 100 * time of DeepSeek's planner on the sum of the last 1024 steps, every 1024 steps / time. Six layers stand for all.
 Recorded traffic: windows of 16 steps of 128 tokens, a plan on all steps so far, judged on the next window.
-.json, .md and .png are written beside each other.
 """
 
 from __future__ import annotations
@@ -231,15 +230,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--planners", nargs="*", default=["deepseek", "balanced", "steady"])
     parser.add_argument("--gpus", type=int, nargs="*", help="only cases of so many GPUs")
-    parser.add_argument("--all", action="store_true", help="every policy of ours")
+    parser.add_argument("--all", action="store_true", help="every policy of ours, and every peer that can be loaded")
     arguments = parser.parse_args()
     names = list(POLICIES) if arguments.all else arguments.planners
-    others, skipped = probe(peers()[0])
+    loaded, skipped = peers() if arguments.all else ([], [])
+    others, broken = probe(loaded)
     cases = [case for case in CASES if not arguments.gpus or case.num_gpus in arguments.gpus]
-    others = [peer for peer in others if peer.name in ("sglang-vec", "vllm")]
     traces = on_traces(Path(arguments.traces), names, others) if arguments.traces else []
     rows = drawn(cases, names, others, arguments.seeds)
-    body = {"rows": rows, "traces": traces, "skipped": [skip.planner for skip in skipped]}
+    body = {"rows": rows, "traces": traces, "skipped": [[skip.planner, skip.reason] for skip in [*skipped, *broken]]}
     arguments.output.with_suffix(".json").write_text(json.dumps(body, indent=1))
     arguments.output.with_suffix(".md").write_text(table(rows, traces))
     picture(rows, arguments.output.with_suffix(".png"))

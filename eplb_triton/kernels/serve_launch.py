@@ -79,11 +79,17 @@ def spec(
     return KernelSpec(function, signature, constexprs, num_warps, 128 if lanes == 32 else None)
 
 
-def classify(phy2log: Tensor, num_gpus: int, classes: Tensor) -> None:
-    """Fill `classes` [L, E] int32 on the current stream. Its scratch is allocated: it is no part of a step."""
+def class_scratch(num_layers: int, num_experts: int, num_replicas: int, num_gpus: int) -> tuple[int, int]:
+    """Shape of what `classify` needs besides its result, int32."""
+    return num_layers, split_shape(num_experts, num_replicas, num_gpus).class_scratch
+
+
+def classify(phy2log: Tensor, num_gpus: int, classes: Tensor, scratch: Tensor | None = None) -> None:
+    """Fill `classes` [L, E] int32 on the current stream; with `scratch` of `class_scratch` nothing is allocated."""
     num_layers, num_experts = classes.shape
     shape = split_shape(num_experts, phy2log.shape[1], num_gpus)
-    scratch = torch.empty(num_layers, shape.class_scratch, dtype=torch.int32, device=phy2log.device)
+    if scratch is None:
+        scratch = torch.empty(num_layers, shape.class_scratch, dtype=torch.int32, device=phy2log.device)
     tensors = {"phy2log_ptr": phy2log, "scratch_ptr": scratch, "classes_ptr": classes}
     _run("classify_layers", num_layers, shape, tensors)
 

@@ -45,7 +45,7 @@ def test_counts_go_by_name() -> None:
 @pytest.mark.parametrize(("log2phy", "width"), [(True, 33), (False, None), (7, 7)])
 def test_map_shapes(log2phy: bool | int, width: int | None) -> None:
     shapes = Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4).map_shapes(58, 256, log2phy=log2phy)
-    maps = {"phy2log": (58, 288), "phyrank": (58, 288), "logcnt": (58, 256), "bad": (58, 4)}
+    maps = {"phy2log": (58, 288), "phyrank": (58, 288), "logcnt": (58, 256), "bad": (58, 4), "classes": (58, 256)}
     assert shapes == (maps | {"log2phy": (58, 256, width)} if width else maps)
 
 
