@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import triton
-from tests.kernels.test_compiled_plans import plant as plant  # noqa: PLC0414 - a fixture
 from torch import Tensor
 
 from bench.compiled import compile_kernel
@@ -20,6 +19,7 @@ from eplb_triton.kernels.launcher import Launch, Outputs
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.policy import Fixup
 from eplb_triton.testing.families import loads
+from tests.kernels.test_compiled_plans import plant as plant  # noqa: PLC0414 - a fixture
 from tests.planting import Planter
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
