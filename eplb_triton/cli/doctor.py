@@ -14,7 +14,7 @@ import torch
 from eplb_triton import Planner, Topology, __version__
 from eplb_triton.backends import resolve_backend
 from eplb_triton.constants import SPEC_VERSION
-from eplb_triton.integrations.registering import TESTED, installed
+from eplb_triton.integrations.registering import WRITTEN_FOR, installed
 from eplb_triton.integrations.settings import PREFIX, enabled, read_settings
 
 GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}
@@ -50,7 +50,7 @@ def _frameworks() -> Iterator[tuple[bool, str]]:
             yield False, str(error)
             continue
         state = "enabled" if on else f"off ({variable}=1 enables it)"
-        version = "not installed" if found is None else f"{found}, tested inside {TESTED[name]}"
+        version = "not installed" if found is None else f"{found}, written for {WRITTEN_FOR[name]}"
         yield not (on and found is None), f"{name} {version}; {state}"
         if found is not None or on:
             registered = any(point.name == "eplb_triton" for point in entry_points(group=group))

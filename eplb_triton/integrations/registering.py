@@ -12,8 +12,8 @@ from eplb_triton.integrations.settings import PREFIX, Settings, enabled, read_se
 
 logger = logging.getLogger(__name__)
 
-TESTED = {"vllm": "0.33.0", "sglang": "0.5.23"}
-"""Versions that the adapters have been run inside of."""
+WRITTEN_FOR = {"vllm": "0.33.0", "sglang": "0.5.23"}
+"""Versions whose interfaces the adapters know."""
 
 
 def asked_settings(framework: str) -> Settings | None:
@@ -40,8 +40,8 @@ def log_as(framework: str) -> None:
 def tell_version(framework: str) -> None:
     """Say so where the framework is not of the version that was tested."""
     found = installed(framework)
-    if found != TESTED[framework]:
-        logger.info("%s: version %s; tested inside %s", framework, found or "unknown", TESTED[framework])
+    if found != WRITTEN_FOR[framework]:
+        logger.info("%s: version %s; written for %s", framework, found or "unknown", WRITTEN_FOR[framework])
 
 
 def installed(package: str) -> str | None:
@@ -66,7 +66,7 @@ def refuse_unknown(framework: str, what: str) -> None:
         "%s: %s is not as in version %s; its own planner plans. A newer eplb_triton may know it",
         framework,
         what,
-        TESTED[framework],
+        WRITTEN_FOR[framework],
     )
 
 
