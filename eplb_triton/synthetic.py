@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_TOPICS = 16
-_TOPIC_MEMORY = 0.75
+_BURST_TOPICS = 16
+_BURST_MEMORY = 0.75
 _FRACTION_BITS = 24  # of numbers that are summed: 2**38 tokens fit an int64
 
 
@@ -64,8 +64,8 @@ def lognormal_series(
         raise ValueError(f"burst={burst} must be at least 0")
     random = np.random.default_rng(seed)
     topics = np.random.default_rng((seed, 1))  # of its own: without bursts the rest is as it is with them
-    topic = topics.integers(_TOPICS, size=(num_layers, num_experts))
-    strength = topics.standard_normal((num_layers, _TOPICS))  # unit variance at every step
+    topic = topics.integers(_BURST_TOPICS, size=(num_layers, num_experts))
+    strength = topics.standard_normal((num_layers, _BURST_TOPICS))  # unit variance at every step
     skew = random.uniform(*sigma, size=(num_layers, 1))  # [L, 1]
     walk = random.standard_normal((num_layers, num_experts))  # [L, E], unit variance at every step
     series = np.empty((num_steps, num_layers, num_experts), dtype=np.int64)
@@ -74,7 +74,7 @@ def lognormal_series(
             fresh = random.standard_normal(walk.shape)
             walk = np.sqrt(1 - drift) * walk + np.sqrt(drift) * fresh
             fresh = topics.standard_normal(strength.shape)
-            strength = _TOPIC_MEMORY * strength + np.sqrt(1 - _TOPIC_MEMORY**2) * fresh
+            strength = _BURST_MEMORY * strength + np.sqrt(1 - _BURST_MEMORY**2) * fresh
         hot = burst * np.take_along_axis(strength, topic, axis=1)
         series[step] = draw_counts(random, tokens_per_step * top_k, np.exp(skew * walk + hot))
     return torch.from_numpy(series)

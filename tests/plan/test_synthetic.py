@@ -53,6 +53,20 @@ def test_drift_is_slow_and_adds_up() -> None:
     assert far == pytest.approx(0.98**14.5, abs=0.03)
 
 
+def test_bursts_lift_16_topics_of_experts_together() -> None:
+    loads = lognormal_series(64, 2, 128, tokens_per_step=10**7, sigma=(0.5, 0.5), drift=0.0, burst=0.5).double().log()
+    change = (loads[1:] - loads[:-1]).transpose(0, 1)  # [L, T - 1, E]
+    for layer in change:
+        alike = torch.corrcoef(layer.T) > 0.9  # experts of a topic rise and fall as one
+        assert len({tuple(row) for row in alike.tolist()}) == 16
+
+
+def test_series_without_bursts_are_as_they_were() -> None:
+    assert torch.equal(lognormal_series(3, 2, 8, burst=0.0), lognormal_series(3, 2, 8))
+    with pytest.raises(ValueError, match=r"burst=-1 must be at least 0"):
+        lognormal_series(1, burst=-1)
+
+
 def test_no_drift_freezes_the_popularity() -> None:
     series = lognormal_series(2, 2, 8, tokens_per_step=10**8, drift=0.0).double()
     assert torch.allclose(series[0], series[1], rtol=0.01)
