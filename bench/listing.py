@@ -200,7 +200,9 @@ def _linked(texts: list[str], number: int, names: dict[str, int]) -> list[str]:
     linked = [text.replace(f"[{own}_param_", f"[function_{number}_param_") if number else text for text in texts]
     linked = [text.replace("[func_retval0", f"[function_{number}_result") for text in linked]
     if number:
-        linked = [re.sub(r"%(p|rs|rd|r)(\d+)\b", lambda match: f"%{match[1]}{number}{match[2]:0>7}", text) for text in linked]
+        linked = [
+            re.sub(r"%(p|rs|rd|r)(\d+)\b", lambda match: f"%{match[1]}{number}{match[2]:0>7}", text) for text in linked
+        ]
     for at, text in enumerate(linked):
         if text.startswith("call"):
             called = names[next(name for name in re.findall(r"[\w$]+", text) if name in names)]

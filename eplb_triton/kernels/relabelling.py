@@ -1,4 +1,5 @@
 """Relabelling: the same plan with its GPUs and slots renumbered, so that experts stay where they are."""
+# ruff: noqa: N803, N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
@@ -35,7 +36,9 @@ def _count_shared(memory, shape: tl.constexpr):
         shared = tl.zeros((shape.lanes,), tl.int32)
         for j in tl.range(0, S):
             expert = tl.load(memory.ints + shape.at.slot + new + j, mask=inside, other=-1)
-            left = tl.zeros((shape.lanes,), tl.int32)  # of the old GPU's replicas of it, those that no slot before j has
+            left = tl.zeros(
+                (shape.lanes,), tl.int32
+            )  # of the old GPU's replicas of it, those that no slot before j has
             for i in tl.range(0, S):
                 left += (tl.load(memory.ints + shape.at.before + old + i, mask=inside, other=-2) == expert).to(tl.int32)
                 before = tl.load(memory.ints + shape.at.slot + new + i, mask=inside & (i < j), other=-2)
@@ -100,7 +103,9 @@ def _place(memory, shape: tl.constexpr):
     """memory.slot: kept experts in their old slots, the others in the free ones."""
     S: tl.constexpr = shape.slots
     start = 0
-    while start < shape.replicas:  # memory.kept: of slots before, then of slots of the plan, as of the GPU that it becomes
+    while (
+        start < shape.replicas
+    ):  # memory.kept: of slots before, then of slots of the plan, as of the GPU that it becomes
         slot = start + tl.arange(0, shape.lanes)
         inside = slot < shape.replicas
         old = slot // S * S

@@ -13,15 +13,15 @@ import torch
 import triton
 from torch import Tensor
 
+from eplb_triton.kernels.buffers import ROW_BYTES
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
-from eplb_triton.kernels.specs import PACKS_PER_PROPOSER, TRITON_TYPE, _meetings, _partitions
+from eplb_triton.kernels.shapes import Shape, shape_of
+from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
 from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Policy, Replan
 from eplb_triton.replans import NEWEST_STEPS, score_z
 from eplb_triton.topology import Topology
 
-AT_ONCE_FROM = 128
-"""Redundant replicas a row from which D'Hondt picks by threshold; below, a step each is faster to compile."""
 TOGETHER = 4
 """Samples that a lane loads at once: 16 bytes. With more, lanes share a row, and every sum takes shuffles."""
 NO_LIMIT = 0x7FFFFFFF
@@ -61,13 +61,6 @@ class Places:
     partner: int  # [D]
     kept: int  # [2, P]
     placed: int  # [P]
-    logical: int  # [e]
-    expert: int  # [p] of each replica of the list
-    rank: int  # [p]
-    fixed: int  # [p] or [G]
-    item_at: int  # [p] or [G]
-    spare: int  # [p]
-    state: int  # [5, G]
     # int64
     square: int  # [3, E] sums of squares of `level`
     spread: int  # [3, E] v
@@ -89,11 +82,6 @@ class Places:
     received: int  # [S, p]
     numbers: int  # [4] bits of float64
     total: int  # [steps]
-    sorted: int  # [p] or [G]
-    # float32
-    weights: int  # [e] or [G]
-    average: int  # [e]
-    loads: int  # [p]
 
 
 @dataclass(frozen=True)
@@ -121,18 +109,10 @@ class ReplanShape:
     gpu_lanes: int
     slot_lanes: int
     group_lanes: int
-    node_lanes: int
-    row_experts: int
-    row_replicas: int
-    row_gpus: int
-    at_once: bool
-    ways: int
-    way_lanes: int
-    proposers: int
-    meetings: int
     num_ints: int
     num_longs: int
-    num_floats: int
+    num_bytes: int
+    plan: Shape  # of a fresh plan
     at: Places
 
 
@@ -145,11 +125,54 @@ class ReplanPlan:
     max_registers: int | None  # None: the target has no such option (AMD)
     partitions: Tensor  # int32 [ways, G] on the CPU
 
+    def kernel(
+        self,
+        *,
+        previous: bool,
+        loads_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.int64,
+        want_log2phy: bool = True,
+    ) -> KernelSpec:
+        """The kernel for layers with a placement in force or without, and for these types of loads and maps."""
+        index = "*" + TRITON_TYPE[dtype]
+        outputs = Outputs(
+            index,
+            index,
+            index,
+            index if want_log2phy else "constexpr",
+            "*i64",
+            "*i64",
+            "*fp64",
+            "*fp64",
+            "*i32",
+            "*i32",
+        )
+        signature: dict[str, Any] = {
+            "loads_ptr": "*" + TRITON_TYPE[loads_dtype],
+            "step_stride": "i64",
+            "layer_stride": "i64",
+            "expert_stride": "i64",
+            "num_steps": "i32",
+            "previous_ptr": index if previous else "constexpr",
+            "price_bits": "i64",
+            "moves": "i32",
+            "partitions_ptr": "*i32",
+            "workspace": Memory("*i32", "*i64", "*u8"),
+            "out": outputs,
+            "shape": "constexpr",
+        }
+        names = list(signature)
+        constexprs: dict[tuple[int, ...], Any] = {(names.index("shape"),): self.shape}
+        if not previous:
+            constexprs[(names.index("previous_ptr"),)] = None
+        if not want_log2phy:
+            constexprs[names.index("out"), Outputs._fields.index("log2phy")] = None
+        return KernelSpec(replan_layers, signature, constexprs, self.num_warps, self.max_registers)
+
     @property
     def options(self) -> dict[str, Any]:
-        """Compile and launch options. Contraction off: every operation rounds once."""
-        options = {"num_warps": self.num_warps, "enable_fp_fusion": False}
-        return options | {"maxnreg": self.max_registers} if self.max_registers else options
+        """Compile and launch options, as of `KernelSpec`."""
+        return self.kernel(previous=True).options
 
 
 @lru_cache(maxsize=64)
@@ -184,27 +207,27 @@ def replan_plan(
     row = _row(rule)
     sizes = _sizes(topology, num_experts, rule, warp)
     at, totals = _places(sizes, topology, num_experts, rule, steps)
-    ways = len(partitions_to_try(groups, nodes)) if nodes > 1 else 0
-    proposers = min(max(1, nodes // PACKS_PER_PROPOSER), nodes // 2)
+    plan = shape_of(topology, num_experts, policy, 1, warp)
     z = score_z(topology.num_gpus, rule.z)
     shape = ReplanShape(
         num_experts, topology.num_replicas, topology.num_gpus, nodes, groups, topology.slots_per_gpu,
-        rule.samples, row, row if wide else min(row, TOGETHER), NEWEST_STEPS, rule.moves, rule.fresh_moves, rule.norm.bit_length() - 1,
+        rule.samples, row, row if wide else min(row, TOGETHER), NEWEST_STEPS,
+        rule.moves, rule.fresh_moves, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=max(threads, min(flat, 4096)) if wide else threads,
         candidates=max(threads, min(flat, 4096)) if wide else 2 * threads,
         **sizes,
-        at_once=(topology.num_replicas - num_experts) // nodes >= AT_ONCE_FROM,
-        ways=ways, way_lanes=max(warp, triton.next_power_of_2(ways)),
-        proposers=proposers, meetings=_meetings(proposers, nodes, warp),
-        num_ints=totals[0], num_longs=totals[1], num_floats=totals[2], at=at,
+        num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
     )  # fmt: skip
     registers = {1: 168, 8: 168}[num_warps] if warp == 32 else None
-    return ReplanPlan(shape, num_warps, registers, _partitions(topology, ways))
+    ways = plan.partition.ways if nodes > 1 else 0
+    table = partitions_to_try(groups, nodes) if ways else ()
+    partitions = torch.tensor(table, dtype=torch.int32, device="cpu").view(ways, groups)
+    return ReplanPlan(shape, num_warps, registers, partitions)
 
 
 def _row(rule: Replan) -> int:
-    return max(4, triton.next_power_of_2(rule.samples))
+    return max(4, int(triton.next_power_of_2(rule.samples)))
 
 
 def _sizes(topology: Topology, num_experts: int, rule: Replan, warp: int) -> dict[str, int]:
@@ -213,44 +236,39 @@ def _sizes(topology: Topology, num_experts: int, rule: Replan, warp: int) -> dic
         "gpu_lanes": topology.num_gpus,
         "slot_lanes": topology.slots_per_gpu,
         "group_lanes": topology.planned_groups,
-        "node_lanes": topology.planned_nodes,
-        "row_experts": num_experts // topology.planned_nodes,
-        "row_replicas": topology.replicas_per_node,
-        "row_gpus": topology.gpus_per_node,
     }
     return {name: max(warp, triton.next_power_of_2(size)) for name, size in pads.items()}
 
 
 def _places(
     sizes: dict[str, int], topology: Topology, num_experts: int, rule: Replan, steps: int
-) -> tuple[Places, tuple[int, int, int]]:
-    """Where arrays begin, multiples of 4 elements; and how long the three tensors of a layer are."""
+) -> tuple[Places, tuple[int, int]]:
+    """Where arrays begin, multiples of 4 elements; and how long the two tensors of a layer are."""
     E, P, D, T = num_experts, topology.num_replicas, topology.num_gpus, _row(rule)  # noqa: N806
     S, p, d = topology.slots_per_gpu, topology.replicas_per_node, topology.gpus_per_node  # noqa: N806
-    row = max(sizes["row_replicas"], sizes["row_experts"], sizes["group_lanes"]) + 64
     ints = {
         "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "link": E + P,
-        "slot": P, "before": P, "moved": P, "times": P, "gpu_load": T * D, "gpu_sum": D, "gpu_power": D, "slot_sum": p, "step": steps,
-        "holder": p, "held_at": S * d, "own_at": p, "changed": 2 * P + D, "donor": p, "receiver": S, "shared": D * d, "taken": D, "order": D,
-        "partner": D, "kept": 2 * P, "placed": P, "logical": row, "expert": row, "rank": row, "fixed": row,
-        "item_at": row, "spare": row, "state": 5 * sizes["group_lanes"],
+        "slot": P, "before": P, "moved": P, "times": P, "gpu_load": T * D, "gpu_sum": D, "gpu_power": D,
+        "slot_sum": p, "step": steps,
+        "holder": p, "held_at": S * d, "own_at": p, "changed": 2 * P + D, "donor": p,
+        "receiver": S, "shared": D * d, "taken": D, "order": D,
+        "partner": D, "kept": 2 * P, "placed": P,
     }  # fmt: skip
     longs = {
         "square": 3 * E, "spread": 3 * E, "own_product": P, "gpu_bend": D, "gpu_spread": D,
         "product": S * p, "into_own": p, "from_partner": p, "into_partner": S * d, "out_of_own": S, "held_power": P,
         "change_square": P, "lowered": S, "donor_bend": P, "receiving_bend": P, "worth": P, "fall": S * p,
-        "received": S * p, "numbers": 4, "total": steps, "sorted": row,
+        "received": S * p, "numbers": 4, "total": steps,
     }  # fmt: skip
-    floats = {"weights": row, "average": row, "loads": row}
     starts: dict[str, int] = {}
     totals = []
-    for arrays in (ints, longs, floats):
+    for arrays in (ints, longs):
         end = 0
         for name, size in arrays.items():
             starts[name] = end
             end += -(-size // 4) * 4
         totals.append(end)
-    return Places(**starts), (totals[0], totals[1], totals[2])
+    return Places(**starts), (totals[0], totals[1])
 
 
 def price_bits(price: float) -> int:
@@ -259,7 +277,8 @@ def price_bits(price: float) -> int:
 
 
 class ReplanLaunch:
-    """Replanning on a GPU, made once: a call fills tensors that are there, on the current stream, and waits for nothing.
+    """Replanning on a GPU, made once: a call fills tensors that are there, on the current stream, and waits for
+    nothing.
 
     Args:
         topology: counts of the cluster.
@@ -299,18 +318,20 @@ class ReplanLaunch:
         warp = 64 if torch.version.hip else 32
         self.plan = replan_plan(topology, num_experts, policy, steps=steps, warp=warp, wide=_INTERPRETED)
         self.steps, self.loads_dtype, self.dtype = steps, loads_dtype, dtype
-        self.shapes = _output_shapes(topology, num_layers, num_experts, dtype)
+        self.shapes = output_shapes(topology, num_layers, num_experts, dtype)
         if not want_log2phy:
             del self.shapes["log2phy"]
         self._history_shape = (num_layers, num_experts)
-        self._workspace = _workspace(self.plan.shape, num_layers, self.device)
+        self.workspace = workspace(self.plan.shape, num_layers, self.device)
         self._partitions = self.plan.partitions.to(self.device)
         if not _INTERPRETED and num_layers:
             self._compile(topology)
 
     def empty(self) -> Outputs:
         """Tensors for a call to fill."""
-        found = {name: torch.empty(shape, dtype=dtype, device=self.device) for name, (shape, dtype) in self.shapes.items()}
+        found = {
+            name: torch.empty(shape, dtype=dtype, device=self.device) for name, (shape, dtype) in self.shapes.items()
+        }
         return Outputs(**{"log2phy": None, **found})
 
     def __call__(
@@ -345,7 +366,7 @@ class ReplanLaunch:
         strides = history.stride()
         return (
             history, *strides, history.shape[0], previous, price_bits(price), limit, self._partitions,
-            self._workspace, out, self.plan.shape,
+            self.workspace, out, self.plan.shape,
         )  # fmt: skip
 
     def _check(self, history: Tensor, out: Outputs, previous: Tensor | None) -> None:
@@ -377,7 +398,7 @@ class ReplanLaunch:
             replan_layers.warmup(*arguments, grid=(1,), **self.plan.options)
 
 
-def _output_shapes(
+def output_shapes(
     topology: Topology, num_layers: int, num_experts: int, dtype: torch.dtype
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     P = topology.num_replicas  # noqa: N806
@@ -396,11 +417,11 @@ def _output_shapes(
     }
 
 
-def _workspace(shape: ReplanShape, num_layers: int, device: torch.device | str) -> Memory:
+def workspace(shape: ReplanShape, num_layers: int, device: torch.device | str) -> Memory:
     return Memory(
         torch.empty((num_layers, shape.num_ints), dtype=torch.int32, device=device),
         torch.empty((num_layers, shape.num_longs), dtype=torch.int64, device=device),
-        torch.empty((num_layers, shape.num_floats), dtype=torch.float32, device=device),
+        torch.empty((num_layers, shape.num_bytes), dtype=torch.uint8, device=device),
     )
 
 
