@@ -11,7 +11,8 @@ from torch import Tensor
 from bench.compiled import Compiled
 from bench.ptx.machine import Machine
 from bench.ptx.memory import Memory
-from eplb_triton.kernels.replanning_launcher import NO_LIMIT, ReplanPlan, output_shapes, price_bits, workspace
+from eplb_triton.kernels.replanning_launcher import NO_LIMIT, output_shapes, price_bits, workspace
+from eplb_triton.kernels.replanning_shapes import ReplanPlan
 from eplb_triton.topology import Topology
 
 

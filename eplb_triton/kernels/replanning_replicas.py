@@ -139,8 +139,8 @@ def list_donors(memory, samples, heaviest, top, shape: tl.constexpr):
 @triton.jit(noinline=True)
 def value_pairs(memory, samples, heaviest, top, donors, bits, receivers, shape: tl.constexpr):
     """Of receiver i and donor slot, as holder of the donor: memory.fall, by how much its GPU's power falls, not
-    counting what the receiver's replica alone does; as the one that receives: memory.received, what then comes on top, NO_GAIN
-    where it cannot."""
+    counting what the receiver's replica alone does; as the one that receives: memory.received, what then comes on
+    top, NO_GAIN where it cannot."""
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes

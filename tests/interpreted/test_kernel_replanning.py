@@ -12,7 +12,8 @@ from torch import Tensor
 from eplb_triton import Topology
 from eplb_triton.kernels import replanning_launcher
 from eplb_triton.kernels.replanning import Outputs
-from eplb_triton.kernels.replanning_launcher import ReplanLaunch, replan_plan
+from eplb_triton.kernels.replanning_launcher import ReplanLaunch
+from eplb_triton.kernels.replanning_shapes import replan_plan
 from eplb_triton.replan_status import EMPTY_ON_NODES, EXPERTS_MISSING, FINE, GROUP_SPLIT, GROUPS_UNEVEN, OUT_OF_RANGE
 from tests.replanning.cases import STEADY, Golden, golden, in_force, replan, traffic
 
@@ -222,7 +223,7 @@ def test_refusals(change: dict[str, object], message: str) -> None:
     launch = ReplanLaunch(Topology(num_replicas=12, num_gpus=4), 1, 8, STEADY, steps=4, device="cpu")
     given = {"history": torch.ones(2, 1, 8), "previous": None, "price": 0.0, "moves": None, "out": launch.empty()}
     with pytest.raises(ValueError, match=message):
-        launch(**given | change)
+        launch(**given | change)  # type: ignore[arg-type]
 
 
 def test_previous_and_out_do_not_share_memory() -> None:
