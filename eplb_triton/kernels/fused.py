@@ -100,7 +100,7 @@ def _replicate(row_ptr, statistics_ptr, num_rows, shape: tl.constexpr):
     if COUNTS == "waterfill" or COUNTS == "capped":
         list_by_expert(counts, replicas, experts)
     tl.debug_barrier()
-    _replica_loads(replicas, counts, items_of(row_ptr, shape).loads, experts)
+    replica_loads(replicas, counts, items_of(row_ptr, shape).loads, experts)
 
 
 @triton.jit
@@ -154,7 +154,7 @@ def _fix_up(replicas, counts, COUNTS: tl.constexpr, shape: tl.constexpr):
 
 
 @triton.jit
-def _replica_loads(replicas, counts, loads_ptr, shape: tl.constexpr):
+def replica_loads(replicas, counts, loads_ptr, shape: tl.constexpr):
     """Load of each replica of the list; the counts to memory."""
     expert = tl.arange(0, shape.expert_lanes)
     inside = expert < shape.num_experts

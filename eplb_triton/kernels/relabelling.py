@@ -1,4 +1,5 @@
 """Relabelling: the same plan with its GPUs and slots renumbered, so that experts stay where they are."""
+# ruff: noqa: N803, N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
@@ -146,7 +147,7 @@ def _place(memory, shape: tl.constexpr):
 
 @triton.jit
 def _spare(mine_ptr, theirs_ptr, slot, inside, S: tl.constexpr):
-    """Whether the other GPU has a replica for this slot's, after those for the lower slots of the same expert: int32."""
+    """Whether the other GPU has a replica for this slot's, after those for the lower slots of its expert: int32."""
     expert = tl.load(mine_ptr + slot, mask=inside, other=-1)
     left = expert * 0
     for i in tl.range(0, S):

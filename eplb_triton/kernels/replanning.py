@@ -1,4 +1,5 @@
 """Replanning: one program takes one layer from the placement in force to one for the loads to come."""
+# ruff: noqa: N806, PLR0912, PLR0915, SIM102
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ class Memory(NamedTuple):
 
     ints: Any  # int32 [L, num_ints]
     longs: Any  # int64 [L, num_longs]
-    floats: Any  # float32 [L, num_floats]
+    row: Any  # bytes [L, num_bytes], a row of a fresh plan
 
 
 class Outputs(NamedTuple):
@@ -62,11 +63,19 @@ NOT_A_NUMBER = tl.constexpr(0x7FF8000000000000)
 
 
 @triton.jit(
-    do_not_specialize=["step_stride", "layer_stride", "expert_stride", "num_steps", "price_bits", "moves"],
-    do_not_specialize_on_alignment=["history_ptr", "previous_ptr"],
+    do_not_specialize=[
+        "loads_ptr",
+        "step_stride",
+        "layer_stride",
+        "expert_stride",
+        "num_steps",
+        "previous_ptr",
+        "price_bits",
+        "moves",
+    ],
 )  # one compilation for every history and placement of a type, however they lie in memory
 def replan_layers(
-    history_ptr,  # any real dtype [num_steps, L, E], tokens per expert, oldest step first
+    loads_ptr,  # any real dtype [num_steps, L, E], tokens per expert, oldest step first
     step_stride: tl.int64,
     layer_stride: tl.int64,
     expert_stride: tl.int64,
@@ -83,9 +92,9 @@ def replan_layers(
     memory = Memory(
         workspace.ints + layer * shape.num_ints,
         workspace.longs + layer * shape.num_longs,
-        workspace.floats + layer * shape.num_floats,
+        workspace.row + layer * shape.num_bytes,
     )
-    layer_ptr = history_ptr + layer * layer_stride
+    layer_ptr = loads_ptr + layer * layer_stride
     price = tl.full((), 0, tl.int64) + price_bits  # of an int64 in the interpreter, too
     samples, bad = sample_history(layer_ptr, step_stride, expert_stride, num_steps, memory, shape)
     tl.store(out.bad + layer, bad)
@@ -142,11 +151,12 @@ def replan_layers(
                     receivers = try_receivers(memory, samples, heaviest, top, holders, floor, shape)
                 if receivers > 0:
                     donors, bits, most = list_donors(memory, samples, heaviest, top, shape)
-                    value_pairs(memory, samples, heaviest, top, donors, bits, receivers, shape)
-                    gain_of_replica, its_key = find_replica(memory, heaviest, donors, bits, receivers, most, shape)
-                    if gain_of_replica > gain:
-                        gain, key = gain_of_replica, its_key
-                        is_swap = tl.full((), 0, tl.int1)
+                    if donors > 0:
+                        value_pairs(memory, samples, heaviest, top, donors, bits, receivers, shape)
+                        best, its_key = find_replica(memory, heaviest, donors, bits, receivers, most, shape)
+                        if best > gain:
+                            gain, key = best, its_key
+                            is_swap = tl.full((), 0, tl.int1)
             moving = gain > floor
             if moving:
                 if is_swap:

@@ -3,6 +3,7 @@
 Candidates are valued by inner products over the samples: of a GPU that gives a and takes b, T * Q + U is what it was,
 plus terms of a, of b and of the pair. Sums of T products are made once a step, a candidate takes a few additions.
 """
+# ruff: noqa: N803, N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
@@ -19,9 +20,9 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
     """What the steps of the heaviest GPU h are valued by. Returns how many slots are in memory.holder.
 
     memory.product [S, p]: 2 T times the product of each slot of h with each slot of its node. By slot of the node:
-    memory.into_own, what b adds to h, NO_GAIN where h holds it, and memory.from_partner, what o is without it. By slot i
-    of h, memory.out_of_own: what h is without a; by i and GPU o, memory.into_partner: what a adds to o, NO_GAIN where o
-    holds it. memory.held_at [S, d]: the lowest slot of o that holds a, for the lowest i of each expert, else -1.
+    memory.into_own, what b adds to h, NO_GAIN where h holds it, and memory.from_partner, what o is without it. By slot
+    i of h, memory.out_of_own: what h is without a; by i and GPU o, memory.into_partner: what a adds to o, NO_GAIN
+    where o holds it. memory.held_at [S, d]: the lowest slot of o that holds a, for the lowest i of each expert, else -1.
     memory.holder: these slots, of experts that may get a replica more."""
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
@@ -62,8 +63,8 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
 
 @triton.jit
 def _multiply_slots(memory, samples, heaviest, start, num, shape: tl.constexpr):
-    """The part of `multiply_own` by slots of the node, from `start` on; memory.own_at: the lowest i of h with the expert
-    of each, or -1. Returns how many slots were added to memory.holder, from place `num` on."""
+    """The part of `multiply_own` by slots of the node, from `start` on; memory.own_at: the lowest i of h with the
+    expert of each, or -1. Returns how many slots were added to memory.holder, from place `num` on."""
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     P: tl.constexpr = D * S

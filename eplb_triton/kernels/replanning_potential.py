@@ -1,4 +1,5 @@
 """Replanning, scores: the load to expect of every GPU's busiest step, and one number for a whole placement."""
+# ruff: noqa: N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
@@ -34,8 +35,8 @@ def total_loads(memory, expert, shape: tl.constexpr):
 
 @triton.jit(noinline=True)
 def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
-    """Loads of a replica of experts first, first + apart, ... (`num` of them): memory.level of as many replicas as there
-    are, of one fewer and of one more, with their sums and spreads over the samples."""
+    """Loads of a replica of experts first, first + apart, ... (`num` of them): memory.level of as many replicas as
+    there are, of one fewer and of one more, with their sums and spreads over the samples."""
     E: tl.constexpr = shape.experts
     start = 0
     while start < 3 * num * shape.row:
@@ -73,8 +74,8 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
 
 @triton.jit(noinline=True)
 def add_up_gpus(memory, samples, num, shape: tl.constexpr):
-    """Of the first `num` GPUs of memory.changed, from their slots: loads in every sample, their sum M, the spreads U, and
-    T * Q + U; of their slots the products with their GPU, which add up to Q, and memory.times."""
+    """Of the first `num` GPUs of memory.changed, from their slots: loads in every sample, their sum M, the spreads U,
+    and T * Q + U; of their slots the products with their GPU, which add up to Q, and memory.times."""
     S: tl.constexpr = shape.slots
     T: tl.constexpr = shape.row
     start = 0
@@ -168,8 +169,8 @@ def store_number(memory, place, number, shape: tl.constexpr):
 def score(mean, bend, shape: tl.constexpr):
     """M + trunc(z * sqrt((T * Q + U - M^2) >> 1)), int32, of the sum M (int32) and T * Q + U (int64).
 
-    By Cauchy and Schwarz T * Q is at least M^2, and the spreads in U are at least 0: nothing to be cut off. Unsigned and
-    by way of int64, so that NO_GAIN in place of a sum gives some number, which is not looked at."""
+    By Cauchy and Schwarz T * Q is at least M^2, and the spreads in U are at least 0: nothing to be cut off. Unsigned
+    and by way of int64, so that NO_GAIN in place of a sum gives some number, which is not looked at."""
     variance = (bend - mean.to(tl.int64) * mean).to(tl.uint64) >> 1
     return mean + (float64(shape.z) * tl.sqrt(variance.to(tl.float64))).to(tl.int64).to(tl.int32)
 

@@ -1,4 +1,5 @@
 """Replanning, the placement in force: whether it can be planned on, and replicas for its empty slots."""
+# ruff: noqa: N806, RUF059, SIM102
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton

@@ -3,6 +3,7 @@
 Whoever holds the donor or the receiver gets other loads, a GPU that holds both gets both changes. What a holder of the
 donor is worth afterwards, unless it holds the receiver, is the same for every receiver.
 """
+# ruff: noqa: N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
@@ -137,9 +138,9 @@ def list_donors(memory, samples, heaviest, top, shape: tl.constexpr):
 
 @triton.jit(noinline=True)
 def value_pairs(memory, samples, heaviest, top, donors, bits, receivers, shape: tl.constexpr):
-    """Of receiver i and donor slot, as holder of the donor: memory.fall, by how much its GPU's power falls, not counting
-    what the receiver's replica alone does; as the one that receives: memory.received, what then comes on top, NO_GAIN
-    where it cannot."""
+    """Of receiver i and donor slot, as holder of the donor: memory.fall, by how much its GPU's power falls, not
+    counting what the receiver's replica alone does; as the one that receives: memory.received, what then comes on
+    top, NO_GAIN where it cannot."""
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
