@@ -99,7 +99,33 @@ def _summed(loads: Tensor) -> Tensor:
 
 
 def _replan_on_gpu(job: Job) -> Replan:
-    raise ValueError(f"policy={job.policy.name!r} replans, which backend='triton' cannot yet; backend='cpu' can")
+    from eplb_triton.kernels.replanning import Outputs  # noqa: PLC0415 - Triton is not everywhere
+    from eplb_triton.kernels.replanning_launcher import ReplanLaunch  # noqa: PLC0415
+
+    launch = ReplanLaunch(
+        job.topology,
+        job.num_layers,
+        job.num_experts,
+        job.policy,
+        steps=job.steps,
+        loads_dtype=job.loads_dtype,
+        dtype=job.dtype,
+        want_log2phy=False,
+        device=job.device,
+    )
+    bad = torch.empty(job.num_layers, dtype=torch.int32, device=job.device)
+    classify = bind_classify("triton", job)
+
+    def replan(history: Tensor, out: Placement, before: Tensor | None, price: float, moves: int | None) -> None:
+        assert out.changes is not None
+        assert out.bad is not None
+        maps = Outputs(out.phy2log, out.phyrank, out.logcnt, None, *out.changes, bad)
+        launch(history, out=maps, previous=before, price=price, moves=moves)
+        out.bad.copy_(bad.unsqueeze(1).expand_as(out.bad))  # a layer is planned whole: all its rows have its status
+        out.refresh_log2phy()
+        classify(out)
+
+    return replan
 
 
 def _relabel_on_gpu(job: Job) -> Relabel:

@@ -69,11 +69,10 @@ def fresh_plan(memory, samples, shape: tl.constexpr):
 def _plan_node(row_ptr, slots_ptr, shape: tl.constexpr):
     """The slots of one node, of its experts and their loads in the memory of a row, by the stages of `balanced`."""
     replicas, items = replicas_of(row_ptr, shape), items_of(row_ptr, shape)
-    CAPACITY: tl.constexpr = shape.replicas.num_items // shape.replicas.num_packs
     counts = capped_counts(replicas, shape.experts)
     list_by_expert(counts, replicas, shape.experts)
     replica_loads(replicas, counts, items.loads, shape.experts)
-    fixed_point(items.loads, items.fixed, CAPACITY, shape.replicas.num_items, shape.replicas.item_lanes)
+    fixed_point(items.loads, items.fixed, shape.replicas)
     fill_blocks(items, shape.replicas)
     place = tl.arange(0, shape.replicas.item_lanes)
     inside = place < shape.replicas.num_items

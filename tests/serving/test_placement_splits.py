@@ -20,7 +20,6 @@ LAYERS, EXPERTS = 3, 64
 def test_classes_are_written_with_the_maps(backend: str, policy: str) -> None:
     planner = Planner(TOPOLOGY, LAYERS, EXPERTS, policy=policy, backend=backend)
     live, ahead = planner.empty(), planner.empty()
-    assert live.classes is not None
     for seed in (1, 2):
         planner(loads("continuous", seed, LAYERS, EXPERTS), out=ahead)
         assert ahead.classes is not None
@@ -29,10 +28,11 @@ def test_classes_are_written_with_the_maps(backend: str, policy: str) -> None:
     assert renumbered.classes is not None
     assert_same(renumbered.classes, classify(renumbered.phy2log, EXPERTS, TOPOLOGY), "classes")
     live.copy_(ahead)
+    assert live.classes is not None
+    assert ahead.classes is not None
     assert_same(live.classes, ahead.classes, "classes")
     live.phy2log.copy_(Placement.spread_in_order(LAYERS, EXPERTS, TOPOLOGY).phy2log)
     live.refresh()
-    assert live.classes is not None
     assert_same(live.classes, classify(live.phy2log, EXPERTS, TOPOLOGY), "classes")
 
 
