@@ -17,9 +17,9 @@ REGISTERS = {1: 168, 4: 128, 8: 128, 16: 128}
 counts; 16 warps of 128 are all of a multiprocessor's registers."""
 SGPR_SPILLS = 128
 """Most scalar registers kept in lanes of a vector register (AMD has 102): a move each, no memory."""
-CALL_FRAME = 16
-"""Most bytes of memory a thread on AMD: where a stage that calls a sort keeps the way back, one store and one load a
-call. Nothing is spilled there."""
+CALL_FRAME = 32
+"""Most bytes of memory a thread on AMD: where a stage that calls a sort keeps the way back, and what it must restore of
+the caller's registers: stored once and loaded once a call. Nothing is spilled there."""
 STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")
 """The serial steps: a plan is hundreds of them, one after the other."""
 MAY_WAIT = {

@@ -115,7 +115,8 @@ def compiled_replan() -> Callable[..., None]:
         num_experts, num_replicas = history.shape[2], phy2log.shape[1]
         d, s = num_gpus // num_nodes, num_replicas // num_gpus
         state = new_state(num_experts, num_replicas, num_gpus, limits[0])
-        room, samples = new_room(s, d), np.empty((limits[0], num_experts), np.float64)
+        room = new_room(num_experts, s, d, state.samples.shape[1])
+        samples = np.empty((limits[0], num_experts), np.float64)
         before = np.empty(num_replicas if previous.shape[0] > 0 else 0, np.int64)
         for layer in range(first, last):
             counts[:, layer], peaks[:, layer] = 0, np.nan

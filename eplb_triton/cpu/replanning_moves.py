@@ -15,7 +15,6 @@ from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.replanning_potential import (
     LANES,
     NO_SLOT,
-    SHIFT,
     Potential,
     Rule,
     State,
@@ -27,11 +26,10 @@ from eplb_triton.cpu.replanning_potential import (
     scores,
     set_replicas,
 )
-from eplb_triton.cpu.replanning_replicas import Move, best_replica_move
+from eplb_triton.cpu.replanning_replicas import Move, ReplicaRoom, best_replica_move, new_replica_room
+from eplb_triton.cpu.replanning_vectors import BANNED, UNIT, add_multiples, largest, subtract_powers
 
-BANNED = 1e9  # taken off the gain of what must not be done, in units of 2^30; a power is at most 2^32 of them
 NO_MOVE = Move(np.int64(0), NO_SLOT, NO_SLOT)
-UNIT = 1.0 / (1 << SHIFT)
 
 
 class Room(NamedTuple):
@@ -40,22 +38,22 @@ class Room(NamedTuple):
     products: Doubles  # [s, n], inner products
     gains: Doubles  # [s, n]
     light: Doubles  # [n], of one slot of the heaviest GPU
-    powers: Doubles  # [n]
     columns: Doubles  # [7, n], see _fill_columns; the sixth: the largest gain of each position
     gpus: Doubles  # [2, d]
+    replicas: ReplicaRoom
 
 
 @stage
-def new_room(num_slots: int, num_gpus: int) -> Room:
-    """Room for swaps on nodes of `num_gpus` GPUs."""
+def new_room(num_experts: int, num_slots: int, num_gpus: int, width: int) -> Room:
+    """Room for moves on nodes of `num_gpus` GPUs; `width`: T, as in State."""
     n = num_slots * num_gpus
     return Room(
         np.empty((num_slots, n), np.float64),
         np.empty((num_slots, n), np.float64),
         np.empty(n, np.float64),
-        np.empty(n, np.float64),
         np.empty((7, n), np.float64),
         np.empty((2, num_gpus), np.float64),
+        new_replica_room(num_experts, num_slots, num_gpus, width),
     )
 
 
@@ -79,7 +77,7 @@ def improve(
         if written + 2 <= most_slots:
             move, width = _best_swap(state, rule, potential, floor, room), 2
         if change_counts and written + 1 <= most_slots:
-            other = best_replica_move(state, rule, potential, floor, max(floor, move.gain))
+            other = best_replica_move(state, rule, potential, floor, max(floor, move.gain), room.replicas)
             if other.gain > 0:
                 move, width = other, 1
         if move.gain == 0:
@@ -164,11 +162,9 @@ def _best_swap(state: State, rule: Rule, potential: Potential, floor: int, room:
                 room.light[q] = room.products[i, q] - light_given[o]
                 gains[q] = before[q] - held[o]
         twice = steps * (square - 2 * heavy_taken[at - first]) - spread
-        _subtract_powers(
-            heavy_mean, heavy_twice, room.products[i], -mean, twice, rule, potential.top, room.powers, gains
-        )
+        subtract_powers(heavy_mean, heavy_twice, room.products[i], -mean, twice, rule, potential.top, gains)
         twice = steps * square + spread
-        _subtract_powers(light_mean, light_twice, room.light, mean, twice, rule, potential.top, room.powers, gains)
+        subtract_powers(light_mean, light_twice, room.light, mean, twice, rule, potential.top, gains)
         for q in range(gains.size):
             best[q] = gains[q] if gains[q] > best[q] else best[q]
     return _exact_best(state, rule, potential, floor, room)
@@ -184,15 +180,7 @@ def _multiply(state: State, rule: Rule, gpu: int, first: int, products: Doubles)
         a, b, c, e = a[first : first + n], b[first : first + n], c[first : first + n], e[first : first + n]
         for i in range(products.shape[0]):
             at = i * rule.num_gpus + gpu % rule.num_gpus
-            _add_multiples(a[at], b[at], c[at], e[at], a, b, c, e, products[i])
-
-
-@stage
-def _add_multiples(
-    x: float, y: float, z: float, w: float, a: Doubles, b: Doubles, c: Doubles, e: Doubles, out: Doubles
-) -> None:
-    for q in range(out.size):
-        out[q] += (x * a[q] + y * b[q]) + (z * c[q] + w * e[q])
+            add_multiples(a[at], b[at], c[at], e[at], a, b, c, e, products[i])
 
 
 @stage
@@ -256,46 +244,12 @@ def _holders(state: State, rule: Rule, expert: int, node: int, held: Doubles) ->
 
 
 @stage
-def _subtract_powers(
-    mean: Doubles,
-    twice: Doubles,
-    products: Doubles,
-    mean_change: float,
-    twice_change: float,
-    rule: Rule,
-    top: float,
-    room: Doubles,
-    gains: Doubles,
-) -> None:
-    """Take off the powers of GPUs after a swap, 31 units of 2^-30 off the exact ones at most.
-
-    Exact scores: mean + mean_change, and T * square + spread: twice + twice_change - 2 * T * products.
-    """
-    factor, z, inverse = 2.0 * rule.num_samples, rule.z, 1.0 / max(top, 1.0)
-    for q in range(gains.size):
-        m = mean[q] + mean_change
-        variance = twice[q] + twice_change - factor * products[q] - m * m
-        variance = variance if variance > 0.0 else 0.0
-        ratio = (m + np.floor(z * np.sqrt(np.floor(variance * 0.5)))) * inverse
-        room[q] = ratio if ratio < 1.0 + 1e-12 else 2.0  # a score above the top one: a power that no gain makes up for
-    norm = rule.norm
-    while norm > 1:
-        for q in range(room.size):
-            room[q] *= room[q]
-        norm >>= 1
-    for q in range(gains.size):
-        gains[q] -= room[q]
-
-
-@stage
 def _exact_best(state: State, rule: Rule, potential: Potential, floor: int, room: Room) -> Move:
     """The first of the largest exact gains, among those whose approximate gain may be the largest."""
     s, d, h = rule.num_slots, rule.num_gpus, potential.heaviest
     node = h // d * d
-    most = -BANNED
     best = room.columns[5]
-    for q in range(best.size):
-        most = max(most, best[q])
+    most = largest(best)
     # Two powers, each off by less than 2 * norm units: what is 4 * norm of them below the largest is not larger.
     margin = (4.0 * rule.norm + 8.0) * UNIT
     least = max(most - 2 * margin, 2.0 * np.float64(floor) * UNIT - margin)

@@ -6,17 +6,23 @@ Whole numbers below 2^53 are float64 here, which vectors are made of: sums of th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import numba
 import numpy as np
 
 from eplb_triton.cpu.arith import Doubles, Ints
-from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.compiled import EXACT, Function, stage
 from eplb_triton.replans import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
 
 LANES = 4  # samples are filled up with zeros to a multiple
 SHIFT, ONE, LIMIT = np.int64(POWER_BITS), np.int64(1 << POWER_BITS), np.int64(POWER_LIMIT)
 NO_SLOT = np.int64(-1)
+
+
+def in_any_order(function: Function) -> Function:
+    """As `stage`, for sums that are exact: they may be taken in any order, which makes vectors of them."""
+    return cast(Function, numba.njit(**(EXACT | {"fastmath": {"reassoc", "nsz"}}))(function))
 
 
 class State(NamedTuple):
@@ -93,38 +99,33 @@ def new_state(num_experts: int, num_replicas: int, num_gpus: int, most_samples: 
     )
 
 
-@stage
+@in_any_order
 def sum_product(a: Doubles, b: Doubles) -> float:
-    """Sum of a * b, both a multiple of LANES long."""
-    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-    for t in range(0, a.size, LANES):
-        s0 += a[t] * b[t]
-        s1 += a[t + 1] * b[t + 1]
-        s2 += a[t + 2] * b[t + 2]
-        s3 += a[t + 3] * b[t + 3]
-    total: float = s0 + s1 + s2 + s3
+    """Sum of a * b, whole numbers; below 2^53, so that every order gives the same bits."""
+    total = 0.0
+    for t in range(a.size):
+        total += a[t] * b[t]
     return total
 
 
-@stage
+@in_any_order
 def sum_of(a: Doubles) -> float:
-    """Sum of a, a multiple of LANES long."""
-    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-    for t in range(0, a.size, LANES):
-        s0 += a[t]
-        s1 += a[t + 1]
-        s2 += a[t + 2]
-        s3 += a[t + 3]
-    total: float = s0 + s1 + s2 + s3
+    """Sum of a, whole numbers; below 2^53, so that every order gives the same bits."""
+    total = 0.0
+    for t in range(a.size):
+        total += a[t]
     return total
 
 
 @stage
 def replicas_of(samples: Doubles, count: int, num_samples: int, loads: Doubles) -> tuple[float, float, float]:
     """Fill `loads` [T] of one of `count` replicas of an expert; their sum, the sum of their squares, the spread."""
-    divisor = np.float64(count)
-    for t in range(loads.size):
-        loads[t] = np.floor(samples[t] / divisor)  # below 2^22: the rounded quotient is never cut to the wrong one
+    if count == 1:
+        loads[:] = samples
+    else:
+        divisor = np.float64(count)
+        for t in range(loads.size):
+            loads[t] = np.floor(samples[t] / divisor)  # below 2^22: a rounded quotient is not cut to the wrong one
     mean, square = sum_of(loads), sum_product(loads, loads)
     return mean, square, num_samples * square - mean * mean
 

@@ -1,4 +1,8 @@
-"""Replanning: moves that give an expert of the heaviest GPU one replica more, in place of one of another expert."""
+"""Replanning: moves that give an expert of the heaviest GPU one replica more, in place of one of another expert.
+
+Every slot of an expert that can spare a replica is a *receiver*: what its GPU would carry without that replica, all
+others of the donor grown, is found once; the inner products of that and the wanted expert's loads give the rest.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import numpy as np
 from eplb_triton.cpu.arith import Doubles, Flags, Ints
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.replanning_potential import (
+    LANES,
     NO_SLOT,
     Potential,
     Rule,
@@ -20,6 +25,7 @@ from eplb_triton.cpu.replanning_potential import (
     sum_of,
     sum_product,
 )
+from eplb_triton.cpu.replanning_vectors import BANNED, UNIT, add_multiples, largest, subtract_powers
 
 
 class Move(NamedTuple):
@@ -30,33 +36,87 @@ class Move(NamedTuple):
     other: int  # the slot that is swapped with it, or the expert that comes there
 
 
-class Change(NamedTuple):
-    """What becomes of a few experts if each had one replica more, or fewer."""
+class Changes(NamedTuple):
+    """What becomes of some experts if each had one replica more, or fewer; T as in State."""
 
     expert: Ints  # [n]
     loads: Doubles  # [n, T], of one replica then
     difference: Doubles  # [n, T], of that and one now
+    mean: Doubles  # [n], sum of the loads
+    square: Doubles  # [n], sum of their squares
     spread: Doubles  # [n], of one replica then
     spread_difference: Doubles  # [n]
     fall: Ints  # [n], of F, nobody receiving or giving yet
-    falls: Ints  # [n, d], of the power of each GPU of the node
+
+
+class ReplicaRoom(NamedTuple):
+    """For the search of a replica move; s slots of the heaviest GPU, d GPUs and n = s * d slots of its node."""
+
+    wanted: Changes  # of s experts, with one replica more
+    wanted_falls: Ints  # [s, d], of the power of each GPU of the node
+    donors: Changes  # of n // 2 experts, with one replica fewer
+    first: Ints  # [n // 2 + 1], first receiver of each donor
+    donor_of: Ints  # [E], which donor an expert is, or NO_SLOT
+    slot: Ints  # [n], of each receiver: by donor, then GPU; the lowest slot there
+    gpu: Ints  # [n], of the node
+    rest: Doubles  # [T, n], what its GPU carries without the replica given up
+    sums: Doubles  # [3, n]: mean, T * square + spread, spread of that
+    fall: Ints  # [n], of the power of its GPU while it has not given up its replica
+    shared: Ints  # [s, n // 2]: beyond the two falls alone, where GPUs hold both a wanted expert and a donor
+    gains: Doubles  # [s, n]
+    products: Doubles  # [n]
+    offset: Ints  # [n], of the gain: what the donor falls, and the power of the receiver before
+    donor: Ints  # [n], which donor
+    most: Doubles  # [s], bound of the gain of each wanted expert
+    looked_at: Flags  # [s]
+    row: Doubles  # [T]
 
 
 @stage
-def _new_change(num_experts: int, width: int, num_gpus: int) -> Change:
-    return Change(
-        np.empty(num_experts, np.int64),
-        np.empty((num_experts, width), np.float64),
-        np.empty((num_experts, width), np.float64),
-        np.empty(num_experts, np.float64),
-        np.empty(num_experts, np.float64),
-        np.empty(num_experts, np.int64),
-        np.zeros((num_experts, num_gpus), np.int64),
+def _new_changes(num_experts: int, width: int) -> Changes:
+    n = num_experts
+    return Changes(
+        np.empty(n, np.int64),
+        np.empty((n, width), np.float64),
+        np.empty((n, width), np.float64),
+        np.empty(n, np.float64),
+        np.empty(n, np.float64),
+        np.empty(n, np.float64),
+        np.empty(n, np.float64),
+        np.empty(n, np.int64),
     )
 
 
 @stage
-def best_replica_move(state: State, rule: Rule, potential: Potential, floor: int, least: int) -> Move:
+def new_replica_room(num_experts: int, num_slots: int, num_gpus: int, width: int) -> ReplicaRoom:
+    """Room for replica moves on nodes of `num_gpus` GPUs; `width`: T."""
+    s, n = num_slots, num_slots * num_gpus
+    return ReplicaRoom(
+        _new_changes(s, width),
+        np.zeros((s, num_gpus), np.int64),
+        _new_changes(n // 2, width),
+        np.empty(n // 2 + 1, np.int64),
+        np.empty(num_experts, np.int64),
+        np.empty(n, np.int64),
+        np.empty(n, np.int64),
+        np.empty((width, n), np.float64),
+        np.empty((3, n), np.float64),
+        np.empty(n, np.int64),
+        np.empty((s, n // 2), np.int64),
+        np.empty((s, n), np.float64),
+        np.empty(n, np.float64),
+        np.empty(n, np.int64),
+        np.empty(n, np.int64),
+        np.empty(s, np.float64),
+        np.empty(s, np.bool_),
+        np.empty(width, np.float64),
+    )
+
+
+@stage
+def best_replica_move(
+    state: State, rule: Rule, potential: Potential, floor: int, least: int, room: ReplicaRoom
+) -> Move:
     """The move of largest gain on the node of the heaviest GPU; gain 0: none above `least`.
 
     The expert has fewer replicas than its node has GPUs; the donor keeps at least one. The expert is passed over if one
@@ -64,50 +124,42 @@ def best_replica_move(state: State, rule: Rule, potential: Potential, floor: int
 
     Ties: the expert in the lowest slot, then the lowest donor, then the lowest receiver; its lowest slot of the donor.
     """
-    d, node = rule.num_gpus, potential.heaviest // rule.num_gpus * rule.num_gpus
-    width = state.samples.shape[1]
-    wanted = _new_change(rule.num_slots, width, d)
-    num_wanted = _fill_wanted(state, rule, potential, floor, wanted)
-    best, slot, which = least, NO_SLOT, NO_SLOT
-    if num_wanted == 0:
-        return Move(np.int64(0), NO_SLOT, NO_SLOT)
-    donor = _new_change(1, width, d)
-    carried, row = np.empty((d, width), np.float64), np.empty(width, np.float64)
-    spreads, done = np.empty(d, np.float64), np.zeros(1, np.bool_)
-    for b in range(state.counts.size):
-        if state.counts[b] < 2 or not node <= state.slots[b] // rule.num_slots < node + d:
-            continue
-        done[0] = False
-        for w in range(num_wanted):
-            if wanted.expert[w] == b:
-                continue
-            _fill_donor(state, rule, potential, b, donor, carried, spreads, done)
-            base = (
-                donor.fall[0]
-                + wanted.fall[w]
-                + _shared_fall(state, rule, potential, wanted, w, donor, carried, spreads, row)
-            )
-            last = NO_SLOT
-            s = state.slots[b]
-            while s != NO_SLOT:
-                gpu = s // rule.num_slots
-                if gpu != last and not _holds(state, rule, wanted.expert[w], gpu):
-                    fall = _received(state, rule, potential, wanted, w, donor, carried, spreads, gpu, row)
-                    gain = base - donor.falls[0, gpu - node] + fall
-                    if gain > best or (gain == best and which != NO_SLOT and w < which):
-                        best, slot, which = gain, s, w
-                last = gpu
-                s = state.following[s]
+    num_wanted = _fill_wanted(state, rule, potential, floor, room)
+    room.looked_at[:] = False
+    n = _fill_receivers(state, rule, potential, room) if num_wanted > 0 else 0
+    if n == 0:
+        return Move(0, NO_SLOT, NO_SLOT)
+    margin = (2.0 * rule.norm + 4.0) * UNIT  # of a gain: a power is off by less than 2 * norm units
+    enough = np.float64(least) * UNIT - margin
+    for w in range(num_wanted):
+        _fill_shared(state, rule, potential, w, room)
+        room.most[w] = _fill_bounds(state, rule, potential, w, n, room)
+    for _ in range(num_wanted):  # the most promising first: most of the others then need no look
+        w = int(np.argmax(room.most[:num_wanted]))
+        if room.most[w] < enough:
+            break
+        _fill_gains(state, rule, potential, w, n, room)
+        enough = max(enough, largest(room.gains[w, :n]) - 2 * margin)
+        room.most[w] = -BANNED
+        room.looked_at[w] = True
+    best, receiver, which = least, NO_SLOT, NO_SLOT
+    for w in range(num_wanted):
+        if room.looked_at[w]:
+            for r in range(n):
+                if room.gains[w, r] >= enough:
+                    gain = _exact_gain(state, rule, potential, w, r, room)
+                    if gain > best:
+                        best, receiver, which = gain, r, w
     if which == NO_SLOT:
-        return Move(np.int64(0), NO_SLOT, NO_SLOT)
-    return Move(best, slot, wanted.expert[which])
+        return Move(0, NO_SLOT, NO_SLOT)
+    return Move(best, room.slot[receiver], room.wanted.expert[which])
 
 
 @stage
-def _fill_wanted(state: State, rule: Rule, potential: Potential, floor: int, wanted: Change) -> int:
+def _fill_wanted(state: State, rule: Rule, potential: Potential, floor: int, room: ReplicaRoom) -> int:
     """Fill the distinct experts of the heaviest GPU that are worth one replica more; how many they are."""
-    first = potential.heaviest * rule.num_slots
-    n = 0
+    first, node = potential.heaviest * rule.num_slots, potential.heaviest // rule.num_gpus * rule.num_gpus
+    wanted, n = room.wanted, 0
     for slot in range(first, first + rule.num_slots):
         expert = state.phy2log[slot]
         again = False
@@ -115,146 +167,149 @@ def _fill_wanted(state: State, rule: Rule, potential: Potential, floor: int, wan
             again = again or state.phy2log[earlier] == expert
         if again or state.counts[expert] >= rule.num_gpus:
             continue
-        _fill_change(state, rule, expert, np.int64(1), wanted, n)
-        _fill_falls(state, rule, potential, wanted, n)
+        _fill_change(state, rule, expert, 1, wanted, n)
+        wanted.fall[n] = 0
+        room.wanted_falls[n] = 0
+        held = state.slots[expert]
+        while held != NO_SLOT:
+            gpu, times = held // rule.num_slots, 0
+            while held != NO_SLOT and held // rule.num_slots == gpu:
+                times += 1
+                held = state.following[held]
+            for t in range(room.row.size):
+                room.row[t] = state.gpu_loads[gpu, t] + times * wanted.difference[n, t]
+            spread = state.gpu_spread[gpu] + times * wanted.spread_difference[n]
+            fall = state.power[gpu] - _power(room.row, spread, rule, potential.top)
+            room.wanted_falls[n, gpu - node] = fall
+            wanted.fall[n] += fall
         n += 1 if wanted.fall[n] > floor else 0
     return n
 
 
 @stage
-def _fill_change(state: State, rule: Rule, expert: int, more: int, change: Change, k: int) -> None:
-    """Fill the k-th of a change: `expert` with `more` replicas."""
-    change.expert[k] = expert
+def _fill_change(state: State, rule: Rule, expert: int, more: int, changes: Changes, k: int) -> None:
+    """Fill the k-th of some changes: `expert` with `more` replicas."""
     count = state.counts[expert] + more
-    _, _, spread = replicas_of(state.samples[expert], count, rule.num_samples, change.loads[k])
+    mean, square, spread = replicas_of(state.samples[expert], count, rule.num_samples, changes.loads[k])
     at = position(state.slots[expert], rule)
-    for t in range(change.loads.shape[1]):
-        change.difference[k, t] = change.loads[k, t] - state.loads[t, at]
-    change.spread[k], change.spread_difference[k] = spread, spread - state.spread[at]
+    for t in range(changes.loads.shape[1]):
+        changes.difference[k, t] = changes.loads[k, t] - state.loads[t, at]
+    changes.expert[k], changes.mean[k], changes.square[k], changes.spread[k] = expert, mean, square, spread
+    changes.spread_difference[k] = spread - state.spread[at]
 
 
 @stage
-def _times_on(state: State, rule: Rule, slot: int) -> int:
-    """How many slots of the GPU of `slot` hold its expert, from `slot` on."""
-    times, gpu, following = 1, slot // rule.num_slots, state.following[slot]
-    while following != NO_SLOT and following // rule.num_slots == gpu:
-        times += 1
-        following = state.following[following]
-    return times
+def _power(loads: Doubles, spread: float, rule: Rule, top: float) -> int:
+    """The power of a GPU that carries `loads`."""
+    return powers(scores(sum_of(loads), sum_product(loads, loads), spread, rule), top, rule.norm)
 
 
 @stage
-def _fall(state: State, rule: Rule, potential: Potential, gpu: int, loads: Doubles, spread: float) -> int:
-    """How far the power of a GPU falls if it carries `loads`."""
-    score = scores(sum_of(loads), sum_product(loads, loads), spread, rule)
-    fall: int = state.power[gpu] - powers(score, potential.top, rule.norm)
-    return fall
-
-
-@stage
-def _fill_falls(state: State, rule: Rule, potential: Potential, change: Change, k: int) -> None:
-    """Fill how far the powers of the GPUs that hold the k-th expert fall."""
-    node = potential.heaviest // rule.num_gpus * rule.num_gpus
-    row = np.empty(change.loads.shape[1], np.float64)
-    change.fall[k], last, slot = 0, NO_SLOT, state.slots[change.expert[k]]
-    while slot != NO_SLOT:
-        gpu = slot // rule.num_slots
-        if gpu != last:
-            times = np.float64(_times_on(state, rule, slot))
+def _fill_receivers(state: State, rule: Rule, potential: Potential, room: ReplicaRoom) -> int:
+    """Fill donors and receivers on the node of the heaviest GPU; how many receivers there are."""
+    node, donors, row = potential.heaviest // rule.num_gpus * rule.num_gpus, room.donors, room.row
+    k, n = 0, 0
+    for expert in range(state.counts.size):
+        room.donor_of[expert] = NO_SLOT
+        if state.counts[expert] < 2 or not node <= state.slots[expert] // rule.num_slots < node + rule.num_gpus:
+            continue
+        _fill_change(state, rule, expert, -1, donors, k)
+        room.donor_of[expert], room.first[k], donors.fall[k] = k, n, 0
+        slot = state.slots[expert]
+        while slot != NO_SLOT:
+            gpu, times = slot // rule.num_slots, 0
+            room.slot[n], room.gpu[n] = slot, gpu - node
+            while slot != NO_SLOT and slot // rule.num_slots == gpu:
+                times += 1
+                slot = state.following[slot]
             for t in range(row.size):
-                row[t] = state.gpu_loads[gpu, t] + times * change.difference[k, t]
-            spread = state.gpu_spread[gpu] + times * change.spread_difference[k]
-            change.falls[k, gpu - node] = _fall(state, rule, potential, gpu, row, spread)
-            change.fall[k] += change.falls[k, gpu - node]
-        last = gpu
-        slot = state.following[slot]
-
-
-@stage
-def _fill_donor(
-    state: State,
-    rule: Rule,
-    potential: Potential,
-    expert: int,
-    donor: Change,
-    carried: Doubles,
-    spreads: Doubles,
-    done: Flags,
-) -> None:
-    """Once: fill the donor with one replica fewer, and what its GPUs would carry, nobody giving one up yet."""
-    if done[0]:
-        return
-    done[0] = True
-    node = potential.heaviest // rule.num_gpus * rule.num_gpus
-    _fill_change(state, rule, expert, np.int64(-1), donor, np.int64(0))
-    donor.fall[0], last, slot = 0, NO_SLOT, state.slots[expert]
-    while slot != NO_SLOT:
-        gpu = slot // rule.num_slots
-        if gpu != last:
-            times, o = np.float64(_times_on(state, rule, slot)), gpu - node
-            for t in range(carried.shape[1]):
-                carried[o, t] = state.gpu_loads[gpu, t] + times * donor.difference[0, t]
-            spreads[o] = state.gpu_spread[gpu] + times * donor.spread_difference[0]
-            donor.falls[0, o] = _fall(state, rule, potential, gpu, carried[o], spreads[o])
-            donor.fall[0] += donor.falls[0, o]
-        last = gpu
-        slot = state.following[slot]
-
-
-@stage
-def _shared_fall(
-    state: State,
-    rule: Rule,
-    potential: Potential,
-    wanted: Change,
-    w: int,
-    donor: Change,
-    carried: Doubles,
-    spreads: Doubles,
-    row: Doubles,
-) -> int:
-    """What the GPUs that hold both experts fall, beyond the two falls of each expert alone."""
-    node = potential.heaviest // rule.num_gpus * rule.num_gpus
-    fall, last, slot = 0, NO_SLOT, state.slots[wanted.expert[w]]
-    while slot != NO_SLOT:
-        gpu = slot // rule.num_slots
-        o = gpu - node
-        if gpu != last and _holds(state, rule, donor.expert[0], gpu):
-            times = np.float64(_times_on(state, rule, slot))
+                row[t] = state.gpu_loads[gpu, t] + times * donors.difference[k, t]
+            spread = state.gpu_spread[gpu] + times * donors.spread_difference[k]
+            room.fall[n] = state.power[gpu] - _power(row, spread, rule, potential.top)
+            donors.fall[k] += room.fall[n]
             for t in range(row.size):
-                row[t] = carried[o, t] + times * wanted.difference[w, t]
-            spread = spreads[o] + times * wanted.spread_difference[w]
-            fall += _fall(state, rule, potential, gpu, row, spread) - wanted.falls[w, o] - donor.falls[0, o]
-        last = gpu
-        slot = state.following[slot]
-    return fall
+                row[t] -= donors.loads[k, t]
+                room.rest[t, n] = row[t]
+            room.sums[0, n], room.sums[2, n] = sum_of(row), spread - donors.spread[k]
+            room.sums[1, n] = rule.num_samples * sum_product(row, row) + room.sums[2, n]
+            n += 1
+        for r in range(room.first[k], n):
+            room.donor[r] = k
+            room.offset[r] = donors.fall[k] - room.fall[r] + state.power[node + room.gpu[r]]
+        k += 1
+    room.first[k] = n
+    return n
 
 
 @stage
-def _received(
-    state: State,
-    rule: Rule,
-    potential: Potential,
-    wanted: Change,
-    w: int,
-    donor: Change,
-    carried: Doubles,
-    spreads: Doubles,
-    gpu: int,
-    row: Doubles,
-) -> int:
-    """How far the power of a GPU falls that gives up a replica of the donor for one of the wanted expert."""
-    o = gpu % rule.num_gpus
-    for t in range(row.size):
-        row[t] = carried[o, t] + (wanted.loads[w, t] - donor.loads[0, t])
-    return _fall(state, rule, potential, gpu, row, spreads[o] + wanted.spread[w] - donor.spread[0])
-
-
-@stage
-def _holds(state: State, rule: Rule, expert: int, gpu: int) -> bool:
+def _fill_shared(state: State, rule: Rule, potential: Potential, w: int, room: ReplicaRoom) -> None:
+    """What the GPUs that hold a wanted expert and a donor fall, beyond the two falls of each expert alone."""
+    wanted, donors, row = room.wanted, room.donors, room.row
+    room.shared[w] = 0
+    expert = wanted.expert[w]
+    node = potential.heaviest // rule.num_gpus * rule.num_gpus
     slot = state.slots[expert]
     while slot != NO_SLOT:
-        if slot // rule.num_slots == gpu:
-            return True
+        gpu, times = slot // rule.num_slots, 0
+        while slot != NO_SLOT and slot // rule.num_slots == gpu:
+            times += 1
+            slot = state.following[slot]
+        for held in range(gpu * rule.num_slots, (gpu + 1) * rule.num_slots):
+            k = room.donor_of[state.phy2log[held]]
+            if k == NO_SLOT or donors.expert[k] == expert:
+                continue
+            for r in range(room.first[k], room.first[k + 1]):
+                if room.slot[r] != held:  # the lowest slot of the donor there stands for all
+                    continue
+                for t in range(row.size):
+                    row[t] = room.rest[t, r] + donors.loads[k, t] + times * wanted.difference[w, t]
+                spread = room.sums[2, r] + donors.spread[k] + times * wanted.spread_difference[w]
+                fall = state.power[gpu] - _power(row, spread, rule, potential.top)
+                room.shared[w, k] += fall - room.fall[r] - room.wanted_falls[w, gpu - node]
+
+
+@stage
+def _fill_bounds(state: State, rule: Rule, potential: Potential, w: int, n: int, room: ReplicaRoom) -> float:
+    """Fill the gains of all receivers of the w-th wanted expert were they without load then; the largest.
+
+    In float64, BANNED off where the GPU holds it.
+    """
+    wanted, gains = room.wanted, room.gains[w, :n]
+    node = potential.heaviest // rule.num_gpus * rule.num_gpus
+    for r in range(n):
+        gains[r] = np.float64(room.offset[r] + room.shared[w, room.donor[r]] + wanted.fall[w]) * UNIT
+    own = room.donor_of[wanted.expert[w]]
+    if own != NO_SLOT:
+        gains[room.first[own] : room.first[own + 1]] -= BANNED
+    slot = state.slots[wanted.expert[w]]
+    while slot != NO_SLOT:
+        gpu = slot // rule.num_slots - node
+        for r in range(n):
+            gains[r] -= BANNED if room.gpu[r] == gpu else 0.0
         slot = state.following[slot]
-    return False
+    return largest(gains)
+
+
+@stage
+def _fill_gains(state: State, rule: Rule, potential: Potential, w: int, n: int, room: ReplicaRoom) -> None:
+    """Make the bounds of the w-th wanted expert the gains, in float64."""
+    wanted, gains = room.wanted, room.gains[w, :n]
+    products = room.products[:n]
+    products[:] = 0
+    for t in range(0, room.rest.shape[0], LANES):
+        x, y, z, v = wanted.loads[w, t], wanted.loads[w, t + 1], wanted.loads[w, t + 2], wanted.loads[w, t + 3]
+        rest = room.rest[t : t + LANES, :n]
+        add_multiples(-x, -y, -z, -v, rest[0], rest[1], rest[2], rest[3], products)
+    twice = rule.num_samples * wanted.square[w] + wanted.spread[w]
+    subtract_powers(room.sums[0, :n], room.sums[1, :n], products, wanted.mean[w], twice, rule, potential.top, gains)
+
+
+@stage
+def _exact_gain(state: State, rule: Rule, potential: Potential, w: int, r: int, room: ReplicaRoom) -> int:
+    """The gain of giving the w-th wanted expert the slot of receiver r."""
+    wanted, row = room.wanted, room.row
+    for t in range(row.size):
+        row[t] = room.rest[t, r] + wanted.loads[w, t]
+    power = _power(row, room.sums[2, r] + wanted.spread[w], rule, potential.top)
+    gain: int = wanted.fall[w] + room.shared[w, room.donor[r]] + room.offset[r] - power
+    return gain

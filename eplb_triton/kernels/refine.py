@@ -9,6 +9,7 @@ sum of their items' loads in slot order, then carried from swap to swap. Ties go
 import triton
 import triton.language as tl
 
+from eplb_triton import constants
 from eplb_triton.kernels.arith import (
     EPSILON,
     HIGHEST,
@@ -22,10 +23,18 @@ from eplb_triton.kernels.arith import (
     smallest_double,
 )
 
-LEVEL = tl.constexpr(1e-9)  # load difference (tokens) below which two packs count as level, and a swap as no gain
-UNBALANCED_AT_START = tl.constexpr(0.02)  # spread over mean from which corner takes one step more on GPUs
-UNBALANCED_AFTER_STEP = tl.constexpr(0.03)  # and from which a single step may be followed by a second
-GOOD_SWAP = tl.constexpr(0.8)  # share of the difference that may stay after a swap for corner to be content
+LEVEL = tl.constexpr(
+    constants.LEVEL
+)  # load difference (tokens) below which two packs count as level, and a swap as no gain
+UNBALANCED_AT_START = tl.constexpr(
+    constants.UNBALANCED_AT_START
+)  # spread over mean from which corner takes one step more on GPUs
+UNBALANCED_AFTER_STEP = tl.constexpr(
+    constants.UNBALANCED_AFTER_STEP
+)  # and from which a single step may be followed by a second
+GOOD_SWAP = tl.constexpr(
+    constants.GOOD_SWAP
+)  # share of the difference that may stay after a swap for corner to be content
 
 
 @triton.jit
@@ -69,15 +78,11 @@ def refine_nearest(
 
 
 @triton.jit
-def corner_gpu_steps(
-    items,
-    STEPS: tl.constexpr,
-    shape: tl.constexpr,
-):
+def corner_gpu_steps(items, rule: tl.constexpr, shape: tl.constexpr):
     """Steps that `refine_corner` takes on GPUs: one more where their starting loads are unequal."""
-    return STEPS + _exceeds(_pack_loads(items, shape), items.pack_loads, UNBALANCED_AT_START, shape.num_packs).to(
-        tl.int32
-    )
+    NUM_PACKS: tl.constexpr = shape.num_packs
+    unequal = _exceeds(_pack_loads(items, shape), items.pack_loads, UNBALANCED_AT_START, NUM_PACKS)
+    return rule.steps + unequal.to(tl.int32)
 
 
 @triton.jit
@@ -220,7 +225,7 @@ def _pack_loads(items, shape: tl.constexpr):
     S: tl.constexpr = shape.num_items // NUM_PACKS
     pack = tl.arange(0, shape.pack_lanes)
     inside = pack < NUM_PACKS
-    total = tl.zeros((shape.pack_lanes,), tl.float64)
+    total = tl.zeros_like(pack).to(tl.float64)
     for slot in tl.range(0, S, loop_unroll_factor=4):
         item = tl.load(items.item_at + pack * S + slot, mask=inside, other=0)
         total += tl.load(items.loads + item, mask=inside, other=0.0).to(tl.float64)

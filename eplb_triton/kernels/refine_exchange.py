@@ -24,12 +24,12 @@ MASK_BITS = tl.constexpr(63)  # slots whose bans fit the bits of an int64
 def refine_pairs(
     places,
     target,
-    ROUNDS: tl.constexpr,
+    rule: tl.constexpr,  # Exchanging
     MARKED: tl.constexpr,
     shape: tl.constexpr,  # Packing
 ):
-    """Up to ROUNDS times, position q of the heavier half makes its best exchange with m - 1 - ((q + r) mod m // 2).
-    Ties: the lowest slot of the heavier pack, then of the lighter one."""
+    """Up to `rule.pair_rounds` times, position q of the heavier half makes its best exchange with position
+    m - 1 - ((q + r) mod m // 2). Ties: the lowest slot of the heavier pack, then of the lighter one."""
     NUM_PACKS: tl.constexpr = shape.num_packs
     S: tl.constexpr = shape.num_items // NUM_PACKS
     HALF: tl.constexpr = NUM_PACKS // 2
@@ -38,7 +38,7 @@ def refine_pairs(
         meets = q < HALF
         r = 0
         going = True
-        while (r < ROUNDS) & going:
+        while (r < rule.pair_rounds) & going:
             going = _stand(places, shape) > target
             if going:
                 light_at = NUM_PACKS - 1 - (q + r) % HALF
@@ -56,25 +56,24 @@ def refine_pairs(
 def refine_match(
     places,
     target,
-    ROUNDS: tl.constexpr,
-    PROPOSERS: tl.constexpr,
-    MEETINGS: tl.constexpr,  # a power of two, at least num_packs: meetings valued at once
+    rule: tl.constexpr,  # Exchanging
     MARKED: tl.constexpr,
     shape: tl.constexpr,  # Packing
 ):
-    """Up to ROUNDS times, each of the PROPOSERS heaviest packs above the target proposes its best exchange with any
-    behind it; the heaviest go first, and no pack takes part in two; nothing is done if the heaviest has no proposal.
-    Ties: the heavier partner, then the lowest slot of the proposer, then of the partner."""
+    """Up to `rule.match_rounds` times, each of the proposers, the heaviest packs, that is above the target proposes its
+    best exchange with any behind it; the heaviest go first, and no pack takes part in two; nothing is done if the
+    heaviest has no proposal. Ties: the heavier partner, then the lowest slot of the proposer, then of the partner."""
     NUM_PACKS: tl.constexpr = shape.num_packs
+    PROPOSERS: tl.constexpr = rule.proposers
     S: tl.constexpr = shape.num_items // NUM_PACKS
     if PROPOSERS > 0 and S > 1:
         position = tl.arange(0, shape.pack_lanes)
         step = 0
         going = True
-        while (step < ROUNDS) & going:
+        while (step < rule.match_rounds) & going:
             going = _stand(places, shape) > target
             if going:
-                _propose(places, target, PROPOSERS, MEETINGS, MARKED, shape)
+                _propose(places, target, rule, MARKED, shape)
                 going = tl.load(places.spare) >= 0
                 proposal = tl.load(places.spare + position, mask=position < PROPOSERS, other=-1)
                 partner = proposal // (S * S)
@@ -92,13 +91,13 @@ def refine_match(
 
 
 @triton.jit
-def _propose(
-    places, target, PROPOSERS: tl.constexpr, MEETINGS: tl.constexpr, MARKED: tl.constexpr, shape: tl.constexpr
-):
+def _propose(places, target, rule: tl.constexpr, MARKED: tl.constexpr, shape: tl.constexpr):
     """For each proposer (position of the partner * S + own slot) * S + the partner's slot, or -1. A proposer is a row
     of lanes, so that a reduction over its partners stays in a warp where they are no more than its lanes."""
     NUM_PACKS: tl.constexpr = shape.num_packs
     S: tl.constexpr = shape.num_items // NUM_PACKS
+    PROPOSERS: tl.constexpr = rule.proposers
+    MEETINGS: tl.constexpr = rule.meetings
     PARTNERS: tl.constexpr = triton.next_power_of_2(NUM_PACKS)
     ROWS: tl.constexpr = MEETINGS // PARTNERS
     meeting = tl.arange(0, MEETINGS)
@@ -126,27 +125,27 @@ def _propose(
 def refine_doubles(
     places,
     target,
-    STEPS: tl.constexpr,
-    PARTNERS: tl.constexpr,  # the lightest packs that are met; 0: the stage is left out
-    CANDIDATES: tl.constexpr,  # a power of two, at least PARTNERS * pairs of items
+    rule: tl.constexpr,  # Exchanging
     MARKED: tl.constexpr,
     shape: tl.constexpr,  # Packing
 ):
-    """Up to STEPS times, the best exchange of two items of the heaviest pack for two of one of the PARTNERS lightest.
+    """Up to `rule.double_steps` times, the best exchange of two items of the heaviest pack for two of a partner, one of
+    the lightest packs.
     Ties: the heavier partner, then the lowest slots of the heaviest pack, then of the partner (two: lexicographic)."""
     NUM_PACKS: tl.constexpr = shape.num_packs
+    PARTNERS: tl.constexpr = rule.partners
     S: tl.constexpr = shape.num_items // NUM_PACKS
     PAIRS: tl.constexpr = S * (S - 1) // 2
     if PARTNERS > 0:
         tl.static_assert(NUM_PACKS * S * S * PAIRS < 2**31, "a candidate's number has 31 bits")
-        candidate = tl.arange(0, CANDIDATES)
+        candidate = tl.arange(0, rule.candidate_lanes)
         there = candidate < PARTNERS * PAIRS
         light_at = NUM_PACKS - PARTNERS + candidate // PAIRS
         first, second = _pair_slots(candidate % PAIRS, S)
         slot = tl.arange(0, 2)
         step = 0
         going = True
-        while (step < STEPS) & going:
+        while (step < rule.double_steps) & going:
             load = _stand(places, shape)
             going = load > target
             if going:

@@ -309,18 +309,32 @@ def _level_few(b, place, others, mine):
 def _level_many(b, place, others, most, mine, at, scratch, P: tl.constexpr):
     """As `_level_few`, where an expert has up to `most` other places."""
     gpu = tl.arange(0, b.shape[0])
-    rank = tl.zeros_like(b)
-    below = tl.zeros_like(b)
-    for i in tl.static_range(NEAR):
-        rank, below = _rank(b, tl.load(at + (HELD_NEAR + i) * P, mask=i < others, other=gpu), rank, below)
+    zero = tl.zeros_like(b)
+    near_ptr = at + HELD_NEAR * P
+    near_3 = tl.load(near_ptr + 3 * P, mask=others > 3, other=gpu)  # all under way at once: one by one, 34 cycles each
+    near_4 = tl.load(near_ptr + 4 * P, mask=others > 4, other=gpu)
+    near_5 = tl.load(near_ptr + 5 * P, mask=others > 5, other=gpu)
+    near_6 = tl.load(near_ptr + 6 * P, mask=others > 6, other=gpu)
+    rank, below = _rank(b, place.near_0, zero, zero)
+    rank, below = _rank(b, place.near_1, rank, below)
+    rank, below = _rank(b, place.near_2, rank, below)
+    rank, below = _rank(b, near_3, rank, below)
+    rank, below = _rank(b, near_4, rank, below)
+    rank, below = _rank(b, near_5, rank, below)
+    rank, below = _rank(b, near_6, rank, below)
     i = NEAR + 0
     while i < most:
         rank, below = _rank(b, _far(at, i, others, gpu, scratch, P), rank, below)
         i += 1
     filled = mine & _is_filled(b, rank, below, place.count)
     shown, m, total = _fill(filled, b, place.count, tl.maximum(most, NEAR) - others)
-    for i in tl.static_range(NEAR):
-        m, total = _add_filled(shown, tl.load(at + (HELD_NEAR + i) * P, mask=i < others, other=gpu), m, total)
+    m, total = _add_filled(shown, place.near_0, m, total)
+    m, total = _add_filled(shown, place.near_1, m, total)
+    m, total = _add_filled(shown, place.near_2, m, total)
+    m, total = _add_filled(shown, near_3, m, total)
+    m, total = _add_filled(shown, near_4, m, total)
+    m, total = _add_filled(shown, near_5, m, total)
+    m, total = _add_filled(shown, near_6, m, total)
     i = NEAR + 0
     while i < most:
         m, total = _add_filled(shown, _far(at, i, others, gpu, scratch, P), m, total)

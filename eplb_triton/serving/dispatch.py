@@ -110,7 +110,9 @@ def split(
     if offsets is not None:
         check("offsets", offsets, (num_layers, num_experts), (torch.int32,), phy2log.device)
     if backend == "triton":
-        scratch = output("workspace", workspace, _split_scratch(phy2log, num_experts), torch.int32, phy2log.device)
+        scratch = output(
+            "workspace", workspace, _split_scratch(num_layers, num_experts, topology), torch.int32, phy2log.device
+        )
         _on_gpu().split(phy2log, classes, counts, topology.num_gpus, rounds, rank or 0, quotas, offsets, scratch)
         return quotas
     if workspace is not None:
@@ -124,7 +126,7 @@ def split(
 
 def split_workspace(num_layers: int, num_experts: int, topology: Topology, device: torch.device | str) -> Tensor:
     """Scratch for `split` on a GPU: [L, ...] int32; two splits at a time need one each."""
-    shape = _split_scratch(torch.empty(num_layers, topology.num_replicas, device="meta"), num_experts)
+    shape = _split_scratch(num_layers, num_experts, topology)
     return torch.empty(shape, dtype=torch.int32, device=device)
 
 
@@ -242,5 +244,5 @@ def _on_gpu() -> Any:
     return import_module("eplb_triton.kernels.serve_launch")
 
 
-def _split_scratch(phy2log: Tensor, num_experts: int) -> tuple[int, int]:
-    return phy2log.shape[0], 3 * num_experts + 17 * phy2log.shape[1]  # SplitScratch of kernels/splitting.py
+def _split_scratch(num_layers: int, num_experts: int, topology: Topology) -> tuple[int, int]:
+    return num_layers, 3 * num_experts + 17 * topology.num_replicas  # SplitScratch of kernels/splitting.py

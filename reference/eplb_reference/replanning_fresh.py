@@ -11,7 +11,7 @@ from eplb_reference import groups_partition
 from eplb_reference.arith import per_replica
 from eplb_reference.fixed import fixed_point
 from eplb_reference.pack_blocks import fill_blocks
-from eplb_reference.replanning_potential import Judge
+from eplb_reference.replanning_potential import Judge, square_root
 from eplb_reference.replicate_capped import capped_counts
 from eplb_reference.replicate_waterfill import list_by_expert
 from eplb_triton.topology import Topology
@@ -46,7 +46,7 @@ def _weights(judge: Judge, total: Tensor, slots_per_gpu: int) -> Tensor:
     """[L, E] float32: T times (mean + z / sqrt(S) deviations), at least 1: S replicas of independent loads deviate by
     sqrt(S) of them together."""
     twice = judge.num_samples.unsqueeze(1) * judge.samples.square().sum(2) - total.square()
-    deviation = twice.clamp(min=0).to(torch.float64).sqrt() * (judge.z / math.sqrt(slots_per_gpu))
+    deviation = square_root(twice.clamp(min=0).to(torch.float64)) * (judge.z / math.sqrt(slots_per_gpu))
     return (total.to(torch.float64) + deviation).clamp(min=1).to(torch.float32)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,7 +82,12 @@ def gpus_of(phy2log: Tensor, replicas: Replicas, num_gpus: int) -> Gpus:
 def scores(mean: Tensor, square: Tensor, spread: Tensor, num_samples: Tensor, z: float) -> Tensor:
     """T times (mean + z standard deviations) of a GPU's load, cut: half of the covariance between experts counts."""
     twice = (num_samples * square - mean.square() + spread).clamp(min=0)
-    return mean + ((twice >> 1).to(torch.float64).sqrt() * z).to(torch.int64)
+    return mean + (square_root((twice >> 1).to(torch.float64)) * z).to(torch.int64)
+
+
+def square_root(values: Tensor) -> Tensor:
+    """Of float64 `values`, correctly rounded. PyTorch's may come from a vector library that is 1 bit off in 1 of 75."""
+    return torch.from_numpy(np.sqrt(values.numpy()))
 
 
 def powers(score: Tensor, top: Tensor, norm: int) -> Tensor:
@@ -101,7 +107,7 @@ def potential_of(gpus: Gpus, judge: Judge) -> Potential:
     total = power.sum(1)
     root = total.to(torch.float64) / float(score.shape[1] << POWER_BITS)
     for _ in range(judge.norm.bit_length() - 1):
-        root = root.sqrt()
+        root = square_root(root)
     return Potential(score, top, power, total, top.to(torch.float64) * root)
 
 

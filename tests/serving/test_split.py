@@ -149,7 +149,7 @@ def test_refusals() -> None:
         ({"rounds": -1}, "rounds=-1"),
         ({"rank": 0}, "go together"),
         ({"out": torch.empty(1, 4)}, "out has dtype torch.float32, must be torch.int32"),
-        ({"out": torch.empty(4, 1, dtype=torch.int32).T}, "must be contiguous"),
+        ({"out": torch.empty(1, 8, dtype=torch.int32)[:, ::2]}, "must be contiguous"),
         ({"backend": "gpu"}, "backend='gpu' is unknown"),
         ({"backend": "cpu", "workspace": torch.empty(1)}, "workspace goes with backend='triton'"),
     ):
