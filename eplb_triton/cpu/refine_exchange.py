@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from eplb_triton.cpu.arith import Doubles, Ints, double_rows, doubles, flags, int_rows
-from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.compiled import inlined, stage
 from eplb_triton.cpu.fixed import PENALTY
 from eplb_triton.cpu.positions import State, exchange_items, holds_label, new_state, stand_packs
 
@@ -60,7 +60,7 @@ def _best_values(state: State, heavy: int, stays: Doubles, comes: Doubles, least
                 least[light] = worse if worse < least[light] else least[light]
 
 
-@stage
+@inlined
 def _best_items(state: State, heavy: int, light: int) -> tuple[float, int, int]:
     """Value and items of the best exchange of two packs; NONE where all are banned. ties: lowest slots"""
     capacity = state.items.shape[0]

@@ -30,6 +30,7 @@ OWN = {
         "pipeline": "calls the stages in order: kernels/fused.py does",
         "launcher": "layers to threads",
         "compiled": "what Numba may do, and its cache",
+        "linking": "stages compiled as parts of their entry point",
         "fields": "a policy as the integers that compiled code takes",
         "positions": "packs in position order while items are exchanged; the reference has meetings.py",
         "serve": "splitting and routing: layers to threads",
