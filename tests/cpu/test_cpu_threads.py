@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from eplb_triton import POLICIES, Policy, Topology, plan
+from eplb_triton import POLICIES, Planner, Policy, Topology
 from tests.cases import FAMILIES, loads
 
 pytest.importorskip("eplb_triton.cpu", reason="needs the extra: pip install 'eplb-triton[cpu]'", exc_type=ImportError)
@@ -185,6 +185,6 @@ def test_warm_up_leaves_nothing_to_compile(policy: str) -> None:
         cpu.warm_up(topology, "no such policy")
 
 
-def test_warm_up_is_for_what_plan_does_by_default() -> None:
-    warmed, planned = (inspect.signature(function).parameters["policy"].default for function in (cpu.warm_up, plan))
+def test_warm_up_is_for_what_a_planner_does_by_default() -> None:
+    warmed, planned = (inspect.signature(made).parameters["policy"].default for made in (cpu.warm_up, Planner))
     assert warmed == planned
