@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, largest
-from eplb_triton.kernels.replanning_potential import inverse_of_top, power_of, rows, score
+from eplb_triton.kernels.replanning_potential import inverse_of_top, power_of, sample_rows, score
 
 NO_GAIN = tl.constexpr(-(1 << 62))
 
@@ -74,7 +74,7 @@ def _multiply_slots(memory, samples, heaviest, start, num, shape: tl.constexpr):
     at = tl.minimum(place, P - 1)
     gpu, slot = first_gpu + at // S, first_gpu * S + at
     b = tl.load(memory.ints + shape.at.slot + slot)
-    level_ptr = rows(memory.ints + shape.at.level, b, shape)
+    level_ptr = sample_rows(memory.ints + shape.at.level, b, shape)
     own = tl.zeros((shape.lanes,), tl.int64)
     lowest = tl.full((shape.lanes,), -1, tl.int32)
     for i in tl.range(0, S, loop_unroll_factor=3):

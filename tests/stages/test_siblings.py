@@ -34,6 +34,7 @@ OWN = {
         "fields": "a policy as the integers that compiled code takes",
         "positions": "packs in position order while items are exchanged; the reference has meetings.py",
         "serve": "splitting and routing: layers to threads",
+        "replanning_vectors": "sums and products of samples, as loops that become vector code",
         "swaps": "packs with their loads while items are swapped; the reference computes them anew",
         "tournament": "trees of winners; the reference takes the maximum anew",
     },
@@ -50,6 +51,8 @@ OWN = {
         "counting": "counts by atomics; PyTorch has bincount",
         "serve": "the kernels of a serving step: call the stages in order",
         "serve_launch": "their constants and launches",
+        "replanning_launcher": "checks, compiles, allocates, then launches",
+        "replanning_shapes": "sizes, and where each array of a layer begins",
     },
 }
 """The reason why the other trees need no such file."""
