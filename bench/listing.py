@@ -211,11 +211,10 @@ def _linked(texts: list[str], number: int, names: dict[str, int]) -> list[str]:
                 if not linked[before].startswith("st.param"):
                     break
                 linked[before] = linked[before].replace("[param", f"[function_{called}_param_")
-            if "retval0" in text:
-                after = next(i for i in range(at + 1, len(linked)) if "[retval0" in linked[i])
-                while after < len(linked) and "[retval0" in linked[after]:
-                    linked[after] = linked[after].replace("[retval0", f"[function_{called}_result")
-                    after += 1
+            after = at + 1
+            while after < len(linked) and not linked[after].startswith("call"):  # a result need not be read at once
+                linked[after] = linked[after].replace("[retval0", f"[function_{called}_result")
+                after += 1
     return linked
 
 

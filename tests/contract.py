@@ -32,13 +32,14 @@ both needed and cheap. `pack_spread`: once an item, for the labels that a scan r
 _DIVISION_FMAS = 5  # v_fma and v_fmac in AMD's expansion of an IEEE division, float32 and float64 alike
 _WHOLE_DIVISION = "0x4f7ffffe"  # 2^32 less a little, by which AMD's expansion of an integer division scales
 _SQUARE_ROOT_FMAS = 7  # and of a float64 square root
+_TO_LONG_FMAS = 1  # and of float64 to int64, which takes the upper half off, exactly; the one use of v_floor_f64
 
 
-def broken_rules(kernel: Compiled) -> list[str]:
-    """Every rule that `kernel` breaks."""
+def broken_rules(kernel: Compiled, registers: int | None = None) -> list[str]:
+    """Every rule that `kernel` breaks; `registers`: most a thread, by default what REGISTERS says."""
     if kernel.target.startswith("gfx"):
         return _in_amdgcn(kernel)
-    return _in_ptx(kernel) + _in_sass(kernel)
+    return _in_ptx(kernel) + _in_sass(kernel, registers or REGISTERS[kernel.num_warps])
 
 
 def _in_ptx(kernel: Compiled) -> list[str]:
@@ -95,11 +96,11 @@ def _slow_steps(loops: Iterable[list[Instruction]]) -> list[str]:
     return broken
 
 
-def _in_sass(kernel: Compiled) -> list[str]:
+def _in_sass(kernel: Compiled, registers: int) -> list[str]:
     resources = kernel.resources()
     broken = [f"{name} {resources[name]}, must be 0" for name in ("STACK", "LOCAL") if resources[name]]
-    if resources["REG"] > REGISTERS[kernel.num_warps]:
-        broken.append(f"{resources['REG']} registers, must be at most {REGISTERS[kernel.num_warps]}")
+    if resources["REG"] > registers:
+        broken.append(f"{resources['REG']} registers, must be at most {registers}")
     spills = [i for i in parse_sass(kernel.sass()).instructions if i.opcode.split(".")[0] in ("LDL", "STL")]
     return broken + [_rule("register spilled to memory", instruction) for instruction in spills]
 
@@ -140,7 +141,8 @@ def _inexact_on_amd(counts: Counter[str], bits: str, whole: int) -> list[str]:
         return sum(number for name, number in counts.items() if kind.fullmatch(name))
 
     divisions, roots = found("div_fixup"), found("rsq")
-    expected = _DIVISION_FMAS * divisions + _SQUARE_ROOT_FMAS * roots
+    to_long = found("floor") if bits == "f64" else 0
+    expected = _DIVISION_FMAS * divisions + _SQUARE_ROOT_FMAS * roots + _TO_LONG_FMAS * to_long
     broken = []
     if (fused := found("fma", "fmac", "mad", "mac", "pk_fma", "fmamk", "fmaak")) != expected:
         broken.append(f"{fused} fused {bits} multiply-adds, must be {expected}: {divisions} divisions, {roots} roots")

@@ -1,5 +1,5 @@
 """Replanning: one program takes one layer from the placement in force to one for the loads to come."""
-# ruff: noqa: N806, PLR0912, PLR0915, SIM102
+# ruff: noqa: N806, PLR0912, PLR0915
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 from typing import Any, NamedTuple
@@ -58,7 +58,8 @@ class Outputs(NamedTuple):
 NO_LIMIT = tl.constexpr(0x7FFFFFFF)
 SLOT_PRICE = tl.constexpr(2)
 PEAK_MOVED = tl.constexpr(3)
-"""Places in memory.numbers: the price of a slot, and J of what the moves lead to."""
+PEAK_BEFORE = tl.constexpr(4)
+"""Places in memory.numbers: the price of a slot, J of what the moves lead to, and J before them."""
 NOT_A_NUMBER = tl.constexpr(0x7FF8000000000000)
 
 
@@ -103,7 +104,9 @@ def replan_layers(
     fresh = tl.full((), previous_ptr is None, tl.int1)
     if previous_ptr is not None:
         status, empty = previous_status(previous_ptr + layer * shape.replicas, memory, shape)
-        if (status == 0) & (empty > 0):
+        if status != 0:
+            _keep(previous_ptr, layer, out, shape)
+        elif empty > 0:
             fill_slots(memory, shape)
         _copy(memory.ints + shape.at.slot, memory.ints + shape.at.before, shape)
     elif shape.nodes > 1:
@@ -113,7 +116,7 @@ def replan_layers(
     store_number(memory, SLOT_PRICE, slot_price, shape)
     nothing = tl.full((), NOT_A_NUMBER, tl.int64).to(tl.float64, bitcast=True)
     store_number(memory, PEAK, nothing, shape)
-    tl.store(out.peak_before + layer, nothing)
+    store_number(memory, PEAK_BEFORE, nothing, shape)
     tl.debug_barrier()
     plans = tl.full((), 0, tl.int32)
     more = status == 0
@@ -137,7 +140,7 @@ def replan_layers(
             add_up_gpus(memory, samples, changed, shape)
             heaviest, top, floor = rate_gpus(memory, shape)
             if (step == 0) & (fresh == 0):
-                tl.store(out.peak_before + layer, _in_means(load_number(memory, PEAK, shape), samples, shape))
+                store_number(memory, PEAK_BEFORE, load_number(memory, PEAK, shape), shape)
             gain, key = floor, tl.full((), 0, tl.int32)
             is_swap = tl.full((), 1, tl.int1)
             if (step < most_steps) & (written < limit):
@@ -189,25 +192,25 @@ def replan_layers(
                 of_change = of_fresh
             else:
                 _copy(memory.ints + shape.at.moved, memory.ints + shape.at.slot, shape)
-                peak = peak_moved
+                store_number(memory, PEAK, peak_moved, shape)
         if plans == 0:  # kept as it is
             of_change = of_change * 0
             empty = empty * 0
     else:
         of_change += shape.replicas
-    tl.store(out.written + layer, of_change.to(tl.int64))
-    tl.store(out.fills + layer, empty.to(tl.int64))
-    tl.store(out.peak_after + layer, _in_means(peak, samples, shape))
-    _write_maps(memory, layer, out, shape)
-    if previous_ptr is not None:
-        if plans == 0:
-            _keep(previous_ptr, layer, out, shape)
+    tl.debug_barrier()
+    _report(memory, samples, of_change, empty, layer, out, shape)
+    _write_maps(memory, plans, layer, out, shape)
 
 
-@triton.jit
-def _in_means(peak, samples, shape: tl.constexpr):
-    """J as a multiple of the mean GPU load."""
-    return peak * float64(shape.gpus) / (samples * UNITS).to(tl.float64)
+@triton.jit(noinline=True)
+def _report(memory, samples, written, fills, layer, out, shape: tl.constexpr):
+    """What the plan is worth: J as a multiple of the mean GPU load, and what it costs."""
+    units = (samples * UNITS).to(tl.float64)
+    tl.store(out.written + layer, written.to(tl.int64))
+    tl.store(out.fills + layer, fills.to(tl.int64))
+    tl.store(out.peak_before + layer, load_number(memory, PEAK_BEFORE, shape) * float64(shape.gpus) / units)
+    tl.store(out.peak_after + layer, load_number(memory, PEAK, shape) * float64(shape.gpus) / units)
 
 
 @triton.jit
@@ -237,8 +240,9 @@ def _changed(slots_ptr, memory, shape: tl.constexpr):
 
 
 @triton.jit(noinline=True)
-def _write_maps(memory, layer, out, shape: tl.constexpr):
-    """The layer's maps from memory.slot, ranks ascending with the slot; a slot without an expert has none."""
+def _write_maps(memory, plans, layer, out, shape: tl.constexpr):
+    """The layer's maps from memory.slot, ranks ascending with the slot; a slot without an expert has none. Where no
+    plan was made, phy2log stands already."""
     E: tl.constexpr = shape.experts
     RANKS: tl.constexpr = shape.replicas - E + 1
     start = 0
@@ -247,7 +251,7 @@ def _write_maps(memory, layer, out, shape: tl.constexpr):
         inside = slot < shape.replicas
         at = layer * shape.replicas + slot
         expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
-        tl.store(out.phy2log + at, expert, mask=inside)
+        tl.store(out.phy2log + at, expert, mask=inside & (plans > 0))
         tl.store(out.phyrank + at, tl.full((shape.lanes,), -1, tl.int32), mask=inside)
         start += shape.lanes
     tl.debug_barrier()

@@ -1,4 +1,4 @@
-"""The replanning kernel as compiled: its arithmetic and cost on five targets; its PTX, run on the CPU, plans as recorded.
+"""The replanning kernel as compiled: arithmetic and cost on five targets; its PTX, run on the CPU, plans as recorded.
 
 The shipped form, a function a stage: what the kernel passes to them is run, too.
 """
@@ -27,6 +27,9 @@ SHAPES = {
     "144 GPUs": Topology(num_replicas=288, num_gpus=144),
 }
 EXPERTS = 256
+REGISTERS = 168
+"""Most a thread of 8 warps. One program a multiprocessor is all there is, and what a search keeps over its calls lies in
+registers: with 128 the kernel spills 80 bytes."""
 
 
 def _compiled(
@@ -40,7 +43,7 @@ def _compiled(
 @pytest.mark.parametrize("shape", [pytest.param(name, marks=full_unless(name == "v3-global")) for name in SHAPES])
 def test_contract(shape: str, target: str) -> None:
     kernel, _ = _compiled(SHAPES[shape], target, previous=True)
-    assert broken_rules(kernel) == []
+    assert broken_rules(kernel, REGISTERS) == []
 
 
 def test_square_roots_are_correctly_rounded() -> None:
