@@ -28,7 +28,7 @@ SHAPES = {
 }
 EXPERTS = 256
 REGISTERS = 168
-"""Most a thread of 8 warps. One program a multiprocessor is all there is, and what a search keeps over its calls lies in
+"""Most a thread of 8 warps. One program a multiprocessor is all there is, and what a search keeps over its calls is in
 registers: with 128 the kernel spills 80 bytes."""
 
 
