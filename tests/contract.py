@@ -23,7 +23,7 @@ the caller's registers: stored once and loaded once a call. Nothing is spilled t
 STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")
 """The serial steps: a plan is hundreds of them, one after the other."""
 MAY_WAIT = {
-    "_swap", "_exceeds", "_level", "_scan", "pack_spread", "move_replicas", "owner_of_each",
+    "_swap", "swap_items", "exceeds", "_level", "_scan", "pack_spread", "move_replicas", "owner_of_each",
     "rank_packs", "_stand", "_propose", "_largest_pair",
 }  # fmt: skip
 """Functions inside loops whose lanes read what others stored, and which run a few times a plan, so that a barrier is

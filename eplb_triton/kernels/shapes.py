@@ -16,9 +16,8 @@ from eplb_triton.policy import Corner, Counts, Exchange, Fixup, GpuPack, GroupPa
 from eplb_triton.topology import Topology
 
 ROUNDS_FROM = 32  # GPUs a row from which packing in rounds beats one item a step (cycles from SASS)
-WIDE_FROM = (
-    128  # GPUs a row from which exchanges take 16 warps: 512 -> 1024 took 201 us with 4, 127 with 16 (estimated)
-)
+WIDE_FROM = 128
+"""GPUs a row from which exchanges take 16 warps: with pairs by expert 512 -> 1024 takes 127 us, was 201 (estimated)."""
 MOST_MEETINGS, WIDE_MEETINGS = 256, 1024  # 2 a thread: at 4 a row of 1,024 replicas spills 8 bytes, at 8 it spills 288
 AT_ONCE_FROM = 32  # redundant replicas a row from which D'Hondt picks by threshold beat one pick a step
 

@@ -76,7 +76,7 @@ def test_sees_an_approximate_division(plant: Planter, target: str, division: str
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_sees_contraction(plant: Planter, target: str) -> None:
-    launcher = plant("refine.py", "difference - (moved_load + moved_load)", "difference - 2.0 * moved_load")
+    launcher = plant("swaps.py", "difference - (moved_load + moved_load)", "difference - 2.0 * moved_load")
     found = _broken(launcher, target, "adaptive_tail_and_2x2_fixup", enable_fp_fusion=True)
     assert ("contracted" in found) if target == "sm_90" else ("fused" in found)
 

@@ -39,6 +39,8 @@ OWN = {
         "tournament": "trees of winners; the reference takes the maximum anew",
     },
     "kernels": {
+        "swaps": "what a swap needs to know, apart for the length of refine.py",
+        "meetings": "what an exchange is worth, apart for the length of refine_exchange.py",
         "fused": "the kernel: calls the stages in order",
         "rows": "the loads of a row, for both kernels",
         "buffers": "memory of a row, and the tuples of pointers that the stages take",
