@@ -49,6 +49,8 @@ OWN = {
         "counting": "counts by atomics; PyTorch has bincount",
         "serve": "the kernels of a serving step: call the stages in order",
         "serve_launch": "their constants and launches",
+        "replanning_launcher": "checks, compiles, allocates, then launches replanning",
+        "replanning_shapes": "sizes, rule and the places of arrays as the one constant that replanning is compiled for",
     },
 }
 """The reason why the other trees need no such file."""

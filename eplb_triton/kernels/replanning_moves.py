@@ -22,7 +22,7 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
     memory.product [S, p]: 2 T times the product of each slot of h with each slot of its node. By slot of the node:
     memory.into_own, what b adds to h, NO_GAIN where h holds it, and memory.from_partner, what o is without it. By slot
     i of h, memory.out_of_own: what h is without a; by i and GPU o, memory.into_partner: what a adds to o, NO_GAIN
-    where o holds it. memory.held_at [S, d]: the lowest slot of o that holds a, for the lowest i of each expert, else -1.
+    where o holds it. memory.held_at [S, d]: the lowest slot of o that holds a, at the lowest i of each expert, else -1.
     memory.holder: these slots, of experts that may get a replica more."""
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
