@@ -35,14 +35,14 @@ all-host: $(INSTALLED)
 
 # The kernels in Triton's interpreter: a process of its own, since the kernels there are no longer compiled.
 test-kernels: $(INSTALLED)
-	TRITON_INTERPRET=1 $(PYTEST) -m "$(CHOICE)" tests/interpreted
+	TRITON_INTERPRET=1 $(PYTEST) -m "$(CHOICE)" tests/kernels/interpreted
 
 all-kernels: $(INSTALLED)
-	TRITON_INTERPRET=1 $(PYTEST) -m "$(EVERYTHING)" tests/interpreted
+	TRITON_INTERPRET=1 $(PYTEST) -m "$(EVERYTHING)" tests/kernels/interpreted
 
 # A part of them again with the oldest Triton that is supported.
 all-oldest-triton: $(INSTALLED) $(OLDEST_TRITON)
-	TRITON_INTERPRET=1 PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) -m "other_triton and not slow" tests/interpreted
+	TRITON_INTERPRET=1 PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) -m "other_triton and not slow" tests/kernels/interpreted
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

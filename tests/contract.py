@@ -17,13 +17,13 @@ REGISTERS = {1: 168, 4: 128, 8: 128, 16: 128}
 counts; 16 warps of 128 are all of a multiprocessor's registers."""
 SGPR_SPILLS = 128
 """Most scalar registers kept in lanes of a vector register (AMD has 102): a move each, no memory."""
-CALL_FRAME = 16
-"""Most bytes of memory a thread on AMD: where a stage that calls a sort keeps the way back, one store and one load a
-call. Nothing is spilled there."""
+CALL_FRAME = 32
+"""Most bytes of memory a thread on AMD: where a stage that calls a sort keeps the way back, and what it must restore of
+the caller's registers: stored once and loaded once a call. Nothing is spilled there."""
 STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")
 """The serial steps: a plan is hundreds of them, one after the other."""
 MAY_WAIT = {
-    "_swap", "_exceeds", "_level", "_scan", "pack_spread", "move_replicas", "owner_of_each",
+    "_swap", "swap_items", "exceeds", "_level", "_scan", "pack_spread", "move_replicas", "owner_of_each",
     "rank_packs", "_stand", "_propose", "_largest_pair",
 }  # fmt: skip
 """Functions inside loops whose lanes read what others stored, and which run a few times a plan, so that a barrier is

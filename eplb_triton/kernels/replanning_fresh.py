@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import float64
-from eplb_triton.kernels.buffers import group_items, places_of, replica_items, replicas_of
+from eplb_triton.kernels.buffers import items_of, places_of, replicas_of
 from eplb_triton.kernels.fixed import fixed_point
 from eplb_triton.kernels.fused import replica_loads
 from eplb_triton.kernels.groups_partition import pack_partition
@@ -29,7 +29,7 @@ def partition_experts(partitions_ptr, memory, shape: tl.constexpr):
     for at in tl.range(0, SIZE):
         load, squares = total_loads(memory, tl.minimum(group, G - 1) * SIZE + at, shape)
         total += load
-    items = group_items(memory.row, shape.plan)
+    items = items_of(memory.row, shape.plan)
     tl.store(items.loads + group, total.to(tl.float32), mask=inside)
     tl.debug_barrier()
     pack_partition(items, places_of(memory.row, shape.plan), partitions_ptr, shape.plan.groups, shape.plan.partition)
@@ -68,12 +68,11 @@ def fresh_plan(memory, samples, shape: tl.constexpr):
 @triton.jit
 def _plan_node(row_ptr, slots_ptr, shape: tl.constexpr):
     """The slots of one node, of its experts and their loads in the memory of a row, by the stages of `balanced`."""
-    replicas, items = replicas_of(row_ptr, shape), replica_items(row_ptr, shape)
-    CAPACITY: tl.constexpr = shape.replicas.num_items // shape.replicas.num_packs
+    replicas, items = replicas_of(row_ptr, shape), items_of(row_ptr, shape)
     counts = capped_counts(replicas, shape.experts)
     list_by_expert(counts, replicas, shape.experts)
     replica_loads(replicas, counts, items.loads, shape.experts)
-    fixed_point(items.loads, items.fixed, CAPACITY, shape.replicas.num_items, shape.replicas.item_lanes)
+    fixed_point(items.loads, items.fixed, shape.replicas)
     fill_blocks(items, shape.replicas)
     place = tl.arange(0, shape.replicas.item_lanes)
     inside = place < shape.replicas.num_items

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, largest
-from eplb_triton.kernels.replanning_potential import inverse_of_top, power_of, rows, score
+from eplb_triton.kernels.replanning_potential import inverse_of_top, power_of, sample_rows, score
 
 NO_GAIN = tl.constexpr(-(1 << 62))
 
@@ -22,7 +22,7 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
     memory.product [S, p]: 2 T times the product of each slot of h with each slot of its node. By slot of the node:
     memory.into_own, what b adds to h, NO_GAIN where h holds it, and memory.from_partner, what o is without it. By slot
     i of h, memory.out_of_own: what h is without a; by i and GPU o, memory.into_partner: what a adds to o, NO_GAIN
-    where o holds it. memory.held_at [S, d]: the lowest slot of o that holds a, at the lowest i of each expert, else -1.
+    where o holds it. memory.held_at [S, d]: the lowest slot of o that holds a, for the lowest i of an expert, else -1.
     memory.holder: these slots, of experts that may get a replica more."""
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
@@ -74,7 +74,7 @@ def _multiply_slots(memory, samples, heaviest, start, num, shape: tl.constexpr):
     at = tl.minimum(place, P - 1)
     gpu, slot = first_gpu + at // S, first_gpu * S + at
     b = tl.load(memory.ints + shape.at.slot + slot)
-    level_ptr = rows(memory.ints + shape.at.level, b, shape)
+    level_ptr = sample_rows(memory.ints + shape.at.level, b, shape)
     own = tl.zeros((shape.lanes,), tl.int64)
     lowest = tl.full((shape.lanes,), -1, tl.int32)
     for i in tl.range(0, S, loop_unroll_factor=3):

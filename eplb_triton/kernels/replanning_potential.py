@@ -16,7 +16,7 @@ MOST_FLOOR = tl.constexpr(2.0**62)
 
 
 @triton.jit
-def rows(first_ptr, row, shape: tl.constexpr):
+def sample_rows(first_ptr, row, shape: tl.constexpr):
     """Pointers [lanes, together] to the beginnings of rows of samples."""
     return first_ptr + row[:, None] * shape.row + tl.arange(0, shape.together)[None, :]
 
@@ -25,7 +25,7 @@ def rows(first_ptr, row, shape: tl.constexpr):
 def total_loads(memory, expert, shape: tl.constexpr):
     """Sums over the samples of the loads (int32) and of their squares (int64) of experts [lanes]."""
     added, squares = expert * 0, (expert * 0).to(tl.int64)
-    sample_ptr = rows(memory.ints + shape.at.sample, expert, shape)
+    sample_ptr = sample_rows(memory.ints + shape.at.sample, expert, shape)
     for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
         load = tl.load(sample_ptr + t)
         added += tl.sum(load, 1)
@@ -57,7 +57,7 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
         at = start + tl.arange(0, shape.lanes)
         one = tl.minimum(at, 3 * num - 1)
         row = one % 3 * E + first + one // 3 * apart
-        level_ptr = rows(memory.ints + shape.at.level, row, shape)
+        level_ptr = sample_rows(memory.ints + shape.at.level, row, shape)
         added = tl.zeros((shape.lanes,), tl.int32)
         squares = tl.zeros((shape.lanes,), tl.int64)
         for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
@@ -95,8 +95,8 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
         gpu, slot_of_gpu = tl.load(memory.ints + shape.at.changed + at // S), at % S
         slot = gpu * S + slot_of_gpu
         expert = tl.load(memory.ints + shape.at.slot + slot)
-        load_ptr = rows(memory.ints + shape.at.gpu_load, gpu, shape)
-        level_ptr = rows(memory.ints + shape.at.level, expert, shape)
+        load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
+        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
         product = tl.zeros((shape.lanes,), tl.int64)
         for t in tl.range(0, T, shape.together, loop_unroll_factor=2):
             product += tl.sum(tl.load(load_ptr + t).to(tl.int64) * tl.load(level_ptr + t), 1)

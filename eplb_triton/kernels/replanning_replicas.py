@@ -11,7 +11,7 @@ import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, LOWEST
 from eplb_triton.kernels.replanning_moves import NO_GAIN
-from eplb_triton.kernels.replanning_potential import inverse_of_top, power_or_limit, rows, score
+from eplb_triton.kernels.replanning_potential import inverse_of_top, power_or_limit, sample_rows, score
 
 
 @triton.jit(noinline=True)
@@ -34,8 +34,8 @@ def try_receivers(memory, samples, heaviest, top, num, floor, shape: tl.constexp
         gpu = slot // S
         cross = tl.zeros((shape.lanes,), tl.int64)
         square = tl.zeros((shape.lanes,), tl.int64)
-        level_ptr = rows(memory.ints + shape.at.level, expert, shape)
-        load_ptr = rows(memory.ints + shape.at.gpu_load, gpu, shape)
+        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
+        load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
         for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
             change = tl.load(level_ptr + 2 * shape.row * E + t) - tl.load(level_ptr + t)
             cross += tl.sum(change.to(tl.int64) * tl.load(load_ptr + t), 1)
@@ -109,8 +109,8 @@ def list_donors(memory, samples, heaviest, top, shape: tl.constexpr):
         gpu = slot // S
         square = tl.zeros((shape.lanes,), tl.int64)
         square_without = tl.zeros((shape.lanes,), tl.int64)
-        level_ptr = rows(memory.ints + shape.at.level, expert, shape)
-        load_ptr = rows(memory.ints + shape.at.gpu_load, gpu, shape)
+        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
+        load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
         for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
             fewer = tl.load(level_ptr + shape.row * E + t)
             load = tl.load(load_ptr + t) + times[:, None] * (fewer - tl.load(level_ptr + t))
@@ -161,9 +161,9 @@ def value_pairs(memory, samples, heaviest, top, donors, bits, receivers, shape: 
         holds = held >= 0
         keeps, gets = holds.to(tl.int32), 1 - holds.to(tl.int32)
         product = tl.zeros((shape.lanes,), tl.int64)
-        load_ptr = rows(memory.ints + shape.at.gpu_load, gpu, shape)
-        receiver_ptr = rows(memory.ints + shape.at.level, a, shape)
-        donor_ptr = rows(memory.ints + shape.at.level, b, shape)
+        load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
+        receiver_ptr = sample_rows(memory.ints + shape.at.level, a, shape)
+        donor_ptr = sample_rows(memory.ints + shape.at.level, b, shape)
         for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
             fewer = tl.load(donor_ptr + shape.row * E + t)
             load = tl.load(load_ptr + t) + times[:, None] * (fewer - tl.load(donor_ptr + t)) - gets[:, None] * fewer

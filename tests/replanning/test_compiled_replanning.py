@@ -28,8 +28,8 @@ SHAPES = {
 }
 EXPERTS = 256
 REGISTERS = 168
-"""Most a thread of 8 warps. One program a multiprocessor is all there is, and what a search keeps over its calls lies
-in registers: with 128 the kernel spills 80 bytes."""
+"""Most a thread of 8 warps. One program a multiprocessor is all there is, and what a search keeps over its calls is in
+registers: with 128 the kernel spills 80 bytes."""
 
 
 def _compiled(

@@ -51,8 +51,8 @@ def test_prices_that_are_none(arguments: tuple[float, float, float, int], said: 
 def test_order_of_deployment(
     before: list[float], after: list[float], written: list[int], fills: list[int], order: list[int]
 ) -> None:
-    peaks = (torch.tensor(peaks, dtype=torch.float64) for peaks in (before, after))
-    got = deployment_order(*peaks, torch.tensor(written), torch.tensor(fills))
+    was, becomes = (torch.tensor(peaks, dtype=torch.float64) for peaks in (before, after))
+    got = deployment_order(was, becomes, torch.tensor(written), torch.tensor(fills))
     assert got.dtype == torch.int64
     assert got.tolist() == order
 
