@@ -167,6 +167,8 @@ def bind_replan(backend: str, job: Job) -> Replan:
 
     def replan(history: Tensor, out: Placement, before: Tensor | None, price: float, moves: int | None) -> None:
         usable = as_loads(history, name="loads", history=True)
+        if not job.num_layers:
+            return
         held = None if before is None else before.to("cpu", torch.int64)
         made: Replanned = module.replan_layers(usable, job.topology, job.policy, held, price, moves)
         refuse_previous(made.status)

@@ -64,8 +64,8 @@ def agree(
         "package version": [int(hashlib.sha256(version.encode()).hexdigest()[:12], 16)],
     }
     failed = fingerprint is None
-    mine = torch.tensor([number for numbers in facts.values() for number in numbers], dtype=torch.int64)
-    flags = torch.tensor([failed, stop], dtype=torch.int64)
+    mine = torch.tensor([number for numbers in facts.values() for number in numbers], dtype=torch.int64, device="cpu")
+    flags = torch.tensor([failed, stop], dtype=torch.int64, device="cpu")
     try:
         most, least, (any_failed, any_stop) = _extremes(mine, flags, group, device)
     except Exception as error:  # a peer has gone, or the group has: a serving thread goes on with the map it has

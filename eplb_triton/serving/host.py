@@ -116,7 +116,7 @@ def _reference(stage: str) -> Any:
 
 def _check_placed(counts: Tensor, phy2log: Tensor) -> None:
     """Refuse tokens of an expert that no slot holds."""
-    held = torch.zeros(counts.shape[0], counts.shape[1] + 1, dtype=torch.bool)
+    held = torch.zeros(counts.shape[0], counts.shape[1] + 1, dtype=torch.bool, device="cpu")
     held.scatter_(1, phy2log.long() + 1, True)
     lost = (counts > 0) & ~held[:, 1:]
     if bool(lost.any()):

@@ -31,9 +31,8 @@ def split_bound(counts: Tensor, phy2log: Tensor, topology: Topology) -> Tensor:
     check("counts", counts, (phy2log.shape[0], counts.shape[-1]), (counts.dtype,), counts.device)
     loads = checked_counts(counts.detach().cpu()).to(torch.float64).numpy()
     maps = phy2log.cpu().numpy()
-    return torch.tensor(
-        [_optimum(load, slots, topology.num_gpus) for load, slots in zip(loads, maps, strict=True)], dtype=torch.float64
-    )
+    found = [_optimum(load, slots, topology.num_gpus) for load, slots in zip(loads, maps, strict=True)]
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def _optimum(load: NDArray[np.float64], slots: NDArray[np.int64], num_gpus: int) -> float:

@@ -34,7 +34,9 @@ def exact_slots(topk_ids: Tensor, phy2log: Tensor, quotas: Tensor, offsets: Tens
     ids = topk_ids.flatten().to(torch.int64)
     by_expert = ids.argsort(stable=True)
     grouped = ids[by_expert]
-    nth = torch.empty_like(ids).scatter_(0, by_expert, torch.arange(len(ids)) - torch.searchsorted(grouped, grouped))
+    nth = torch.empty_like(ids).scatter_(
+        0, by_expert, torch.arange(len(ids), dtype=torch.int64, device="cpu") - torch.searchsorted(grouped, grouped)
+    )
     return _look_up(ids, nth + offsets.to(torch.int64)[ids], phy2log, quotas, len(offsets), num_gpus).view_as(topk_ids)
 
 
@@ -56,7 +58,7 @@ def hashed_slots(
         [tokens, k] int64, as `exact_slots`.
     """
     ids = topk_ids.flatten().to(torch.int64)
-    row = torch.arange(topk_ids.shape[0])
+    row = torch.arange(topk_ids.shape[0], dtype=torch.int64, device="cpu")
     x = (row * ROW & WORD) ^ (layer * LAYER & WORD) ^ (salt * SALT & WORD)
     x = (x ^ x >> 16) * FIRST & WORD
     x = (x ^ x >> 15) * SECOND & WORD
@@ -80,14 +82,13 @@ def fill_table(phy2log: Tensor, quotas: Tensor, num_experts: int, num_gpus: int,
     Returns:
         [L, E, M] int64, physical slots; -1 for an expert without a place.
     """
-    table = torch.full((phy2log.shape[0], num_experts, width), -1)
+    table = torch.full((phy2log.shape[0], num_experts, width), -1, dtype=torch.int64, device="cpu")
     for layer, (slots, quota) in enumerate(zip(phy2log.tolist(), quotas.tolist(), strict=True)):
         for expert, places in enumerate(list_places(slots, num_experts, num_gpus)):
             if places:
                 shares = [quota[slot] for slot in places]
-                table[layer, expert] = torch.tensor(
-                    _repeated(places, shares if any(shares) else [1] * len(shares), width)
-                )
+                entries = _repeated(places, shares if any(shares) else [1] * len(shares), width)
+                table[layer, expert] = torch.tensor(entries, dtype=torch.int64, device="cpu")
     return table
 
 
@@ -104,10 +105,14 @@ def _cumulative(phy2log: Tensor, quotas: Tensor, num_experts: int, num_gpus: int
     """Slot and cumulative quota [E, most places] of the places of each expert; beyond them the last one again."""
     places = list_places(phy2log.tolist(), num_experts, num_gpus)
     most = max([1, *map(len, places)])
-    slots = torch.tensor([(own + own[-1:] * most)[:most] if own else [-1] * most for own in places])
+    slots = torch.tensor(
+        [(own + own[-1:] * most)[:most] if own else [-1] * most for own in places], dtype=torch.int64, device="cpu"
+    )
     quota = quotas.to(torch.int64)[slots.clamp(min=0)]
     quota[quota.sum(1) == 0] = 1
-    there = torch.arange(most) < torch.tensor([len(own) for own in places]).unsqueeze(1)
+    there = torch.arange(most, dtype=torch.int64, device="cpu") < torch.tensor(
+        [len(own) for own in places], dtype=torch.int64, device="cpu"
+    ).unsqueeze(1)
     return slots, (quota * there).cumsum(1)
 
 

@@ -26,7 +26,7 @@ def place_classes(phy2log: Tensor, num_experts: int, num_gpus: int) -> Tensor:
     Returns:
         classes [L, E] int32, -1 for an expert of one place or none.
     """
-    classes = torch.full((phy2log.shape[0], num_experts), -1, dtype=torch.int32)
+    classes = torch.full((phy2log.shape[0], num_experts), -1, dtype=torch.int32, device="cpu")
     size = phy2log.shape[1] // num_gpus
     for layer, slots in enumerate(phy2log.tolist()):
         taken: list[set[int]] = []  # the GPUs of each class
@@ -74,12 +74,13 @@ def split_counts(phy2log: Tensor, classes: Tensor, counts: Tensor, num_gpus: int
     Returns:
         quotas [L, P] int32, 0 where a slot is no place.
     """
-    quotas = torch.zeros(phy2log.shape, dtype=torch.int32)
+    quotas = torch.zeros(phy2log.shape, dtype=torch.int32, device="cpu")
     for layer, slots in enumerate(phy2log.tolist()):
         places = list_places(slots, counts.shape[1], num_gpus)
         tokens = counts[layer].tolist()
         order = [expert for _, expert in sorted((c, e) for e, c in enumerate(classes[layer].tolist()) if c >= 0)]
-        quotas[layer] = torch.tensor(_split_layer(places, tokens, order, len(slots), num_gpus, rounds))
+        own = _split_layer(places, tokens, order, len(slots), num_gpus, rounds)
+        quotas[layer] = torch.tensor(own, dtype=torch.int32, device="cpu")
     return quotas
 
 

@@ -75,7 +75,7 @@ def test_a_planner_that_fails_is_a_line_not_a_crash() -> None:
     planners = [
         _planner("good"),
         _planner("bad", ValueError("no\nsuch thing")),
-        _planner("odd", phy2log=torch.zeros(2, 16)),
+        _planner("odd", phy2log=torch.zeros(2, 16, dtype=torch.int64)),
     ]
     working, skips = probe(planners)
     assert [planner.name for planner in working] == ["good", "odd"]

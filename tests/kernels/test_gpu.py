@@ -21,6 +21,9 @@ from eplb_triton.ops import rebalance
 from eplb_triton.testing.families import FAMILIES, loads
 from tests.comparing import assert_same
 
+PLANNED = [name for name, policy in POLICIES.items() if policy.replan is None]
+"""What the fused kernel plans; replanning is a kernel of its own."""
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
@@ -46,7 +49,7 @@ def _v3(seed: int = 0, family: str = "continuous") -> Tensor:
 
 
 @pytest.mark.parametrize("shape", SMALL)
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PLANNED)
 def test_random_cases(policy: str, shape: str) -> None:
     experts, topology = SMALL[shape]
     for draw in range(50):
@@ -55,7 +58,7 @@ def test_random_cases(policy: str, shape: str) -> None:
 
 
 @pytest.mark.parametrize("case", MODELS)
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PLANNED)
 def test_models(policy: str, case: str) -> None:
     shape = MODELS[case]
     for seed, family in enumerate(("continuous", "ties")):
@@ -64,7 +67,7 @@ def test_models(policy: str, case: str) -> None:
         _assert_plan(out, weight, shape.topology, policy)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PLANNED)
 def test_public_entry(policy: str) -> None:
     weight = _v3()
     want = plan(weight, V3.topology, policy=policy, backend="reference")
@@ -116,7 +119,7 @@ def _planned(policy: str) -> Launch:
     return Launch(V3.topology, V3.layers, V3.experts, POLICIES[policy], log2phy_width=width, device="cuda")
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PLANNED)
 def test_out_allocates_nothing(policy: str) -> None:
     weight = _v3().cuda()
     out = _empty_outputs(V3.layers)
@@ -137,7 +140,7 @@ def _no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PLANNED)
 def test_never_waits(policy: str) -> None:
     weight = _v3().cuda()
     launch(weight, V3.topology, POLICIES[policy])
@@ -147,7 +150,7 @@ def test_never_waits(policy: str) -> None:
         plan(weight, V3.topology, policy=policy, backend="triton")
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PLANNED)
 def test_graph_replays_on_changed_loads(policy: str) -> None:
     weight = _v3().cuda()
     out = _empty_outputs(V3.layers)
@@ -165,7 +168,7 @@ def test_graph_replays_on_changed_loads(policy: str) -> None:
         assert_same(through_plan.phy2log.cpu(), out.phy2log.cpu(), f"phy2log of {family}")
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PLANNED)
 def test_two_streams_at_once(policy: str) -> None:
     weights = [_v3(seed, family).cuda() for seed, family in enumerate(("continuous", "ties"))]
     want = [launch(weight, V3.topology, POLICIES[policy]).phy2log for weight in weights]
