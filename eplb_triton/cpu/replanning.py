@@ -114,7 +114,7 @@ def compiled_replan() -> Callable[..., None]:
     ) -> None:
         num_experts, num_replicas = history.shape[2], phy2log.shape[1]
         d, s = num_gpus // num_nodes, num_replicas // num_gpus
-        state = new_state(num_experts, num_replicas, num_gpus, limits[0])
+        state = new_state(num_experts, num_replicas, num_gpus, num_nodes, limits[0])
         room = new_room(num_experts, s, d, state.samples.shape[1])
         samples = np.empty((limits[0], num_experts), np.float64)
         before = np.empty(num_replicas if previous.shape[0] > 0 else 0, np.int64)
@@ -127,8 +127,8 @@ def compiled_replan() -> Callable[..., None]:
                     continue
             num_samples = sample_history(history[:, layer], limits[0], samples)
             state.samples[:] = 0
-            for t in range(num_samples):
-                for expert in range(num_experts):
+            for expert in range(num_experts):
+                for t in range(num_samples):
                     state.samples[expert, t] = samples[t, expert]
             rule = Rule(num_samples, z, limits[1], d, s)
             if before.size == 0:

@@ -33,6 +33,8 @@ class State(NamedTuple):
     counts: Ints  # [E]
     slots: Ints  # [E], lowest slot of each expert
     following: Ints  # [P], the next slot of the same expert, or NO_SLOT
+    gpu: Ints  # [P], of each slot; a table, as is the next: a division takes longer than what it is for
+    position: Ints  # [P], of each slot
     loads: Doubles  # [T, P], of the replica in each position, in each sample
     mean: Doubles  # [P], sum of that over the samples
     square: Doubles  # [P], sum of its squares
@@ -66,25 +68,22 @@ class Potential(NamedTuple):
 
 
 @stage
-def position(slot: int, rule: Rule) -> int:
-    """Where the arrays of a State have a slot."""
-    gpu, k = slot // rule.num_slots, slot % rule.num_slots
-    node, of_node = gpu // rule.num_gpus, gpu % rule.num_gpus
-    at: int = (node * rule.num_slots + k) * rule.num_gpus + of_node
-    return at
-
-
-@stage
-def new_state(num_experts: int, num_replicas: int, num_gpus: int, most_samples: int) -> State:
-    """Room for the state of a layer."""
+def new_state(num_experts: int, num_replicas: int, num_gpus: int, num_nodes: int, most_samples: int) -> State:
+    """Room for the state of a layer; the tables are filled."""
     width = (most_samples + LANES - 1) // LANES * LANES
-    p, d = num_replicas, num_gpus
+    p, d, s, of_node = num_replicas, num_gpus, num_replicas // num_gpus, num_gpus // num_nodes
+    gpu, position = np.empty(p, np.int64), np.empty(p, np.int64)
+    for slot in range(p):
+        gpu[slot] = slot // s
+        position[slot] = (gpu[slot] // of_node * s + slot % s) * of_node + gpu[slot] % of_node
     return State(
         np.zeros((num_experts, width), np.float64),
         np.empty(p, np.int64),
         np.empty(num_experts, np.int64),
         np.empty(num_experts, np.int64),
         np.empty(p, np.int64),
+        gpu,
+        position,
         np.empty((width, p), np.float64),
         np.empty(p, np.float64),
         np.empty(p, np.float64),
@@ -137,9 +136,22 @@ def state_of(state: State, rule: Rule) -> None:
     for slot in range(state.phy2log.size):
         state.counts[state.phy2log[slot]] += 1
     link_slots(state)
-    loads = np.empty(state.samples.shape[1], np.float64)
+    loads = np.empty_like(state.samples)
+    sums = np.empty((state.counts.size, 3), np.float64)
     for expert in range(state.counts.size):
-        set_replicas(state, rule, expert, loads)
+        if state.counts[expert] > 0:
+            mean, square, spread = replicas_of(
+                state.samples[expert], state.counts[expert], rule.num_samples, loads[expert]
+            )
+            sums[expert, 0], sums[expert, 1], sums[expert, 2] = mean, square, spread
+    d, s = rule.num_gpus, rule.num_slots
+    for first in range(0, state.score.size, d):
+        for k in range(s):
+            for o in range(d):  # neighbouring columns one after the other, that the cache lines of all samples stay
+                at, expert = first * s + k * d + o, state.phy2log[(first + o) * s + k]
+                for t in range(loads.shape[1]):
+                    state.loads[t, at] = loads[expert, t]
+                state.mean[at], state.square[at], state.spread[at] = sums[expert]
     for gpu in range(state.score.size):
         gpus_of(state, rule, gpu)
 
@@ -162,7 +174,7 @@ def set_replicas(state: State, rule: Rule, expert: int, loads: Doubles) -> None:
     mean, square, spread = replicas_of(state.samples[expert], state.counts[expert], rule.num_samples, loads)
     slot = state.slots[expert]
     while slot != NO_SLOT:
-        at = position(slot, rule)
+        at = state.position[slot]
         for t in range(loads.size):
             state.loads[t, at] = loads[t]
         state.mean[at], state.square[at], state.spread[at] = mean, square, spread
@@ -173,7 +185,7 @@ def set_replicas(state: State, rule: Rule, expert: int, loads: Doubles) -> None:
 def gpus_of(state: State, rule: Rule, gpu: int) -> None:
     """Fill what a GPU carries, and the products of its slots."""
     carried = state.gpu_loads[gpu]
-    first, d = position(gpu * rule.num_slots, rule), rule.num_gpus
+    first, d = state.position[gpu * rule.num_slots], rule.num_gpus
     last = first + rule.num_slots * d
     for t in range(carried.size):
         load = 0.0
