@@ -125,7 +125,7 @@ def compiled_replan() -> Callable[..., None]:
                 phy2log[layer] = previous[layer]
                 if counts[2, layer] != FINE:
                     continue
-            num_samples = sample_history(history[:, layer], limits[0], samples)
+            num_samples = sample_history(history, layer, limits[0], samples)
             state.samples[:] = 0
             for expert in range(num_experts):
                 for t in range(num_samples):

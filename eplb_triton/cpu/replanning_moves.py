@@ -12,6 +12,7 @@ import numpy as np
 
 from eplb_triton.cpu.arith import Doubles, Ints
 from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.replanning_inline import inlined
 from eplb_triton.cpu.replanning_potential import (
     LANES,
     NO_SLOT,
@@ -103,9 +104,8 @@ def _swap(state: State, rule: Rule, move: Move) -> None:
     a, b = state.phy2log[move.slot], state.phy2log[move.other]
     state.phy2log[move.slot], state.phy2log[move.other] = b, a
     link_slots(state)
-    loads = np.empty(state.samples.shape[1], np.float64)
-    set_replicas(state, rule, a, loads)
-    set_replicas(state, rule, b, loads)
+    set_replicas(state, rule, a)
+    set_replicas(state, rule, b)
     gpus_of(state, rule, state.gpu[move.slot])
     gpus_of(state, rule, state.gpu[move.other])
 
@@ -118,10 +118,9 @@ def _rewrite(state: State, rule: Rule, move: Move) -> None:
     state.counts[given] -= 1
     state.counts[taken] += 1
     link_slots(state)
-    loads = np.empty(state.samples.shape[1], np.float64)
     last = state.gpu[move.slot]
     for expert in (given, taken):
-        set_replicas(state, rule, expert, loads)
+        set_replicas(state, rule, expert)
     gpus_of(state, rule, last)
     for expert in (given, taken):
         slot = state.slots[expert]
@@ -176,7 +175,7 @@ def _best_swap(state: State, rule: Rule, potential: Potential, floor: int, room:
     return _exact_best(state, rule, potential, floor, m, room)
 
 
-@stage
+@inlined
 def _fill_partners(state: State, rule: Rule, potential: Potential, floor: int, partner: Ints, place: Ints) -> int:
     """Fill the GPUs of the node with which a swap may gain more than `floor`, and which of them each GPU is; how many.
 
@@ -197,23 +196,32 @@ def _fill_partners(state: State, rule: Rule, potential: Potential, floor: int, p
         if gpu != h and np.float64(state.power[h] + state.power[gpu]) - least > 2.0 * np.float64(floor):
             partner[m], place[gpu - node] = gpu, m
             m += 1
+    if 2 * m > rule.num_gpus:  # then all of them: their loads lie side by side
+        m = rule.num_gpus
+        for o in range(m):
+            partner[o], place[o] = node + o, o
     return m
 
 
-@stage
+@inlined
 def _multiply(state: State, rule: Rule, h: int, m: int, room: Room) -> None:
     """Fill the inner products of the loads of the slots of GPU `h` with those of its partners."""
     s, d = rule.num_slots, rule.num_gpus
     n, node = s * m, h // d * d
     room.products[:, :n] = 0
     for t in range(0, state.loads.shape[0], LANES):
-        for lane in range(LANES):
-            row, loads = room.rows[lane], state.loads[t + lane]
-            for k in range(s):
-                first = (node * s) + k * d - node
-                for o in range(m):
-                    row[k * m + o] = loads[first + room.partner[o]]
         a, b, c, e = room.rows[0][:n], room.rows[1][:n], room.rows[2][:n], room.rows[3][:n]
+        if m == d:
+            first, last = node * s, node * s + n
+            a, b = state.loads[t][first:last], state.loads[t + 1][first:last]
+            c, e = state.loads[t + 2][first:last], state.loads[t + 3][first:last]
+        else:
+            for lane in range(LANES):
+                row, loads = room.rows[lane], state.loads[t + lane]
+                for k in range(s):
+                    first = (node * s) + k * d - node
+                    for o in range(m):
+                        row[k * m + o] = loads[first + room.partner[o]]
         for i in range(s):
             at = state.position[h * s + i]
             x, y, z, w = (
@@ -225,7 +233,7 @@ def _multiply(state: State, rule: Rule, h: int, m: int, room: Room) -> None:
             add_multiples(x, y, z, w, a, b, c, e, room.products[i][:n])
 
 
-@stage
+@inlined
 def _fill_columns(state: State, rule: Rule, h: int, m: int, room: Room) -> None:
     """What does not depend on the slot that the heaviest GPU `h` gives.
 
@@ -299,7 +307,7 @@ def _exact_best(state: State, rule: Rule, potential: Potential, floor: int, m: i
     return Move(gain, potential.heaviest * s + own, other)
 
 
-@stage
+@inlined
 def _exact_gain(state: State, rule: Rule, potential: Potential, i: int, q: int, m: int, room: Room) -> int:
     """The gain a slot of swapping slot i of the heaviest GPU with the q-th of its partners."""
     s, h = rule.num_slots, potential.heaviest

@@ -6,23 +6,18 @@ Whole numbers below 2^53 are float64 here, which vectors are made of: sums of th
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from eplb_triton.cpu.arith import Doubles, Ints
-from eplb_triton.cpu.compiled import EXACT, Function, stage
+from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.replanning_inline import in_any_order
 from eplb_triton.replans import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
 
 LANES = 4  # samples are filled up with zeros to a multiple
 SHIFT, ONE, LIMIT = np.int64(POWER_BITS), np.int64(1 << POWER_BITS), np.int64(POWER_LIMIT)
 NO_SLOT = np.int64(-1)
-
-
-def in_any_order(function: Function) -> Function:
-    """As `stage`, for sums that are exact: they may be taken in any order, which makes vectors of them."""
-    return cast(Function, numba.njit(**(EXACT | {"fastmath": {"reassoc", "nsz"}}))(function))
 
 
 class State(NamedTuple):
@@ -35,7 +30,8 @@ class State(NamedTuple):
     following: Ints  # [P], the next slot of the same expert, or NO_SLOT
     gpu: Ints  # [P], of each slot; a table, as is the next: a division takes longer than what it is for
     position: Ints  # [P], of each slot
-    loads: Doubles  # [T, P], of the replica in each position, in each sample
+    replica: Doubles  # [E, T], loads of one replica of each expert, in each sample
+    loads: Doubles  # [T, P], of the replica in each position
     mean: Doubles  # [P], sum of that over the samples
     square: Doubles  # [P], sum of its squares
     spread: Doubles  # [P], T^2 times its variance
@@ -84,6 +80,7 @@ def new_state(num_experts: int, num_replicas: int, num_gpus: int, num_nodes: int
         np.empty(p, np.int64),
         gpu,
         position,
+        np.empty((num_experts, width), np.float64),
         np.empty((width, p), np.float64),
         np.empty(p, np.float64),
         np.empty(p, np.float64),
@@ -136,7 +133,7 @@ def state_of(state: State, rule: Rule) -> None:
     for slot in range(state.phy2log.size):
         state.counts[state.phy2log[slot]] += 1
     link_slots(state)
-    loads = np.empty_like(state.samples)
+    loads = state.replica
     sums = np.empty((state.counts.size, 3), np.float64)
     for expert in range(state.counts.size):
         if state.counts[expert] > 0:
@@ -167,8 +164,9 @@ def link_slots(state: State) -> None:
 
 
 @stage
-def set_replicas(state: State, rule: Rule, expert: int, loads: Doubles) -> None:
-    """Fill what the replicas of an expert bring to their positions; loads [T]: room."""
+def set_replicas(state: State, rule: Rule, expert: int) -> None:
+    """Fill what the replicas of an expert bring to their positions."""
+    loads = state.replica[expert]
     if state.slots[expert] == NO_SLOT:
         return
     mean, square, spread = replicas_of(state.samples[expert], state.counts[expert], rule.num_samples, loads)

@@ -12,6 +12,7 @@ import numpy as np
 
 from eplb_triton.cpu.arith import Doubles, Flags, Ints
 from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.replanning_inline import inlined
 from eplb_triton.cpu.replanning_potential import (
     NO_SLOT,
     Potential,
@@ -153,7 +154,7 @@ def best_replica_move(
     return Move(best, room.slot[receiver], room.wanted.expert[which])
 
 
-@stage
+@inlined
 def _fill_wanted(state: State, rule: Rule, potential: Potential, floor: int, room: ReplicaRoom) -> int:
     """Fill the distinct experts of the heaviest GPU that are worth one replica more; how many they are."""
     first, node = potential.heaviest * rule.num_slots, potential.heaviest // rule.num_gpus * rule.num_gpus
@@ -165,7 +166,16 @@ def _fill_wanted(state: State, rule: Rule, potential: Potential, floor: int, roo
             again = again or state.phy2log[earlier] == expert
         if again or state.counts[expert] >= rule.num_gpus:
             continue
-        _fill_change(state, rule, expert, 1, wanted, n)
+        mean, square, spread = _fill_change(
+            state.samples[expert],
+            state.replica[expert],
+            state.counts[expert] + 1,
+            rule.num_samples,
+            wanted.loads[n],
+            wanted.difference[n],
+        )
+        wanted.expert[n], wanted.mean[n], wanted.square[n], wanted.spread[n] = expert, mean, square, spread
+        wanted.spread_difference[n] = spread - state.spread[state.position[slot]]
         wanted.fall[n] = 0
         room.wanted_falls[n] = 0
         held = state.slots[expert]
@@ -185,15 +195,15 @@ def _fill_wanted(state: State, rule: Rule, potential: Potential, floor: int, roo
 
 
 @stage
-def _fill_change(state: State, rule: Rule, expert: int, more: int, changes: Changes, k: int) -> None:
-    """Fill the k-th of some changes: `expert` with `more` replicas."""
-    count = state.counts[expert] + more
-    mean, square, spread = replicas_of(state.samples[expert], count, rule.num_samples, changes.loads[k])
-    at = state.position[state.slots[expert]]
-    for t in range(changes.loads.shape[1]):
-        changes.difference[k, t] = changes.loads[k, t] - state.loads[t, at]
-    changes.expert[k], changes.mean[k], changes.square[k], changes.spread[k] = expert, mean, square, spread
-    changes.spread_difference[k] = spread - state.spread[at]
+def _fill_change(
+    samples: Doubles, now: Doubles, count: int, num_samples: int, loads: Doubles, difference: Doubles
+) -> tuple[float, float, float]:
+    """Fill the loads [T] of one of `count` replicas of an expert, and how much more than `now` they are; as
+    `replicas_of`."""
+    sums = replicas_of(samples, count, num_samples, loads)
+    for t in range(loads.size):
+        difference[t] = loads[t] - now[t]
+    return sums
 
 
 @stage
@@ -202,7 +212,7 @@ def _power(loads: Doubles, spread: float, rule: Rule, top: float) -> int:
     return powers(scores(sum_of(loads), sum_product(loads, loads), spread, rule), top, rule.norm)
 
 
-@stage
+@inlined
 def _fill_receivers(state: State, rule: Rule, potential: Potential, room: ReplicaRoom) -> int:
     """Fill donors and receivers on the node of the heaviest GPU; how many receivers there are."""
     node, donors = potential.heaviest // rule.num_gpus * rule.num_gpus, room.donors
@@ -211,7 +221,16 @@ def _fill_receivers(state: State, rule: Rule, potential: Potential, room: Replic
         room.donor_of[expert] = NO_SLOT
         if state.counts[expert] < 2 or not node <= state.gpu[state.slots[expert]] < node + rule.num_gpus:
             continue
-        _fill_change(state, rule, expert, -1, donors, k)
+        donor_mean, donor_square, donor_spread = _fill_change(
+            state.samples[expert],
+            state.replica[expert],
+            state.counts[expert] - 1,
+            rule.num_samples,
+            donors.loads[k],
+            donors.difference[k],
+        )
+        donors.expert[k], donors.spread[k] = expert, donor_spread
+        difference = donor_spread - state.spread[state.position[state.slots[expert]]]
         room.donor_of[expert], room.first[k], donors.fall[k] = k, n, 0
         slot = state.slots[expert]
         while slot != NO_SLOT:
@@ -224,12 +243,12 @@ def _fill_receivers(state: State, rule: Rule, potential: Potential, room: Replic
             for t in range(rest.size):
                 rest[t] = state.gpu_loads[gpu, t] + times * donors.difference[k, t] - given[t]
             mean, square = sum_of(rest), sum_product(rest, rest)
-            spread = state.gpu_spread[gpu] + times * donors.spread_difference[k]
-            carried = square + 2 * sum_product(rest, given) + donors.square[k]
-            score = scores(mean + donors.mean[k], carried, spread, rule)
+            spread = state.gpu_spread[gpu] + times * difference
+            carried = square + 2 * sum_product(rest, given) + donor_square
+            score = scores(mean + donor_mean, carried, spread, rule)
             room.fall[n] = state.power[gpu] - powers(score, potential.top, rule.norm)
             donors.fall[k] += room.fall[n]
-            room.sums[0, n], room.sums[2, n] = mean, spread - donors.spread[k]
+            room.sums[0, n], room.sums[2, n] = mean, spread - donor_spread
             room.sums[1, n] = rule.num_samples * square + room.sums[2, n]
             n += 1
         for r in range(room.first[k], n):
@@ -240,7 +259,7 @@ def _fill_receivers(state: State, rule: Rule, potential: Potential, room: Replic
     return n
 
 
-@stage
+@inlined
 def _fill_shared(state: State, rule: Rule, potential: Potential, w: int, room: ReplicaRoom) -> None:
     """What the GPUs that hold a wanted expert and a donor fall, beyond the two falls of each expert alone."""
     wanted, donors, row = room.wanted, room.donors, room.row
@@ -267,7 +286,7 @@ def _fill_shared(state: State, rule: Rule, potential: Potential, w: int, room: R
                 room.shared[w, k] += fall - room.fall[r] - room.wanted_falls[w, gpu - node]
 
 
-@stage
+@inlined
 def _fill_bounds(state: State, rule: Rule, potential: Potential, w: int, n: int, room: ReplicaRoom) -> float:
     """Fill the gains of all receivers of the w-th wanted expert were they without load then; the largest.
 
@@ -289,7 +308,7 @@ def _fill_bounds(state: State, rule: Rule, potential: Potential, w: int, n: int,
     return largest(gains)
 
 
-@stage
+@inlined
 def _fill_gains(state: State, rule: Rule, potential: Potential, w: int, n: int, room: ReplicaRoom) -> None:
     """Make the bounds of the w-th wanted expert the gains, in float64."""
     wanted, gains = room.wanted, room.gains[w][:n]
@@ -300,7 +319,7 @@ def _fill_gains(state: State, rule: Rule, potential: Potential, w: int, n: int, 
     subtract_powers(room.sums[0][:n], room.sums[1][:n], products, wanted.mean[w], twice, rule, potential.top, gains)
 
 
-@stage
+@inlined
 def _exact_gain(state: State, rule: Rule, potential: Potential, w: int, r: int, room: ReplicaRoom) -> int:
     """The gain of giving the w-th wanted expert the slot of receiver r."""
     wanted, row = room.wanted, room.row
