@@ -15,7 +15,7 @@ ONLY = $(if $(PLANNERS),--planners "$(PLANNERS)")
 OUT = $(if $(RESULTS),--out "$(RESULTS)")
 
 .PHONY: demo test test-host test-kernels test-all all-host all-kernels all-oldest-triton lint types clean
-.PHONY: peers bench bench-scale bench-next-window bench-conformance bench-balance bench-report bench-docs
+.PHONY: peers bench bench-scale bench-next-window bench-conformance bench-balance bench-serving bench-splitting bench-report bench-docs
 
 demo: $(INSTALLED)
 	$(BIN)/eplb-triton demo
@@ -35,14 +35,14 @@ all-host: $(INSTALLED)
 
 # The kernels in Triton's interpreter: a process of its own, since the kernels there are no longer compiled.
 test-kernels: $(INSTALLED)
-	TRITON_INTERPRET=1 $(PYTEST) -m "$(CHOICE)" tests/interpreted
+	TRITON_INTERPRET=1 $(PYTEST) -m "$(CHOICE)" tests/kernels/interpreted
 
 all-kernels: $(INSTALLED)
-	TRITON_INTERPRET=1 $(PYTEST) -m "$(EVERYTHING)" tests/interpreted
+	TRITON_INTERPRET=1 $(PYTEST) -m "$(EVERYTHING)" tests/kernels/interpreted
 
 # A part of them again with the oldest Triton that is supported.
 all-oldest-triton: $(INSTALLED) $(OLDEST_TRITON)
-	TRITON_INTERPRET=1 PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) -m "other_triton and not slow" tests/interpreted
+	TRITON_INTERPRET=1 PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) -m "other_triton and not slow" tests/kernels/interpreted
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -68,6 +68,13 @@ bench-conformance: $(INSTALLED)
 
 bench-balance: $(INSTALLED)
 	$(BIN)/python -m bench.balance $(if $(TRACES),--traces "$(TRACES)") $(OUT)
+
+# The serving simulation, and how tokens are split: on drawn loads, and on recorded traces where TRACES names a folder.
+bench-serving: $(INSTALLED)
+	$(BIN)/python -m bench.studies.serving --output "$(or $(RESULTS),bench/results/serving)" $(if $(TRACES),--traces "$(TRACES)")
+
+bench-splitting: $(INSTALLED)
+	$(BIN)/python -m bench.studies.splitting --output "$(or $(RESULTS),bench/results/splitting)" $(if $(TRACES),--traces "$(TRACES)")
 
 bench-report: $(INSTALLED)
 	$(BIN)/python -m bench.report $(RESULTS)

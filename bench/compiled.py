@@ -73,7 +73,9 @@ class Compiled:
         return done.stdout
 
 
-def compile_kernel(spec: KernelSpec, target: str, *, inlined: bool = False, **options: Any) -> Compiled:
+def compile_kernel(
+    spec: KernelSpec, target: str, *, inlined: bool = False, cache: Path | None = None, **options: Any
+) -> Compiled:
     """Compile as a launch would: aligned pointers but for the loads, the launcher's options.
 
     Args:
@@ -81,6 +83,7 @@ def compile_kernel(spec: KernelSpec, target: str, *, inlined: bool = False, **op
         target: a name of `TARGETS`.
         inlined: compile in one piece what the launcher compiles as a function a stage: the same operations, in a form
             that `bench.ptx` and `bench.sass_cycles`, which know no calls, can run.
+        cache: folder of compiled kernels, in place of one beside the sources.
         options: instead of the launcher's own.
     """
     pointer = [["tt.divisibility", 16]]
@@ -96,7 +99,8 @@ def compile_kernel(spec: KernelSpec, target: str, *, inlined: bool = False, **op
     with triton.knobs.cache.scope(), _one_piece(spec.function) if inlined else nullcontext():
         # Triton's own cache knows a kernel by its text alone: what it returns may name source files of another
         # checkout, or of a copy that is gone.
-        triton.knobs.cache.dir = str(Path(spec.function.fn.__code__.co_filename).parent / "__pycache__" / "triton")
+        beside = Path(spec.function.fn.__code__.co_filename).parent / "__pycache__" / "triton"
+        triton.knobs.cache.dir = str(cache or beside)
         built = triton.compile(source, target=TARGETS[target], options={**spec.options, **options})
     passed = tuple(name for name, _, kind in _flat(spec) if kind != "constexpr")
     return Compiled(built.metadata.name, passed, target, built.metadata.num_warps, built.asm)
@@ -134,10 +138,10 @@ def _flat(spec: KernelSpec) -> Iterator[tuple[str, tuple[int, ...], str]]:
 
 
 def compile_plan(
-    case: Case, policy: Policy, target: str, *, want_log2phy: bool = True, inlined: bool = False, **options: Any
+    case: Case, policy: Policy, target: str, *, want_log2phy: bool = True, **options: Any
 ) -> Iterator[Compiled]:
     """The kernels of a plan, in the order of their launches."""
     lanes = TARGETS[target].warp_size
     width = case.topology.num_replicas - case.experts + 1 if want_log2phy else None
     launch = launch_plan(case.topology, case.experts, policy, log2phy_width=width, lanes=lanes)
-    return (compile_kernel(spec, target, inlined=inlined, **options) for spec in launch.kernels)
+    return (compile_kernel(spec, target, **options) for spec in launch.kernels)

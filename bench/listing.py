@@ -13,9 +13,12 @@ from typing import NamedTuple
 
 _OPCODE = re.compile(r"(?:@!?U?%?[Pp]\w+\s+)?([A-Za-z][\w.:]*)")
 _PTX_LOC = re.compile(r"\.loc\s+(\d+) (\d+) (\d+)(?:.*?inlined_at (\d+) (\d+) (\d+))?")
+_FUNCTION = re.compile(r"^(?:\.visible )?(\.(?:entry|func)[^;{]*?)^{$(.*?)^}$", re.MULTILINE | re.DOTALL)
+_NAME = re.compile(r"\.(?:entry|func)\s+(?:\(.*?\)\s*)?([\w$]+)")
 _PTX_LABEL = re.compile(r"^(\$L__BB\w+):")
 _PTX_OPCODE = re.compile(r"(?:@!?%p\d+\s+)?[a-z]\w*[.\w:]*(?:\s|;)")
 _SASS_LABEL = re.compile(r"^(\.L_x\w+):")
+_SASS_FUNCTION = re.compile(r"^(?!\$__internal)\$[\w$]+:")
 _SASS_PLACE = re.compile(r'//## File "([^"]+)", line (\d+)( inlined at)?')
 _SASS_LOW = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;\s*/\* 0x([0-9a-f]{16}) \*/")
 _SASS_HIGH = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
@@ -69,16 +72,18 @@ class Loop(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """`labels`: index of the instruction that follows each label."""
+    """`labels`: index of the instruction that follows each label; `entries`: of the first one of each function, the
+    kernel's before those that it calls."""
 
     instructions: Sequence[Instruction]
     labels: dict[str, int]
+    entries: tuple[int, ...] = (0,)
 
     @cached_property
     def blocks(self) -> list[range]:
         """Runs of instructions without a jump into or out of them but at their ends."""
-        starts = {0, len(self.instructions), *self.labels.values()}
-        starts |= {i + 1 for i, instruction in enumerate(self.instructions) if _leaves(instruction)}
+        starts = {*self.entries, len(self.instructions), *self.labels.values()}
+        starts |= {i + 1 for i, instruction in enumerate(self.instructions) if _ends_block(instruction)}
         ordered = sorted(start for start in starts if start <= len(self.instructions))
         return [range(start, stop) for start, stop in pairwise(ordered)]
 
@@ -117,8 +122,10 @@ class Listing:
 
     def _dominators(self) -> tuple[list[int], dict[int, set[int]]]:
         """Blocks that can be reached, and for each the blocks on every way to it."""
-        order, stack = [], [0]
-        seen = {0}
+        at = {block.start: number for number, block in enumerate(self.blocks)}
+        roots = [at[entry] for entry in self.entries]
+        order, stack = [], list(roots)
+        seen = set(roots)
         while stack:
             order.append(block := stack.pop())
             fresh = [following for following in self.successors[block] if following not in seen]
@@ -128,11 +135,13 @@ class Listing:
         for block in order:
             for following in self.successors[block]:
                 before[following].append(block)
-        dominators = {block: set(order) for block in order} | {0: {0}}
+        dominators = {block: set(order) for block in order} | {root: {root} for root in roots}
         changed = True
         while changed:
             changed = False
-            for block in order[1:]:
+            for block in order:
+                if block in roots:
+                    continue
                 found = set.intersection(*(dominators[previous] for previous in before[block])) | {block}
                 changed |= found != dominators[block]
                 dominators[block] = found
@@ -156,21 +165,57 @@ def _leaves(instruction: Instruction) -> bool:
     return re.match(r"BRA\b|BRX|EXIT|RET|bra\b|ret\b", instruction.opcode) is not None
 
 
+def _ends_block(instruction: Instruction) -> bool:
+    return _leaves(instruction) or instruction.opcode.startswith("call")
+
+
 def functions(chain: Chain) -> list[str]:
     """Names of the product's functions of a chain, innermost first; Triton's own are left out."""
     return [place.function for place in chain if "/triton/language/" not in place.path]
 
 
 def parse_ptx(ptx: str) -> Listing:
-    """Instructions of the one kernel in `ptx`; inline assembly is read like the rest.
+    """Instructions of the kernel in `ptx` and of the functions that it calls, as one listing: registers, parameters and
+    results bear the number of their function, the kernel's none. Inline assembly is read like the rest."""
+    paths = dict(re.findall(r'^\s*\.file\s+(\d+) "([^"]+)"', ptx, re.MULTILINE))
+    found = {head: _parse_function(body, paths) for head, body in _FUNCTION.findall(ptx)}
+    heads = sorted(found, key=lambda head: ".entry" not in head)
+    names = {_NAME.findall(head)[0]: number for number, head in enumerate(heads)}
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    entries = []
+    for number, head in enumerate(heads):
+        one = found[head]
+        start = len(instructions)
+        entries.append(start)
+        labels |= {label: start + at for label, at in one.labels.items()}
+        texts = _linked([instruction.text for instruction in one.instructions], number, names)
+        instructions += [Instruction(text, old.chain) for text, old in zip(texts, one.instructions, strict=True)]
+    return Listing(instructions, labels, tuple(entries))
 
-    Raises:
-        ValueError: there are functions beside it, which it calls.
-    """
-    listings = parse_functions(ptx)
-    if len(listings) > 1:
-        raise ValueError(f"{len(listings)} functions in one PTX text: compile the kernel with its stages inlined")
-    return listings[0]
+
+def _linked(texts: list[str], number: int, names: dict[str, int]) -> list[str]:
+    """The instructions of function `number` under names of their own: what a caller passes is what the callee reads."""
+    own = next(name for name, its_number in names.items() if its_number == number)
+    linked = [text.replace(f"[{own}_param_", f"[function_{number}_param_") if number else text for text in texts]
+    linked = [text.replace("[func_retval0", f"[function_{number}_result") for text in linked]
+    if number:
+        linked = [
+            re.sub(r"%(p|rs|rd|r)(\d+)\b", lambda match: f"%{match[1]}{number}{match[2]:0>7}", text) for text in linked
+        ]
+    for at, text in enumerate(linked):
+        if text.startswith("call"):
+            called = names[next(name for name in re.findall(r"[\w$]+", text) if name in names)]
+            linked[at] = f"call function_{called};"
+            for before in range(at - 1, -1, -1):
+                if not linked[before].startswith("st.param"):
+                    break
+                linked[before] = linked[before].replace("[param", f"[function_{called}_param_")
+            after = at + 1
+            while after < len(linked) and not linked[after].startswith("call"):  # a result need not be read at once
+                linked[after] = linked[after].replace("[retval0", f"[function_{called}_result")
+                after += 1
+    return linked
 
 
 def parse_functions(ptx: str) -> list[Listing]:
@@ -200,9 +245,12 @@ def parse_sass(sass: str) -> Listing:
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     places: list[Place] = []
+    entries = [0]
     inlined = False
     for line in sass.splitlines():
-        if label := _SASS_LABEL.match(line):
+        if _SASS_FUNCTION.match(line):
+            entries.append(len(instructions))
+        elif label := _SASS_LABEL.match(line):
             labels[label.group(1)] = len(instructions)
         elif place := _SASS_PLACE.search(line):
             places = [*(places if inlined else ()), Place(place.group(1), int(place.group(2)))]
@@ -212,7 +260,7 @@ def parse_sass(sass: str) -> Listing:
         elif (high := _SASS_HIGH.match(line)) and instructions:
             last = instructions[-1]
             instructions[-1] = Instruction(last.text, last.chain, int(high.group(1), 16) >> 41)
-    return Listing(instructions, labels)
+    return Listing(instructions, labels, tuple(entries))
 
 
 @cache

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,13 @@ def estimate(kernel: Compiled, machine: Machine) -> Estimate:
         if found:
             loops.append(found)
     inside = {at for loop in sass.loops for at in loop.body}
-    outside = [at for at in range(len(sass.instructions)) if at not in inside and runs[at] >= 0.5]
-    code = [sass.instructions[at] for at in outside]
-    once = max(straight(code), len(code) * sharing)
+    once = 0.0
+    for start, stop in pairwise([*sass.entries, len(sass.instructions)]):  # a function runs as often as it is called
+        outside: dict[float, list[Instruction]] = defaultdict(list)
+        for at in range(start, stop):
+            if at not in inside and runs[at] >= 0.5:
+                outside[runs[at]].append(sass.instructions[at])
+        once += sum(often * max(straight(code), len(code) * sharing) for often, code in outside.items())
     total = once + sum(loop.cycles for loop in loops)
     return Estimate(kernel.name, kernel.num_warps, kernel.resources()["REG"], total, once, loops)
 
@@ -98,15 +103,20 @@ def _runs(sass: Listing, machine: Machine) -> list[float]:
     ptx = machine.listing
     lines = [Counter(ptx.instructions[at].chain for at in block) for block in ptx.blocks]
     spread = Counter(chain for block in lines for chain in block)
+    innermost = [Counter(ptx.instructions[at].chain[:1] for at in block) for block in ptx.blocks]
+    spread_innermost = Counter(chain for block in innermost for chain in block)
     reachable = _reachable(sass)
     runs = [0.0] * len(sass.instructions)
     for number, block in enumerate(sass.blocks):
         code = [sass.instructions[at] for at in block]
-        slow_path = any(instruction.opcode.startswith("CALL") for instruction in code)
+        slow_path = any(i.opcode.startswith("CALL") and "__internal" in i.text for i in code)
         if number not in reachable or slow_path:
             continue
         own = Counter(instruction.chain for instruction in code)
         best = max(range(len(lines)), key=lambda at: _alike(own, lines[at], spread))
+        if not own.keys() & lines[best].keys():  # in functions, what the lines are inlined at is now and then wrong
+            own = Counter(instruction.chain[:1] for instruction in code)
+            best = max(range(len(lines)), key=lambda at: _alike(own, innermost[at], spread_innermost))
         unrolled = _unrolled(code, [ptx.instructions[at] for at in ptx.blocks[best]])
         for at in block:
             runs[at] = float(machine.counts[ptx.blocks[best].start]) / unrolled
@@ -130,7 +140,9 @@ def _unrolled(sass: Sequence[Instruction], ptx: Sequence[Instruction]) -> int:
 
 
 def _reachable(listing: Listing) -> set[int]:
-    seen, stack = {0}, [0]
+    at = {block.start: number for number, block in enumerate(listing.blocks)}
+    stack = [at[entry] for entry in listing.entries]
+    seen = set(stack)
     while stack:
         fresh = set(listing.successors[stack.pop()]) - seen
         seen |= fresh

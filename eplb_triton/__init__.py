@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from eplb_triton.bound import lower_bound
     from eplb_triton.placement import BALANCEDNESS, Moved, Placement
     from eplb_triton.planner import Planner, plan, rebalance_experts
+    from eplb_triton.serving.window import LoadWindow
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "BALANCEDNESS",
     "EFFORTS",
     "POLICIES",
+    "LoadWindow",
     "Moved",
     "Placement",
     "Planner",
@@ -39,6 +41,7 @@ __all__ = [
 
 _LATE = {
     "BALANCEDNESS": "placement",
+    "LoadWindow": "serving.window",
     "Moved": "placement",
     "Placement": "placement",
     "Planner": "planner",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from eplb_triton.checks import check_map
 from eplb_triton.status import GOOD
 from eplb_triton.topology import Topology
+
+if TYPE_CHECKING:
+    from eplb_triton.placement import Placement
 
 _WORDS = {
     "phy2log": "[layers, replicas]",
@@ -28,7 +33,7 @@ def new_buffers(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, device: 
         raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
     made = {}
     for name, shape in shapes.items():
-        fill, kind = (GOOD, torch.int32) if name == "bad" else (0 if name == "logcnt" else -1, dtype)
+        fill, kind = (GOOD, torch.int32) if name in ("bad", "classes") else (0 if name == "logcnt" else -1, dtype)
         made[name] = torch.full(shape, fill, dtype=kind, device=device)
     return made
 
@@ -66,6 +71,20 @@ def check_buffers(
         if log2phy.stride(2) != 1 and width > 1:
             raise ValueError(f"log2phy has strides {log2phy.stride()}, must have entries of an expert side by side")
     return layers, experts
+
+
+def copy_maps(mine: Placement, other: Placement) -> None:
+    """Copy all tensors of `other`, checked to fit, into those of `mine`, in stream order."""
+    if mine.log2phy is not None and other.log2phy is not None:
+        width = other.log2phy.shape[2]
+        mine.log2phy[..., :width].copy_(other.log2phy, non_blocking=True)
+        mine.log2phy[..., width:].fill_(-1)
+    for name in ("phy2log", "phyrank", "logcnt", "bad", "classes"):
+        ours, theirs = getattr(mine, name), getattr(other, name)
+        if ours is not None and theirs is not None:
+            ours.copy_(theirs, non_blocking=True)
+    for ours, theirs in zip(mine.changes or (), other.changes or (), strict=False):
+        ours.copy_(theirs, non_blocking=True)
 
 
 def overlap(one: Tensor, other: Tensor | None) -> bool:

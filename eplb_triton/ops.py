@@ -1,6 +1,9 @@
 """`torch.ops.eplb_triton.rebalance`: a plan as an operator that torch.compile and torch.export can trace.
 
-Importing this module registers it. The plain Python entry calls its backend itself and stays free of the dispatcher.
+Importing this module registers it. Its results and its scratch are new tensors at each call, as any operator's. What
+is kept from one call to the next belongs to the process, for good: compiled code, and on a GPU a table of a few KB for
+each number of groups and nodes. Both are made at the first call of a shape, which therefore cannot be inside a capture
+of a CUDA graph; compiling with mode="reduce-overhead" runs the operator before it captures.
 """
 
 import torch
@@ -11,7 +14,7 @@ from eplb_triton.policy import resolve_policy
 from eplb_triton.topology import Topology
 
 
-@torch.library.custom_op("eplb_triton::rebalance", mutates_args=(), device_types="cuda")
+@torch.library.custom_op("eplb_triton::rebalance", mutates_args=(), device_types=("cpu", "cuda"))
 def rebalance(
     weight: Tensor, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int, policy: str = "deepseek"
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,18 +36,6 @@ def rebalance(
     Raises:
         ValueError: as `rebalance_experts`.
     """
-    from eplb_triton.kernels.launcher import launch  # noqa: PLC0415 - Triton is missing where there is no GPU to need it
-
-    topology = Topology(num_replicas=num_replicas, num_gpus=num_gpus, num_groups=num_groups, num_nodes=num_nodes)
-    maps = launch(weight, topology, resolve_policy(policy), want_log2phy=True)
-    assert maps.log2phy is not None
-    return maps.phy2log, maps.log2phy, maps.logcnt
-
-
-@rebalance.register_kernel("cpu")
-def _on_cpu(
-    weight: Tensor, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int, policy: str = "deepseek"
-) -> tuple[Tensor, Tensor, Tensor]:
     phy2log, log2phy, logcnt = rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_gpus, policy=policy)
     return phy2log, log2phy, logcnt
 

@@ -8,20 +8,17 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from eplb_triton.bound import lower_bound
-from eplb_triton.buffers import check_buffers, new_buffers
-from eplb_triton.loads import check_judged
+from eplb_triton import judging, slot_maps
+from eplb_triton.buffers import check_buffers, copy_maps, new_buffers
 from eplb_triton.placement_rules import (
     check_alike,
     check_commit,
     check_placement,
     check_slot_map,
-    need_every_expert,
     refuse_bad,
 )
 from eplb_triton.replans import Changes, deployment_order
-from eplb_triton.slot_maps import doubled_replicas, fetched_experts, fingerprint_of, rank_replicas, slots_of_experts
-from eplb_triton.status import GOOD, NO_ROOM
+from eplb_triton.serving import dispatch
 from eplb_triton.topology import Topology
 
 BALANCEDNESS = "balancedness = mean GPU load summed over layers / max GPU load summed over layers"
@@ -49,6 +46,8 @@ class Placement:
         log2phy: [L, E, width], slots of each expert by replica rank, padded with -1; None where nobody asked for it.
         bad: [L, N] int32, status of each row: -1 (`GOOD`); the lowest expert whose load was bad and counted as 0;
             -2 (`NO_ROOM`), where an expert has more replicas than log2phy has room for. `raise_if_bad` reads it.
+        classes: [L, E] int32, which experts `split` levels side by side: -1 for one place or none; experts of one class
+            share no GPU. Written by whatever writes the maps.
         changes: what replanning wrote and expects of it, per layer; None where the policy does not replan.
         partial: whether `from_phy2log` found slots that hold no expert, or experts that no slot holds.
     """
@@ -60,6 +59,7 @@ class Placement:
     policy: str
     log2phy: Tensor | None = None
     bad: Tensor | None = None
+    classes: Tensor | None = None
     changes: Changes | None = None
     partial: bool = False
 
@@ -77,10 +77,6 @@ class Placement:
         """A placement that holds nothing yet, in new tensors, for a planner to fill.
 
         Args:
-            topology: counts of the cluster.
-            num_layers: L.
-            num_experts: E.
-            device: where its tensors are.
             dtype: of the maps, torch.int64 or torch.int32.
             log2phy: True for log2phy of width P - E + 1, which has room for any plan, or a width.
 
@@ -90,7 +86,7 @@ class Placement:
         shapes = topology.map_shapes(num_layers, num_experts, log2phy=log2phy)
         new = new_buffers(shapes, dtype, torch.device(device))
         maps = new["phy2log"], new["phyrank"], new["logcnt"]
-        return cls(*maps, topology, "empty", new.get("log2phy"), new["bad"])
+        return cls(*maps, topology, "empty", new.get("log2phy"), new["bad"], new["classes"])
 
     @classmethod
     def over(
@@ -106,7 +102,6 @@ class Placement:
         """A placement over the tensors of an engine: a planner fills them in place, `refresh` follows their slot map.
 
         Args:
-            topology: counts of the cluster.
             phy2log: [L, P] int64 or int32, contiguous, at an address that 16 divides: as phyrank and logcnt.
             logcnt: [L, E], as phy2log; E is taken from it.
             phyrank: [L, P], as phy2log; None: a new tensor.
@@ -121,7 +116,7 @@ class Placement:
         new = new_buffers(shapes, phy2log.dtype, phy2log.device)
         if phyrank is None:
             phyrank = new["phyrank"]
-        return cls(phy2log, phyrank, logcnt, topology, policy, log2phy, new["bad"])
+        return cls(phy2log, phyrank, logcnt, topology, policy, log2phy, new["bad"], new["classes"])
 
     @classmethod
     def from_phy2log(
@@ -138,9 +133,6 @@ class Placement:
         Args:
             phy2log: [L, P] integer, experts 0 … E - 1. A slot of -1 holds none: a GPU that has just joined. Such a
                 placement is a `previous`; what needs every expert refuses it.
-            num_experts: E.
-            topology: counts of the cluster.
-            policy: what it is called.
             log2phy: as in `empty`.
 
         Raises:
@@ -173,25 +165,14 @@ class Placement:
         return self.logcnt.shape[1]
 
     def refresh(self) -> None:
-        """Work out phyrank, logcnt and log2phy anew from phy2log, after somebody else wrote that. Nothing waits.
-
-        Replicas of an expert are ranked in slot order.
-        """
-        rank, count = rank_replicas(self.phy2log, self.num_experts)
-        self.phyrank.copy_(rank)
-        self.logcnt.copy_(count)
-        if self.bad is not None:
-            self.bad.fill_(GOOD)
-        self.refresh_log2phy()
+        """Work out all else anew from phy2log, after somebody else wrote that; ranks in slot order. Nothing waits."""
+        slot_maps.refresh(self)
+        if self.classes is not None:
+            dispatch.classify(self.phy2log, self.num_experts, self.topology, out=self.classes)
 
     def refresh_log2phy(self) -> None:
         """Work out log2phy anew, where there is one, from phy2log and phyrank. Nothing waits."""
-        if self.log2phy is None:
-            return
-        width = self.log2phy.shape[2]
-        self.log2phy.copy_(self.slots_of_experts(width))
-        if self.bad is not None:
-            self.bad.masked_fill_((self.logcnt > width).any(1, keepdim=True), NO_ROOM)
+        slot_maps.refresh_log2phy(self)
 
     def slots_of_experts(self, width: int | None = None) -> Tensor:
         """A new log2phy [L, E, width]: slots of each expert in replica-rank order, padded with -1.
@@ -201,7 +182,7 @@ class Placement:
                 plan. That is E·(P - E + 1) entries a layer, 100 million at 94 layers of 1,024 experts, 2,048 replicas.
         """
         width = self.topology.num_replicas - self.num_experts + 1 if width is None else width
-        return slots_of_experts(self.phy2log, self.phyrank, self.num_experts, width)
+        return slot_maps.slots_of_experts(self.phy2log, self.phyrank, self.num_experts, width)
 
     def copy_(self, other: Placement) -> Placement:
         """Take over what `other` holds, in stream order: the commit of a plan. Nothing waits, nothing is shared.
@@ -211,16 +192,7 @@ class Placement:
                 other's.
         """
         check_commit(self, other)
-        if self.log2phy is not None and other.log2phy is not None:
-            width = other.log2phy.shape[2]
-            self.log2phy[..., :width].copy_(other.log2phy, non_blocking=True)
-            self.log2phy[..., width:].fill_(-1)
-        for mine, its in ((self.phy2log, other.phy2log), (self.phyrank, other.phyrank), (self.logcnt, other.logcnt)):
-            mine.copy_(its, non_blocking=True)
-        if self.bad is not None and other.bad is not None:
-            self.bad.copy_(other.bad, non_blocking=True)
-        for mine, its in zip(self.changes or (), other.changes or (), strict=False):
-            mine.copy_(its, non_blocking=True)
+        copy_maps(self, other)
         self.policy, self.partial = other.policy, other.partial
         return self
 
@@ -235,15 +207,36 @@ class Placement:
 
     def deployment_order(self) -> Tensor:
         """[L] int64 on the device: the layers worth deploying, largest predicted gain first, then -1; see
-        `eplb_triton.replans.deployment_order`. Nothing waits.
-
-        Raises:
-            ValueError: the policy that planned does not replan, so that nothing is predicted.
-        """
+        `replans.deployment_order`. ValueError where nothing is predicted, as the policy does not replan."""
         if self.changes is None:
             raise ValueError(f"a placement of policy={self.policy!r} has no predictions, one of 'steady' has")
-        written, fills, peak_before, peak_after, _ = self.changes
-        return deployment_order(peak_before, peak_after, written, fills)
+        made = self.changes
+        return deployment_order(made.peak_before, made.peak_after, made.written, made.fills)
+
+    def split(self, counts: Tensor, rounds: int = 8, backend: str = "auto", out: Tensor | None = None) -> Tensor:
+        """Quotas [L, P] int32: how many of its expert's `counts` [L, E] a slot gets; see `serving.dispatch.split`."""
+        classes = self._classes()
+        return dispatch.split(counts, self.phy2log, classes, self.topology, rounds=rounds, backend=backend, out=out)
+
+    def slots_of(
+        self, topk_ids: Tensor, layer: int, quotas: Tensor, offsets: Tensor | None = None, salt: int | Tensor = 0
+    ) -> Tensor:
+        """The physical slot [tokens, k] of each token of a layer, by `quotas`; see `serving.dispatch.slots_of`."""
+        sizes = self.num_experts, self.topology
+        return dispatch.slots_of(topk_ids, layer, quotas, self.phy2log, *sizes, offsets=offsets, salt=salt)
+
+    def table(self, quotas: Tensor, width: int, out: Tensor | None = None) -> Tensor:
+        """A log2phy [L, E, width] whose entries repeat in proportion to `quotas`; see `serving.dispatch.table`."""
+        return dispatch.table(quotas, width, self.phy2log, self.num_experts, self.topology, out=out)
+
+    def dispatch_map(self, rank: int) -> Tensor:
+        """The one slot [L, E] that a rank sends each expert's tokens to; see `serving.dispatch.dispatch_map`."""
+        return dispatch.dispatch_map(rank, self.phy2log, self.num_experts, self.topology)
+
+    def _classes(self) -> Tensor:
+        if self.classes is None:
+            return dispatch.classify(self.phy2log, self.num_experts, self.topology)
+        return self.classes
 
     def gpu_loads(self, loads: Tensor) -> Tensor:
         """Load [L, D] float64 of each GPU under `loads` [L, E]; a replica carries its expert's load / count.
@@ -252,17 +245,12 @@ class Placement:
             ValueError: `loads` is not [L, E], or holds, on the CPU, one that is NaN, negative or above 2**100 (on a GPU
                 what follows from a NaN is NaN); an expert has no replica.
         """
-        check_judged(loads, tuple(self.logcnt.shape))
-        need_every_expert(self, "loads of GPUs")
-        each = loads.detach().to(self.logcnt.device, torch.float64) / self.logcnt
-        slots = each.gather(1, self.phy2log.long())
-        return slots.view(self.num_layers, self.topology.num_gpus, self.topology.slots_per_gpu).sum(2)
+        return judging.gpu_loads(self, loads)
 
     @overload
     def balancedness(self, loads: Tensor, *, per_layer: Literal[False] = False) -> float: ...
     @overload
     def balancedness(self, loads: Tensor, *, per_layer: Literal[True]) -> Tensor: ...
-
     def balancedness(self, loads: Tensor, *, per_layer: bool = False) -> float | Tensor:
         """Mean GPU load summed over layers / max GPU load summed over layers: 1 is perfect balance.
 
@@ -270,34 +258,25 @@ class Placement:
             loads: [L, E], what to judge the placement by.
             per_layer: return [L] float64, each layer's mean / max, instead.
 
-        Layers without load are perfectly balanced: 1. Other programs divide otherwise; name the definition
-        (`BALANCEDNESS`) wherever you print the figure.
+        Layers without load have 1. Other programs divide otherwise; name the definition wherever you print the figure.
         """
-        on_gpus = self.gpu_loads(loads)
-        mean, peak = on_gpus.mean(1), on_gpus.amax(1)
-        if per_layer:
-            return torch.where(peak == 0, 1.0, mean / peak)
-        return float(mean.sum() / peak.sum()) if float(peak.sum()) != 0 else 1.0
+        return judging.balancedness(self, loads, per_layer=per_layer)
 
     def gap(self, loads: Tensor, *, pairing: bool = True) -> Tensor:
         """[L] float64 on the CPU: how far each layer's heaviest GPU is above the load that none can beat, relative.
 
         0 is provably the best there is; 0.001 is at most 0.1 % from it. A layer without load has 0.
 
-        Args:
-            loads: [L, E], what to judge the placement by.
-            pairing: as in `lower_bound`.
+        `pairing` as in `lower_bound`.
         """
-        peak = self.gpu_loads(loads).amax(1).cpu()
-        bound = lower_bound(loads, self.topology, pairing=pairing)
-        return torch.where(bound == 0, 0.0, peak / bound - 1)
+        return judging.gap(self, loads, pairing=pairing)
 
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over the counts and maps: equal on every machine exactly if the placement is.
 
         Ranks that plan on their own compare it before they move weights. Brings the maps to the CPU.
         """
-        return fingerprint_of(self)
+        return slot_maps.fingerprint_of(self)
 
     def moved(self, previous: Placement) -> Moved:
         """What has to move to come from `previous` to this placement, per layer.
@@ -307,11 +286,11 @@ class Placement:
         """
         check_alike(self, previous)
         changed = self.phy2log != previous.phy2log.to(self.phy2log.device)
-        return Moved(changed.sum(1), fetched_experts(self, previous))
+        return Moved(changed.sum(1), slot_maps.fetched_experts(self, previous))
 
     def duplicates(self) -> Tensor:
         """[L] int64: replicas that share their GPU with another replica of their expert."""
-        return doubled_replicas(self)
+        return slot_maps.doubled_replicas(self)
 
     def validate(self) -> None:
         """Check everything that is always true of a plan. Waits for the GPU.

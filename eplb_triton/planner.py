@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from eplb_triton.backends import Job, Relabel, bind, bind_relabel, bind_replan, resolve_backend
-from eplb_triton.buffers import overlap
+from eplb_triton.backends import resolve_backend
+from eplb_triton.binding import Job, Relabel, bind, bind_classify, bind_relabel, bind_replan
+from eplb_triton.fitting import check_loads, check_moves, check_out, check_price, slots_before
 from eplb_triton.loads import as_loads, check_shape
 from eplb_triton.placement import Placement
 from eplb_triton.placement_rules import refuse_bad
@@ -72,10 +72,10 @@ class Planner:
         self.backend = resolve_backend(backend, self.device)
         self._shapes = topology.map_shapes(num_layers, num_experts, log2phy=log2phy)
         self._job = Job(topology, num_layers, num_experts, self.policy, self.device, loads_dtype, dtype, log2phy, steps)
-        self._loads_shape = torch.Size((num_layers, num_experts))
         self._fill = None if self.policy.replan else bind(self.backend, self._job)
         self._replan = bind_replan(self.backend, self._job) if self.policy.replan else None
         self._relabel: Relabel | None = None if self.policy.replan else bind_relabel(self.backend, self._job)
+        self._classify = bind_classify(self.backend, self._job)
         self._checked: WeakSet[Placement] = WeakSet()
 
     def empty(self) -> Placement:
@@ -100,8 +100,13 @@ class Planner:
         made = Placement.over(self.topology, phy2log=phy2log, logcnt=logcnt, phyrank=phyrank, log2phy=log2phy)
         if self.policy.replan:
             made.changes = Changes.empty(made.num_layers, self.device)
-        self._check_out(made)
+        self._accept(made)
         return made
+
+    def _accept(self, out: Placement) -> None:
+        """Refuse what this planner cannot fill; what passes once is not looked at again."""
+        check_out(self._job, self._shapes, out)
+        self._checked.add(out)
 
     def __call__(
         self,
@@ -137,16 +142,16 @@ class Planner:
                 NaN, negative or above 2**100, or `previous` lacks experts that it has no room for or splits groups
                 (then `out` is as it was).
         """
-        self._check(loads)
+        check_loads(self._job, self.backend, loads)
         if out is None:
             out = self.empty()
         elif out not in self._checked:
-            self._check_out(out)
-        before = None if previous is None else self._slots_before(previous, out)
+            self._accept(out)
+        before = None if previous is None else slots_before(self._job, previous, out)
         if self._replan is not None:
-            price = DEFAULT_PRICE if price is None else _price(price)
+            price = DEFAULT_PRICE if price is None else check_price(price)
             history = loads if loads.dim() == 3 else loads.unsqueeze(0)
-            self._replan(history, out, before, price, None if moves is None else _moves(moves))
+            self._replan(history, out, before, price, None if moves is None else check_moves(moves))
         else:
             if price is not None or moves is not None:
                 raise ValueError(
@@ -156,84 +161,12 @@ class Planner:
             assert self._fill is not None
             assert self._relabel is not None
             self._fill(loads, out)
-            if before is not None:
+            if before is None:
+                self._classify(out)
+            else:
                 self._relabel(before, out)
         out.policy, out.partial = self.policy.name, False
         return out
-
-    def _check(self, loads: Tensor) -> None:
-        check_shape(loads, name="loads", history=isinstance(loads, Tensor) and loads.dim() == 3)
-        if loads.shape[-2:] != self._loads_shape:
-            raise ValueError(
-                f"loads has shape {tuple(loads.shape)}, must be [layers, experts] = {tuple(self._loads_shape)}, or "
-                "steps of that"
-            )
-        if self.backend != "triton":
-            return
-        if loads.dim() == 3 and len(loads) > self._job.steps:
-            raise ValueError(
-                f"loads has {len(loads)} steps, must have at most steps={self._job.steps}, as this planner was made"
-            )
-        if (loads.dtype, loads.device) != (self._job.loads_dtype, self.device):
-            raise ValueError(
-                f"loads is {loads.dtype} on {loads.device}, must be {self._job.loads_dtype} on {self.device}, as this "
-                "planner was made"
-            )
-
-    def _slots_before(self, previous: Placement, out: Placement) -> Tensor:
-        """The slot map in force, refused where it cannot belong to a plan into `out`."""
-        if not isinstance(previous, Placement):
-            raise TypeError(f"previous is a {type(previous).__name__}, must be a Placement")
-        if (previous.topology, previous.logcnt.shape) != (self.topology, out.logcnt.shape):
-            raise ValueError(
-                f"previous is of {previous.topology} and [layers, experts] = {list(previous.logcnt.shape)}, must be of "
-                f"{self.topology} and {list(out.logcnt.shape)}"
-            )
-        before = previous.phy2log
-        if (before.dtype, before.device) != (self._job.dtype, self.device):
-            raise ValueError(
-                f"previous is {before.dtype} on {before.device}, must be {self._job.dtype} on {self.device}"
-            )
-        if any(overlap(before, mine) for mine in (out.phy2log, out.phyrank, out.logcnt, out.log2phy)):
-            raise ValueError(
-                "previous shares memory with out, must not: what is in force is read until the plan is made"
-            )
-        return before
-
-    def _check_out(self, out: Placement) -> None:
-        """Refuse what this planner cannot fill; what passes once is not looked at again."""
-        if not isinstance(out, Placement):
-            raise TypeError(f"out is a {type(out).__name__}, must be a Placement of planner.empty() or planner.over()")
-        if out.topology != self.topology:
-            raise ValueError(f"out is of {out.topology}, must be of {self.topology}")
-        for name, shape in self._shapes.items():
-            tensor = getattr(out, name)
-            if tensor is None:
-                raise ValueError(f"out has no {name}, must have one of shape {shape}")
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"out.{name} has shape {tuple(tensor.shape)}, must be {shape}")
-        if out.log2phy is not None and "log2phy" not in self._shapes:
-            raise ValueError(
-                f"out has a log2phy of width {out.log2phy.shape[2]}, must have none: this planner was made without; "
-                f"log2phy={out.log2phy.shape[2]} makes one that fills it"
-            )
-        if (out.phy2log.dtype, out.phy2log.device) != (self._job.dtype, self.device):
-            raise ValueError(
-                f"out is {out.phy2log.dtype} on {out.phy2log.device}, must be {self._job.dtype} on {self.device}"
-            )
-        self._checked.add(out)
-
-
-def _price(price: float) -> float:
-    if not 0 <= price < math.inf:
-        raise ValueError(f"price={price!r} must be at least 0 and finite")
-    return float(price)
-
-
-def _moves(moves: int) -> int:
-    if isinstance(moves, bool) or not isinstance(moves, int) or moves < 0:
-        raise ValueError(f"moves={moves!r} must be an integer of at least 0, or None for no limit")
-    return moves
 
 
 def plan(

@@ -98,7 +98,7 @@ class Summary:
         return self.mean / self.peak if self.peak > 0 else 1.0
 
 
-def replay(steps: Iterable[Tensor], start: Placement | None, plan: Plan, rules: Rules) -> Iterator[Step]:
+def replay_steps(steps: Iterable[Tensor], start: Placement | None, plan: Plan, rules: Rules) -> Iterator[Step]:
     """Judge every step by the placement in force, and plan and deploy as `rules` say.
 
     A plan's layers come into force in its `deployment_order` where it has one, else in theirs; a plan is made of the

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from eplb_triton.status import GOOD, NO_ROOM
+
 if TYPE_CHECKING:
     from eplb_triton.placement import Placement
 
@@ -49,6 +51,26 @@ def slots_of_experts(phy2log: Tensor, phyrank: Tensor, num_experts: int, width: 
     table = torch.full((layers, num_experts * width + 1), -1, dtype=phy2log.dtype, device=phy2log.device)
     slot = torch.arange(slots, dtype=phy2log.dtype, device=phy2log.device).expand(layers, -1)
     return table.scatter_(1, place, slot)[:, :-1].reshape(layers, num_experts, width)
+
+
+def refresh(placement: Placement) -> None:
+    """Work out phyrank, logcnt, bad and log2phy anew from phy2log."""
+    rank, count = rank_replicas(placement.phy2log, placement.num_experts)
+    placement.phyrank.copy_(rank)
+    placement.logcnt.copy_(count)
+    if placement.bad is not None:
+        placement.bad.fill_(GOOD)
+    refresh_log2phy(placement)
+
+
+def refresh_log2phy(placement: Placement) -> None:
+    """Work out log2phy, where there is one, and what of it goes into bad."""
+    if placement.log2phy is None:
+        return
+    width = placement.log2phy.shape[2]
+    placement.log2phy.copy_(slots_of_experts(placement.phy2log, placement.phyrank, placement.num_experts, width))
+    if placement.bad is not None:
+        placement.bad.masked_fill_((placement.logcnt > width).any(1, keepdim=True), NO_ROOM)
 
 
 def fetched_experts(placement: Placement, previous: Placement) -> Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_BURST_TOPICS = 16
+_BURST_MEMORY = 0.75
 _FRACTION_BITS = 24  # of numbers that are summed: 2**38 tokens fit an int64
 
 
@@ -20,6 +22,7 @@ def lognormal_series(
     top_k: int = 8,
     sigma: tuple[float, float] = (0.4, 1.1),
     drift: float = 0.02,
+    burst: float = 0.0,
     seed: int = 0,
 ) -> torch.Tensor:
     """Token counts of every expert, step by step; the defaults are shaped like DeepSeek-V3.
@@ -37,13 +40,17 @@ def lognormal_series(
         top_k: experts a token is sent to.
         sigma: least and largest standard deviation of the logarithm of the popularity in a layer.
         drift: share of the logarithm's variance that is new in each step, 0 (frozen) to 1 (no memory).
+        burst: standard deviation of what comes on top of the logarithm for some steps, for the experts of a topic
+            together: each expert has one of 16 topics of its layer, and a topic keeps three quarters of its strength
+            from step to step.
         seed: the same seed and arguments give the same counts, with any NumPy from 1.26 on.
 
     Returns:
         [T, L, E] int64, tokens.
 
     Raises:
-        ValueError: a count below 1, a `sigma` that is negative or not ascending, a `drift` outside 0..1.
+        ValueError: a count below 1, a `sigma` that is negative or not ascending, a `drift` outside 0..1, a `burst` that
+            is negative.
     """
     counts = {"num_steps": num_steps, "num_layers": num_layers, "num_experts": num_experts}
     for name, value in {**counts, "tokens_per_step": tokens_per_step, "top_k": top_k}.items():
@@ -53,7 +60,12 @@ def lognormal_series(
         raise ValueError(f"sigma={sigma} must be two ascending numbers of at least 0")
     if not 0 <= drift <= 1:
         raise ValueError(f"drift={drift} must be 0 to 1")
+    if not burst >= 0:
+        raise ValueError(f"burst={burst} must be at least 0")
     random = np.random.default_rng(seed)
+    topics = np.random.default_rng((seed, 1))  # of its own: without bursts the rest is as it is with them
+    topic = topics.integers(_BURST_TOPICS, size=(num_layers, num_experts))
+    strength = topics.standard_normal((num_layers, _BURST_TOPICS))  # unit variance at every step
     skew = random.uniform(*sigma, size=(num_layers, 1))  # [L, 1]
     walk = random.standard_normal((num_layers, num_experts))  # [L, E], unit variance at every step
     series = np.empty((num_steps, num_layers, num_experts), dtype=np.int64)
@@ -61,7 +73,10 @@ def lognormal_series(
         if step:
             fresh = random.standard_normal(walk.shape)
             walk = np.sqrt(1 - drift) * walk + np.sqrt(drift) * fresh
-        series[step] = draw_counts(random, tokens_per_step * top_k, np.exp(skew * walk))
+            fresh = topics.standard_normal(strength.shape)
+            strength = _BURST_MEMORY * strength + np.sqrt(1 - _BURST_MEMORY**2) * fresh
+        hot = burst * np.take_along_axis(strength, topic, axis=1)
+        series[step] = draw_counts(random, tokens_per_step * top_k, np.exp(skew * walk + hot))
     return torch.from_numpy(series)
 
 

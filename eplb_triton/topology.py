@@ -89,7 +89,7 @@ class Topology:
             log2phy: whether to name `log2phy` too: False, True for its full width, or a width.
 
         Returns:
-            `phy2log` [L, P], `phyrank` [L, P], `logcnt` [L, E], `bad` [L, N], `log2phy` [L, E, width].
+            `phy2log` and `phyrank` [L, P], `logcnt` and `classes` [L, E], `bad` [L, N], `log2phy` [L, E, width].
 
         Raises:
             ValueError: E does not fit, there are less than 0 layers, or the width is below 1.
@@ -102,6 +102,7 @@ class Topology:
             "phyrank": (num_layers, self.num_replicas),
             "logcnt": (num_layers, num_experts),
             "bad": (num_layers, self.planned_nodes),
+            "classes": (num_layers, num_experts),
         }
         if log2phy is not False:
             width = self.log2phy_width(num_experts) if log2phy is True else _count("log2phy", log2phy)

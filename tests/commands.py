@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eplb_triton import Topology
+from eplb_triton import Placement, Topology, plan
 from eplb_triton.cli import main
 from eplb_triton.synthetic import lognormal_series
 
@@ -56,6 +56,17 @@ def options(environment: dict[str, str]) -> dict[str, Any]:
     root = Path(__file__).parent.parent
     paths = os.pathsep.join([str(root), str(root / "reference")])
     return {"text": True, "timeout": 120, "env": {**os.environ, "PYTHONPATH": paths, **environment}}
+
+
+def plans_of(policy: str, size: int = 1) -> list[Placement]:
+    """What a policy plans for `SERIES`, window by window."""
+    plans: list[Placement] = []
+    for stop in range(size, len(SERIES) + 1, size):
+        if policy == "steady":
+            plans.append(plan(SERIES[:stop], TOPOLOGY, policy, previous=plans[-1] if plans else None))
+        else:
+            plans.append(plan(SERIES[stop - size : stop].sum(0), TOPOLOGY, policy))
+    return plans
 
 
 def save_loads(folder: Path) -> Path:

@@ -17,13 +17,13 @@ REGISTERS = {1: 168, 4: 128, 8: 128, 16: 128}
 counts; 16 warps of 128 are all of a multiprocessor's registers."""
 SGPR_SPILLS = 128
 """Most scalar registers kept in lanes of a vector register (AMD has 102): a move each, no memory."""
-CALL_FRAME = 16
-"""Most bytes of memory a thread on AMD: where a stage that calls a sort keeps the way back, one store and one load a
-call. Nothing is spilled there."""
+CALL_FRAME = 32
+"""Most bytes of memory a thread on AMD: where a stage that calls a sort keeps the way back, and what it must restore of
+the caller's registers: stored once and loaded once a call. Nothing is spilled there."""
 STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")
 """The serial steps: a plan is hundreds of them, one after the other."""
 MAY_WAIT = {
-    "_swap", "_exceeds", "_level", "_scan", "pack_spread", "move_replicas", "owner_of_each",
+    "_swap", "swap_items", "exceeds", "_level", "_scan", "pack_spread", "move_replicas", "owner_of_each",
     "rank_packs", "_stand", "_propose", "_largest_pair",
 }  # fmt: skip
 """Functions inside loops whose lanes read what others stored, and which run a few times a plan, so that a barrier is
@@ -32,13 +32,14 @@ both needed and cheap. `pack_spread`: once an item, for the labels that a scan r
 _DIVISION_FMAS = 5  # v_fma and v_fmac in AMD's expansion of an IEEE division, float32 and float64 alike
 _WHOLE_DIVISION = "0x4f7ffffe"  # 2^32 less a little, by which AMD's expansion of an integer division scales
 _SQUARE_ROOT_FMAS = 7  # and of a float64 square root
+_TO_LONG_FMAS = 1  # and of float64 to int64, which takes the upper half off, exactly; the one use of v_floor_f64
 
 
-def broken_rules(kernel: Compiled) -> list[str]:
-    """Every rule that `kernel` breaks."""
+def broken_rules(kernel: Compiled, registers: int | None = None) -> list[str]:
+    """Every rule that `kernel` breaks; `registers`: most a thread, by default what REGISTERS says."""
     if kernel.target.startswith("gfx"):
         return _in_amdgcn(kernel)
-    return _in_ptx(kernel) + _in_sass(kernel)
+    return _in_ptx(kernel) + _in_sass(kernel, registers or REGISTERS[kernel.num_warps])
 
 
 def _in_ptx(kernel: Compiled) -> list[str]:
@@ -95,11 +96,11 @@ def _slow_steps(loops: Iterable[list[Instruction]]) -> list[str]:
     return broken
 
 
-def _in_sass(kernel: Compiled) -> list[str]:
+def _in_sass(kernel: Compiled, registers: int) -> list[str]:
     resources = kernel.resources()
     broken = [f"{name} {resources[name]}, must be 0" for name in ("STACK", "LOCAL") if resources[name]]
-    if resources["REG"] > REGISTERS[kernel.num_warps]:
-        broken.append(f"{resources['REG']} registers, must be at most {REGISTERS[kernel.num_warps]}")
+    if resources["REG"] > registers:
+        broken.append(f"{resources['REG']} registers, must be at most {registers}")
     spills = [i for i in parse_sass(kernel.sass()).instructions if i.opcode.split(".")[0] in ("LDL", "STL")]
     return broken + [_rule("register spilled to memory", instruction) for instruction in spills]
 
@@ -140,7 +141,8 @@ def _inexact_on_amd(counts: Counter[str], bits: str, whole: int) -> list[str]:
         return sum(number for name, number in counts.items() if kind.fullmatch(name))
 
     divisions, roots = found("div_fixup"), found("rsq")
-    expected = _DIVISION_FMAS * divisions + _SQUARE_ROOT_FMAS * roots
+    to_long = found("floor") if bits == "f64" else 0
+    expected = _DIVISION_FMAS * divisions + _SQUARE_ROOT_FMAS * roots + _TO_LONG_FMAS * to_long
     broken = []
     if (fused := found("fma", "fmac", "mad", "mac", "pk_fma", "fmamk", "fmaak")) != expected:
         broken.append(f"{fused} fused {bits} multiply-adds, must be {expected}: {divisions} divisions, {roots} roots")

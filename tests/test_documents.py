@@ -9,7 +9,7 @@ import pytest
 
 from eplb_triton.constants import SPEC_VERSION
 from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, named_policies
-from tests.test_siblings import STAGES
+from tests.stages.test_siblings import STAGES
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "spec.md").read_text()
@@ -52,7 +52,9 @@ def test_the_table_of_policies_is_what_they_are(name: str) -> None:
     assert f"{row} |" in TEXT
 
 
-@pytest.mark.parametrize("document", ["spec.md", "bound.md", "policies.md"])
+@pytest.mark.parametrize(
+    "document", ["spec.md", "bound.md", "policies.md", "serving.md", "splitting.md", "frameworks.md", "files.md"]
+)
 def test_links_lead_somewhere(document: str) -> None:
     for path, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", (DOCS / document).read_text()):
         if path.startswith("http"):

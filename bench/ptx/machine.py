@@ -59,6 +59,9 @@ class Machine:
         self._meetings = _meetings(self.listing)
         self._memory = Memory(0, self.threads)
         self._shared = Memory(0, self.threads)
+        self._function = np.searchsorted(self.listing.entries, np.arange(len(self.listing.instructions)), "right") - 1
+        self._return_to = np.zeros((len(self.listing.entries), self.threads), np.int64)  # block after the last call
+        self._passed: dict[str, Array] = {}  # bytes [threads, 256] of parameters and results of functions
         self._steps = [self._compile(instruction) for instruction in self.listing.instructions]
 
     def run(self, memory: Memory, arguments: list[int], program: tuple[int, int]) -> None:
@@ -110,8 +113,13 @@ class Machine:
         if instruction.opcode.startswith("bra"):
             target = re.findall(r"\$L__BB\w+", instruction.text)[-1]
             where[mask] = self._block_of[self.listing.labels[target]]
+        elif instruction.opcode == "call":
+            called = int(re.findall(r"function_(\d+)", instruction.text)[0])
+            self._return_to[called, mask] = where[mask]
+            where[mask] = self._block_of[self.listing.entries[called]]
         elif instruction.opcode == "ret":
-            where[mask] = len(self.listing.blocks)
+            function = self._function[at]
+            where[mask] = self._return_to[function, mask] if function else len(self.listing.blocks)
         else:
             try:
                 with np.errstate(all="ignore"):
@@ -150,7 +158,7 @@ class Machine:
         opcode, _, rest = text.partition(" ") if "\t" not in text else text.partition("\t")
         parts = opcode.strip().split(".")
         operands = split_operands(rest)
-        if parts[0] in ("bra", "ret"):
+        if parts[0] in ("bra", "ret", "call"):
             return lambda mask: None
         if parts[0] == "bar":
             return self._barrier(warp=parts[1] == "warp")
@@ -242,6 +250,8 @@ class Machine:
             return self._load_matrices(operands)
         if parts[0] == "stmatrix":
             return self._store_matrices(operands)
+        if "param" in parts and any("function_" in operand for operand in operands):
+            return self._pass(parts, operands)
         if "param" in parts:
             name = re.search(r"param_\d+", operands[1])
             kind = DTYPES[parts[-1]]
@@ -281,6 +291,32 @@ class Machine:
                 (self._shared if shared else self._memory).store(
                     threads, place, np.ascontiguousarray(values).view(np.uint8)
                 )
+
+        return store
+
+    def _pass(self, parts: list[str], operands: list[str]) -> Step:
+        """ld and st of a function's parameter or result, which every thread has of its own."""
+        place, data = (operands[1], operands[0]) if parts[0] == "ld" else (operands[0], operands[1])
+        name, _, offset = place.strip("[] ").partition("+")
+        held = self._passed.setdefault(name, np.zeros((self.threads, 256), np.uint8))
+        kind, start = DTYPES[parts[-1]], int(offset or "0", 0)
+        names = split_operands(data.strip("{} "))
+        of_each = [slice(start + at * kind.itemsize, start + (at + 1) * kind.itemsize) for at in range(len(names))]
+        if parts[0] == "ld":
+            targets = [self._register(name, kind) for name in names]
+
+            def load(mask: Array) -> None:
+                for target, bytes_of in zip(targets, of_each, strict=True):
+                    value = np.ascontiguousarray(held[:, bytes_of]).view(kind).reshape(-1)
+                    np.copyto(target, value.astype(target.dtype), where=mask)
+
+            return load
+        sources = [self._operand(name, np.dtype(f"u{kind.itemsize}")) for name in names]
+
+        def store(mask: Array) -> None:
+            for source, bytes_of in zip(sources, of_each, strict=True):
+                value = np.ascontiguousarray(source()).view(np.uint8).reshape(self.threads, -1)
+                held[mask, bytes_of] = value[mask]
 
         return store
 

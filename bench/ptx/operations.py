@@ -80,6 +80,8 @@ def compute(parts: list[str]) -> Computed:
     if parts[-1].endswith("16x2"):
         half = DTYPES[parts[-1].removesuffix("x2")]
         return _U32, [_U32, _U32], lambda a, b: _TWO[parts[0]](_parts(a, half), _parts(b, half)).view(_U32)
+    if parts[-1] == "s16x2":
+        return _U32, [_U32, _U32], _by_halves(_TWO[parts[0]])
     name, kind = parts[0], DTYPES[parts[-1]]
     if name in _ONE:
         return kind, [kind], _ONE[name]
@@ -121,6 +123,16 @@ def reduce_warps(operation: str, values: Array) -> Array:
 
 def _parts(a: Array, kind: np.dtype[Any]) -> Array:
     return np.ascontiguousarray(a).view(kind)
+
+
+def _by_halves(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """`function` of the two int16 in each 32 bits."""
+
+    def apply(a: Array, b: Array) -> Array:
+        halves = (np.ascontiguousarray(side).view(np.int16) for side in (a, b))
+        return np.ascontiguousarray(function(*halves)).view(np.uint32)
+
+    return apply
 
 
 def _select(a: Array, b: Array, chosen: Array) -> Array:
@@ -176,6 +188,8 @@ def _multiply(parts: list[str]) -> Computed:
     if "hi" in parts and kind.itemsize < 8:
         wide = np.dtype(f"{kind.kind}{2 * kind.itemsize}")
         return kind, [kind, kind], lambda a, b: (a.astype(wide) * b.astype(wide)) >> (8 * kind.itemsize)
+    if "hi" in parts:  # no integer of NumPy has 128 bits
+        return kind, [kind, kind], np.vectorize(lambda a, b: int(a) * int(b) >> 64, otypes=[kind])
     if "lo" in parts and parts[0] == "mul":
         return kind, [kind, kind], np.multiply
     if "lo" in parts:

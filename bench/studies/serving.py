@@ -28,7 +28,7 @@ from bench.planners import probe
 from bench.style import figure, save
 from eplb_triton import POLICIES, Placement, Planner, Topology
 from eplb_triton.replans import replan_price
-from eplb_triton.replay import Plan, Rules, Summary, replay
+from eplb_triton.replay import Plan, Rules, Summary, replay_steps
 from eplb_triton.synthetic import serving_steps
 
 BALANCED_SECONDS, SLOT_BYTES, BANDWIDTH = 60.0, 88_080_384, 900e9
@@ -92,7 +92,7 @@ def simulate(case: Case, plan: Plan, interval: int, seed: int) -> dict[str, floa
     """PAR, slots written (of all layers) and modelled seconds of one planner on one case."""
     steps = serving_steps(STEPS, LAYERS, case.num_experts, mixed=case.kind == "Mix", seed=seed)
     rules = Rules(interval, layer_steps=case.num_layers / LAYERS, least_load=1)
-    summary = Summary.of(replay((step.float() for step in steps), case.start, plan, rules))
+    summary = Summary.of(replay_steps((step.float() for step in steps), case.start, plan, rules))
     slots = summary.written * case.num_layers / LAYERS
     return {
         "par": summary.peak_over_mean,
@@ -170,7 +170,7 @@ def on_traces(folder: Path, names: Sequence[str], others: Sequence[Peer]) -> lis
             plans |= {peer.name: of_peer(peer, topology) for peer in others}
             for name, plan in plans.items():
                 rules = Rules(WINDOW, layer_steps=0)
-                summary = Summary.of(replay(steps, None, plan, rules))
+                summary = Summary.of(replay_steps(steps, None, plan, rules))
                 changes = len(steps) // WINDOW - 1  # the first plan is none
                 rows.append(
                     {

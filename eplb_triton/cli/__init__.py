@@ -13,8 +13,8 @@ INSTALL_CPU = "pip install 'eplb-triton[cpu]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 an invalid plan, 2 anything that could not be used, 130
-    interrupted, 141 the reader of the output has gone.
+    """Run a command and return its exit status: 0 done, 1 an invalid plan or two that differ, 2 anything that could not
+    be used, 130 interrupted, 141 the reader of the output has gone.
 
     Args:
         arguments: the words after the program's name; by default those of the process.

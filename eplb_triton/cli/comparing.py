@@ -15,7 +15,7 @@ from rich.console import Console
 
 from eplb_triton import POLICIES, Topology
 from eplb_triton.backends import resolve_backend
-from eplb_triton.cli import report, words
+from eplb_triton.cli import changes, report, words
 from eplb_triton.cli.gaps import lower_bounds
 from eplb_triton.cli.inputs import check_backend, check_output, check_pairing, check_plot, read_for
 from eplb_triton.cli.options import LoadsFile
@@ -23,11 +23,15 @@ from eplb_triton.cli.refusals import refusing
 from eplb_triton.cli.study import Outcome, Windows, compare_policies
 from eplb_triton.cli.terminal import console, progress, say
 from eplb_triton.formats import LoadSeries, write_whole
-from eplb_triton.policy import DEFAULT_POLICY
+from eplb_triton.policy import DEFAULT_POLICY, DEFAULT_REPLAN_POLICY
 from eplb_triton.printing import shown
 from eplb_triton.synthetic import lognormal_series
 
-DEMO_STEPS = 5
+DEMO_WINDOWS = 5
+DEMO_WINDOW = 16  # steps
+DEMO_TOKENS = 8192  # of a step
+DEMO_DRIFT = 0.002  # a step; 0.03 a window
+DEMO_BURST = 0.35
 TEXT_WIDTH = 100
 DEMO_TOPOLOGY = Topology(num_replicas=288, num_gpus=32, num_groups=8, num_nodes=4)
 
@@ -60,33 +64,46 @@ def demo(seed: int, backend: str, plot: Path | None, output: Path | None) -> Non
     check_output(output, (".npz",))
     check_plot(plot)
     check_backend(backend)
-    steps = lognormal_series(DEMO_STEPS, seed=seed).numpy()
+    steps = demo_loads(seed).numpy()
     if output is not None:
         file = io.BytesIO()
         np.savez_compressed(file, loads=steps)
         with refusing():
             write_whole(output, file.getvalue())
     recording = LoadSeries(Path("demo"), steps.shape[1], steps.shape[2], steps=steps)
-    windows = Windows.cut(recording, recording.default_window)
+    windows = Windows.cut(recording, DEMO_WINDOW)
     out = console()
     for paragraph in (
         "A mixture-of-experts layer is as slow as its busiest GPU. A plan gives experts that get many tokens more "
         "replicas, and puts the replicas on GPUs so that each GPU has about the same load.",
         f"Loads: {words.loads_words(recording)}, shaped like DeepSeek-V3's, made up from seed {seed}.",
         f"Plan: {words.topology_words(DEMO_TOPOLOGY, recording.num_experts)}.",
-        "Each policy below, a way to plan, plans every step; its plan is judged on that step (the planned window) "
-        "and on the one after it (the next window). The first row is no planning at all; "
-        f"{DEFAULT_POLICY} is what plans where no policy is named.",
+        f"Each policy below, a way to plan, plans every window of {DEMO_WINDOW} steps; its plan is judged on that "
+        "window, and step by step on the one after it (the next window), where it serves. The first row is no planning "
+        f"at all; {DEFAULT_POLICY} plans where nothing is in force, {DEFAULT_REPLAN_POLICY} from what is in force, by "
+        "all steps so far.",
     ):
         out.print(paragraph, width=min(out.width, TEXT_WIDTH))
         say(out)
     unplanned, outcomes = _compare(out, windows, DEMO_TOPOLOGY, backend, plot)
-    chosen = next(outcome for outcome in outcomes if outcome.policy == DEFAULT_POLICY)
+    chosen, replanned = (
+        next(outcome for outcome in outcomes if outcome.policy == name)
+        for name in (DEFAULT_POLICY, DEFAULT_REPLAN_POLICY)
+    )
     say(out)
     if unplanned.placement is not None and chosen.placement is not None:
         report.print_sparklines(out, windows.loads(windows.count - 1), unplanned.placement, chosen.placement)
     say(out)
+    changes.print_replanning(out, chosen, replanned, DEMO_TOPOLOGY.num_replicas)
+    say(out)
     _hint(out, output)
+
+
+def demo_loads(seed: int) -> torch.Tensor:
+    """[T, L, E], the made-up loads of the demo."""
+    return lognormal_series(
+        DEMO_WINDOWS * DEMO_WINDOW, tokens_per_step=DEMO_TOKENS, drift=DEMO_DRIFT, burst=DEMO_BURST, seed=seed
+    )
 
 
 def _hint(out: Console, written: Path | None) -> None:
@@ -101,6 +118,7 @@ def _hint(out: Console, written: Path | None) -> None:
     if written is None:
         say(out, f"  {_called()} demo -o {loads}")
     say(out, f"  {_called()} plan {shlex.quote(loads)} {options} -o plan.npz")
+    say(out, f"  {_called()} plan {shlex.quote(loads)} --previous plan.npz --moves 8")
 
 
 def _called() -> str:

@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from eplb_triton.cli.options import (
+    FORMATS,
     PLAN_SUFFIXES,
     backend_option,
+    count_options,
     experts_option,
     loads_argument,
     pairing_option,
@@ -24,9 +26,22 @@ plan_argument = click.argument("plan_path", metavar="PLAN", type=click.Path(path
 
 
 @click.command("plan", short_help="Plan a placement for recorded loads.")
-@topology_options
+@count_options
 @policy_option
-@window_option("Plan for the most recent W steps (tokens of a trace). Default: all of them, summed.")
+@click.option(
+    "--previous",
+    type=click.Path(path_type=Path),
+    metavar="PLAN",
+    help="The plan in force: weights stay where they can, and --replicas, --gpus, --nodes and --groups are its.",
+)
+@click.option(
+    "--price",
+    type=float,
+    metavar="X",
+    help="What a slot written must save, as a share of the mean GPU load. Default: 0.0003.",
+)
+@click.option("--moves", type=click.IntRange(min=0), metavar="M", help="Slots written a layer at most. Default: any.")
+@window_option("Plan for the most recent W steps (tokens of a trace). Default: all of them.")
 @click.option(
     "-o",
     "--output",
@@ -45,7 +60,10 @@ plan_argument = click.argument("plan_path", metavar="PLAN", type=click.Path(path
 @experts_option
 @backend_option
 def plan_command(**arguments: Any) -> None:
-    """Plan a placement for recorded LOADS and say what it gains, and how near it is to the best possible."""
+    """Plan a placement for recorded LOADS and say what it gains, and how near it is to the best possible.
+
+    With --previous, the loads are a history, and only slots are written that pay by their price.
+    """
     _module("planning").plan_loads(**arguments)
 
 
@@ -80,6 +98,42 @@ def check_command(**arguments: Any) -> None:
     _module("planning").check(**arguments)
 
 
+@click.command("convert", short_help="A placement in the format of another program.")
+@click.argument("path", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(FORMATS),
+    metavar="FORMAT",
+    required=True,
+    help=f"One of {', '.join(FORMATS)}.",
+)
+@count_options
+@experts_option
+@click.option(
+    "--first-layer",
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="Number of the first layer in the model, for tensorrt-llm. Default: as IN has it, else 0.",
+)
+def convert_command(**arguments: Any) -> None:
+    """Write the placement in the file IN to the file OUT in another format. The format of IN is recognised."""
+    _module("files").convert(**arguments)
+
+
+@click.command("diff", short_help="What changes from one placement to another.")
+@click.argument("first", metavar="PLAN", type=click.Path(path_type=Path))
+@click.argument("second", metavar="PLAN", type=click.Path(path_type=Path))
+@count_options
+@experts_option
+def diff_command(**arguments: Any) -> int:
+    """Say which slots change from the first PLAN to the second, and which experts GPUs must fetch; files of any
+    format. Exit status 0 if every slot holds the same expert, 1 if not.
+    """
+    status: int = _module("files").diff(**arguments)
+    return status
+
+
 @click.command("demo", short_help="Every policy on made-up loads; needs no file.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the made-up loads.")
 @backend_option
@@ -94,6 +148,16 @@ def check_command(**arguments: Any) -> None:
 def demo_command(**arguments: Any) -> None:
     """Plan made-up loads of a DeepSeek-V3-sized model with every policy; needs no file."""
     _module("comparing").demo(**arguments)
+
+
+@click.command("doctor", short_help="What is installed, enabled and compiled; whether it works.")
+@click.pass_context
+def doctor_command(context: click.Context) -> None:
+    """Say what is installed, enabled and compiled for vLLM and SGLang, and whether planning works here.
+
+    Exit status 1 if something that is enabled would not work.
+    """
+    context.exit(_module("doctor").examine())
 
 
 def _module(name: str) -> Any:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import click
 
 from eplb_triton.cli.refusals import Refused, refusing
-from eplb_triton.policy import DEFAULT_POLICY, named_policies
+from eplb_triton.policy import DEFAULT_POLICY, DEFAULT_REPLAN_POLICY, named_policies
+from eplb_triton.printing import shown
 from eplb_triton.topology import Topology
 
 Command = Callable[..., Any]
@@ -20,9 +21,10 @@ Decorator = Callable[[Command], Command]
 # 256 times the largest size planned for; a slip of the keyboard beyond it would only run out of memory.
 MAX_COUNT = 2**20
 
-# As `plan` and `write_plan` take them; a test compares.
+# As `plan`, `write_plan` and `write_map` take them; a test compares.
 BACKENDS = ("auto", "triton", "cpu", "reference")
 PLAN_SUFFIXES = (".npz", ".pt", ".json")
+FORMATS = ("plan", "sglang", "vllm", "vllm-ascend", "tensorrt-llm")
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,60 @@ experts_option: Decorator = click.option(
 )
 
 
+@dataclass(frozen=True)
+class Counts:
+    """The counts of a topology as far as the user gave them."""
+
+    replicas: int | None
+    gpus: int | None
+    nodes: int | None
+    groups: int | None
+
+    def topology(self) -> Topology:
+        """With one node and one group where nothing was said, or a refusal."""
+        for option in ("replicas", "gpus"):
+            if getattr(self, option) is None:
+                raise Refused(f"Missing option '--{option}'.")
+        for option, count in vars(self).items():
+            if count is not None and count > MAX_COUNT:
+                raise Refused(f"--{option} {count} must be at most {MAX_COUNT}")
+        with refusing():
+            return Topology(
+                num_replicas=self.replicas or 0,
+                num_gpus=self.gpus or 0,
+                num_groups=1 if self.groups is None else self.groups,
+                num_nodes=1 if self.nodes is None else self.nodes,
+            )
+
+    def of(self, topology: Topology, path: Path) -> Topology:
+        """The topology of the plan in a file; a refusal where something else was given."""
+        for option, count in vars(self).items():
+            if count not in (None, stored := getattr(topology, f"num_{option}")):
+                raise Refused(f"--{option} {count} must be {stored} or left out, as in {shown(path)}")
+        return topology
+
+
+def count_options(command: Command) -> Command:
+    """--replicas, --gpus, --nodes and --groups, as `counts`: Counts."""
+
+    @click.option("--replicas", type=int, metavar="P", help="Physical experts per layer.")
+    @click.option("--gpus", type=int, metavar="D", help="GPUs over all nodes.")
+    @click.option("--nodes", type=int, metavar="N", help="Nodes. Default: 1.")
+    @click.option("--groups", type=int, metavar="G", help="Expert groups per layer. Default: 1.")
+    @functools.wraps(command)
+    def wrapped(replicas: int | None, gpus: int | None, nodes: int | None, groups: int | None, **others: Any) -> Any:
+        return command(counts=Counts(replicas, gpus, nodes, groups), **others)
+
+    return wrapped
+
+
 def topology_options(command: Command) -> Command:
     """--replicas, --gpus, --nodes and --groups, as `topology`: a Topology."""
 
-    @click.option("--replicas", type=int, required=True, metavar="P", help="Physical experts per layer.")
-    @click.option("--gpus", type=int, required=True, metavar="D", help="GPUs over all nodes.")
-    @click.option("--nodes", type=int, default=1, show_default=True, metavar="N", help="Nodes.")
-    @click.option("--groups", type=int, default=1, show_default=True, metavar="G", help="Expert groups per layer.")
+    @count_options
     @functools.wraps(command)
-    def wrapped(replicas: int, gpus: int, nodes: int, groups: int, **others: Any) -> Any:
-        for option, count in (("replicas", replicas), ("gpus", gpus), ("nodes", nodes), ("groups", groups)):
-            if count > MAX_COUNT:
-                raise Refused(f"--{option} {count} must be at most {MAX_COUNT}")
-        with refusing():
-            topology = Topology(num_replicas=replicas, num_gpus=gpus, num_groups=groups, num_nodes=nodes)
-        return command(topology=topology, **others)
+    def wrapped(counts: Counts, **others: Any) -> Any:
+        return command(topology=counts.topology(), **others)
 
     return wrapped
 
@@ -84,9 +125,8 @@ policy_option: Decorator = click.option(
     "--policy",
     type=click.Choice(list(named_policies())),
     metavar="NAME",
-    default=DEFAULT_POLICY,
-    show_default=True,
-    help=f"One of {', '.join(named_policies())}.",
+    help=f"One of {', '.join(named_policies())}. Default: {DEFAULT_REPLAN_POLICY} with --previous, else "
+    f"{DEFAULT_POLICY}.",
 )
 
 backend_option: Decorator = click.option(

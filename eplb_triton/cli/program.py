@@ -12,13 +12,23 @@ import click
 
 from eplb_triton import __version__
 from eplb_triton.cli import NAME
-from eplb_triton.cli.declarations import check_command, compare_command, demo_command, plan_command, score_command
+from eplb_triton.cli.declarations import (
+    check_command,
+    compare_command,
+    convert_command,
+    demo_command,
+    diff_command,
+    doctor_command,
+    plan_command,
+    score_command,
+)
+from eplb_triton.cli.warming import warm_command
 from eplb_triton.printing import printable
 
 EXIT_STATUS = """\b
 Exit status:
     0  done
-    1  the plan is invalid (check)
+    1  the plan is invalid (check), the plans differ (diff)
     2  something given cannot be used, or the output cannot be written
   130  interrupted
   141  the reader of the output has gone, as in `| head`"""
@@ -31,13 +41,23 @@ def commands(context: click.Context) -> None:
     """Plan which GPU holds which replica of which expert, from recorded loads.
 
     LOADS is a .npy, .npz, .pt, .json or .csv file of loads [layers, experts] or [steps, layers, experts], of routed
-    expert ids topk_ids [tokens, layers, k], or SGLang's dump of expert statistics.
+    expert ids topk_ids [tokens, layers, k], or a statistics dump of SGLang or TensorRT-LLM, or a folder of its ranks.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for command in (plan_command, compare_command, score_command, check_command, demo_command):
+for command in (
+    plan_command,
+    compare_command,
+    score_command,
+    check_command,
+    convert_command,
+    diff_command,
+    demo_command,
+    doctor_command,
+    warm_command,
+):
     commands.add_command(command)
 
 

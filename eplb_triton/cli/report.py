@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from eplb_triton import BALANCEDNESS, Placement, Topology
+from eplb_triton import BALANCEDNESS, POLICIES, Placement, Topology
 from eplb_triton.cli import words
 from eplb_triton.cli.gaps import GAP, gaps_of, percent
 from eplb_triton.cli.study import Outcome, Windows, mean, median
@@ -26,6 +26,7 @@ LAYERS_BELOW_EACH_OTHER = 10  # fewer are not split into columns
 NAME_WIDTH = 24  # of a policy over a column
 LAYER_WIDTH = 34  # of a layer's number, balancedness and gap with the space around them
 NOTHING = "-"
+IN_ORDER = "experts in order"
 BEST_STYLE, UNPLANNED_STYLE = "bold green", "dim"
 
 
@@ -81,9 +82,15 @@ def comparison_columns(windows: Windows, topology: Topology, backend: str) -> li
         ),
     ]
     change = [
-        Column(("next", "window"), "balancedness of that plan one window later", lambda o: mean(o.following), 4, max),
         Column(
-            ("slots", "moved"),
+            ("next", "window"),
+            "balancedness of that plan step by step in the window after it: sum of mean / sum of max GPU loads",
+            lambda o: mean(o.following),
+            4,
+            max,
+        ),
+        Column(
+            ("slots", "written"),
             f"slots a layer, of {topology.num_replicas}, whose expert changes from one plan to the next",
             lambda o: mean(o.moved),
             1,
@@ -144,6 +151,8 @@ def print_comparison(
         say(out, "Only one window: no next one to judge a plan by, and no plan to move from. --window cuts a series.")
     else:
         say(out, f"Means over {num_windows} windows; median of the times.")
+        replanning = [name for name, policy in POLICIES.items() if policy.replan]
+        say(out, f"{', '.join(replanning)}: from its own plan before, by all steps so far; the others plan anew.")
 
 
 def print_definitions(out: Console, topology: Topology, pairing: bool) -> None:
@@ -167,11 +176,13 @@ def print_gaps_of_layers(out: Console, outcomes: Sequence[Outcome]) -> None:
     out.print(table)
 
 
-def print_gain(out: Console, weight: Tensor, bound: Tensor, before: Placement, after: Placement) -> None:
-    """What a plan gains over experts spread in order, and how near it is to the lower bound."""
+def print_gain(
+    out: Console, weight: Tensor, bound: Tensor, before: Placement, after: Placement, named: str = IN_ORDER
+) -> None:
+    """What a plan gains over `before`, which is called `named`, and how near it is to the lower bound."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for heading in ("experts in order", broken(printable(after.policy), NAME_WIDTH)):
+    for heading in (named, broken(printable(after.policy), NAME_WIDTH)):
         table.add_column(heading, justify="right", no_wrap=True)
     old, new = f"{before.balancedness(weight):.4f}", f"{after.balancedness(weight):.4f}"
     table.add_row("balancedness", old, Text(new, BEST_STYLE))
@@ -182,14 +193,17 @@ def print_gain(out: Console, weight: Tensor, bound: Tensor, before: Placement, a
     out.print(table)
 
 
-def print_worst_layers(out: Console, weight: Tensor, bound: Tensor, placement: Placement, before: Placement) -> None:
+def print_worst_layers(
+    out: Console, weight: Tensor, bound: Tensor, placement: Placement, before: Placement, named: str = IN_ORDER
+) -> None:
     """The layers of lowest balancedness under `placement`, worst first (ties: lowest layer)."""
     balancedness, unplanned = (p.balancedness(weight, per_layer=True) for p in (placement, before))
     loads, gaps = placement.gpu_loads(weight), gaps_of(placement, weight, bound)
     worst = torch.argsort(balancedness, stable=True)[:WORST_LAYERS].tolist()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="worst layers", title_justify="left", title_style="bold")
     # Two lines, to fit into 80 columns; the mean load is balancedness times the busiest GPU's.
-    for heading in ("layer", "balancedness", "experts\nin order", "gap %", "busiest\nGPU", "its\nload", "lower\nbound"):
+    named = broken(named, 8)
+    for heading in ("layer", "balancedness", named, "gap %", "busiest\nGPU", "its\nload", "lower\nbound"):
         table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
     for layer in worst:
         busiest = int(loads[layer].argmax())

@@ -44,6 +44,14 @@ class Windows:
         """[L, E] float64, loads of a window."""
         return self.recording.loads(index * self.size, (index + 1) * self.size)
 
+    def steps(self, index: int) -> Tensor:
+        """[n, L, E] float64, loads of a window step by step."""
+        return self.recording.steps_of(index * self.size, (index + 1) * self.size)
+
+    def history(self, index: int) -> Tensor:
+        """[n, L, E] float64, the steps of this window and of all before it, oldest first."""
+        return self.recording.steps_of(0, (index + 1) * self.size)
+
 
 @dataclass
 class Outcome:
@@ -54,7 +62,7 @@ class Outcome:
         placement: the plan of the last window, None before the first.
         planned: balancedness on the window that was planned, one a window.
         gaps: [L] float64, gap of each layer to the lower bound on the window that was planned, one a window.
-        following: balancedness of the plan of each window but the last on the window after it.
+        following: per-step balancedness of the plan of each window but the last on the window after it.
         moved: slots whose expert changed from one plan to the next, mean over layers.
         fetched: experts that a GPU did not hold before, from one plan to the next, mean over layers.
         duplicates: replicas that share a GPU with another of their expert, mean over layers, one a window.
@@ -71,11 +79,14 @@ class Outcome:
     duplicates: list[float] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
 
-    def add(self, weight: Tensor, bound: Tensor, placement: Placement) -> None:
-        """Take in the plan of the next window, `weight` [L, E] its loads and `bound` [L] their lower bound."""
+    def add(self, weight: Tensor, steps: Tensor, bound: Tensor, placement: Placement) -> None:
+        """Take in the plan of the next window: its loads [L, E], its steps [n, L, E], and the lower bound [L].
+
+        What was in force until then is judged by the steps.
+        """
         if self.placement is not None:
             moved = placement.moved(self.placement)
-            self.following.append(self.placement.balancedness(weight))
+            self.following.append(balancedness_by_step(self.placement, steps))
             self.moved.append(float(moved.slots.double().mean()))
             self.fetched.append(float(moved.fetches.double().mean()))
         self.planned.append(placement.balancedness(weight))
@@ -87,7 +98,8 @@ class Outcome:
 def compare_policies(
     windows: Windows, bounds: Sequence[Tensor], topology: Topology, backend: str, advance: Callable[[], None]
 ) -> tuple[Outcome, list[Outcome]]:
-    """Plan every window with every policy.
+    """Plan every window with every policy: one that replans from its own last plan by all steps so far, the others anew
+    by the window.
 
     The policies take turns on each window, so that what else the machine does falls on all of them; each is run
     once untimed before, since a backend may compile on its first call.
@@ -110,17 +122,35 @@ def compare_policies(
     in_order = Placement.spread_in_order(recording.num_layers, recording.num_experts, topology)
     outcomes = [Outcome(name) for name in POLICIES]
     for index, bound in enumerate(bounds):
-        weight = windows.loads(index)
-        unplanned.add(weight, bound, in_order)
+        weight, steps = windows.loads(index), windows.steps(index)
+        history = windows.history(index)
+        unplanned.add(weight, steps, bound, in_order)
         for outcome in outcomes:
+            policy = POLICIES[outcome.policy]
+            loads, previous = (history, outcome.placement) if policy.replan else (weight, None)
             if index == 0:
-                plan(weight, topology, policy=outcome.policy, backend=backend)
+                plan(loads, topology, policy=policy, backend=backend)
             start = time.perf_counter()
-            placement = plan(weight, topology, policy=outcome.policy, backend=backend)
+            placement = plan(loads, topology, policy=policy, previous=previous, backend=backend)
             outcome.milliseconds.append((time.perf_counter() - start) * 1e3)
-            outcome.add(weight, bound, placement)
+            outcome.add(weight, steps, bound, placement)
             advance()
     return unplanned, outcomes
+
+
+def balancedness_by_step(placement: Placement, steps: Tensor) -> float:
+    """Mean GPU loads summed over steps and layers / max GPU loads summed alike; 1 without load.
+
+    Args:
+        placement: what is judged.
+        steps: [n, L, E], loads of each step.
+    """
+    mean_loads = peaks = 0.0
+    for step in steps:
+        on_gpus = placement.gpu_loads(step)
+        mean_loads += float(on_gpus.mean(1).sum())
+        peaks += float(on_gpus.amax(1).sum())
+    return mean_loads / peaks if peaks else 1.0
 
 
 def mean(values: Sequence[float]) -> float | None:

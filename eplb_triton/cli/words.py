@@ -77,11 +77,12 @@ def window_words(windows: Windows) -> str:
     return text
 
 
-def planned_words(recording: Recording, first: int, window: int | None) -> str:
-    """Which part of the recording a single plan is for."""
+def planned_words(recording: Recording, first: int, window: int | None, steps: int | None) -> str:
+    """Which part of the recording a single plan is for: their sum, or a history of `steps`."""
     if recording.length == 1:
         return f"planned for its one {recording.unit}"
-    text = f"planned for {span_words(recording, first, recording.length)}, summed"
+    how = "summed" if steps is None else f"a history of {counted(steps, 'step')}"
+    text = f"planned for {span_words(recording, first, recording.length)}, {how}"
     if window is not None and window > recording.length:
         text += f"; {window:,} were asked for, the recording has no more"
     return text

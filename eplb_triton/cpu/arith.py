@@ -20,6 +20,47 @@ CROWDED = 6  # keys that an item shares its bucket with, itself among them, on a
 
 
 @stage
+def ints(size: int) -> Ints:
+    """Room for so many. All memory comes from here: Numba compiles an np.empty anew for each type and each dimension,
+    in a quarter of a second."""
+    return np.empty(size, np.int64)
+
+
+@stage
+def floats(size: int) -> Floats:
+    return np.empty(size, np.float32)
+
+
+@stage
+def doubles(size: int) -> Doubles:
+    return np.empty(size, np.float64)
+
+
+@stage
+def flags(size: int) -> Flags:
+    return np.empty(size, np.bool_)
+
+
+@stage
+def int_rows(rows: int, columns: int) -> Ints:
+    return np.empty((rows, columns), np.int64)
+
+
+@stage
+def double_rows(rows: int, columns: int) -> Doubles:
+    return np.empty((rows, columns), np.float64)
+
+
+@stage
+def counting(size: int) -> Ints:
+    """0, 1 and so on."""
+    numbers = ints(size)
+    for i in range(size):
+        numbers[i] = i
+    return numbers
+
+
+@stage
 def ordered_sum(values: Floats) -> float:
     """The float64 sum from left to right, from 0."""
     total = 0.0
@@ -52,7 +93,7 @@ def quotient(weight: np.float32, count: int) -> np.float32:
 @stage
 def new_work(num_items: int, num_packs: int) -> Ints:
     """Room for what packing and refining so many items need."""
-    return np.empty(2 * num_items + 4 * RADIX + num_packs, np.int64)
+    return ints(2 * num_items + 4 * RADIX + num_packs)
 
 
 @stage
@@ -86,7 +127,8 @@ def _sort_in_buckets(keys: Ints, spare: Ints, ends: Ints) -> bool:
         ends[bucket], position, pairs = position, position + held, pairs + held * held
     if pairs > CROWDED * keys.size:
         return False
-    spare[:] = keys
+    for k in range(keys.size):
+        spare[k] = keys[k]
     for k in range(keys.size):
         bucket = (((spare[k] >> 32) - low) * scale) >> 32
         keys[ends[bucket]] = spare[k]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Callable
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -11,19 +15,33 @@ from typing import Any, TypeVar, cast
 import llvmlite.binding  # type: ignore[import-untyped]
 import numba
 
+from eplb_triton.cpu.linking import LeanCompiler, PartCompiler
+
 Function = TypeVar("Function", bound=Callable[..., object])
 
 # No fastmath: nothing is contracted, reordered or approximated. The `numpy` error model divides by zero as
 # IEEE does instead of raising, which also leaves no branch in the loops.
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_cfunc_wrapper": True}
+PART: dict[str, Any] = {**EXACT, "no_cpython_wrapper": True, "pipeline_class": PartCompiler}
 
 
 def stage(function: Function) -> Function:
-    """Compile `function` when an entry point that calls it is compiled, or at its first call from Python."""
-    return cast(Function, numba.njit(**EXACT)(function))
+    """Compile `function` when an entry point that calls it is compiled, as a part of that; Python cannot call it."""
+    return cast(Function, numba.njit(**PART)(function))
 
 
-def entry_point(function: Function, signature: str, specialised_for: str) -> Function:
+def inlined(function: Function) -> Function:
+    """A stage that LLVM has to inline, in loops where it finds it too long: else `deepseek` takes 5 % longer."""
+    return cast(Function, numba.njit(forceinline=True, **PART)(function))
+
+
+@cache
+def runnable(function: Function) -> Function:
+    """A stage that Python can call, compiled at its first call."""
+    return cast(Function, numba.njit(**EXACT)(cast(Any, function).py_func))
+
+
+def entry_point(function: Function, signature: str, specialised_for: str, about: str | None = None) -> Function:
     """Compile `function` now, for `signature` only, or load it from Numba's cache on disk.
 
     Numba keys a cached function on the source of its own file alone and would go on using it after a change in
@@ -33,12 +51,49 @@ def entry_point(function: Function, signature: str, specialised_for: str) -> Fun
 
     Where nothing can be cached (a read-only install and no writable home, a full disk, a damaged file), the
     function is compiled for this process alone. A true compile error shows in the second attempt.
+
+    `about`, "policy balanced, about 8 s", is said when it is really compiled: on stderr at a terminal, else in the log.
+
+    Python collects no garbage meanwhile: a compilation makes millions of objects and drops few, and looking through
+    all that a process with PyTorch holds was a tenth of its time.
     """
     function.__qualname__ = f"{function.__name__}-{specialised_for}-{source_digest()}"
+    options = {**EXACT, "pipeline_class": _compiler_that_says(about) if about else LeanCompiler}
+    with _no_garbage_collection():
+        try:
+            return cast(Function, numba.njit(signature, cache=True, **options)(function))
+        except Exception:
+            return cast(Function, numba.njit(signature, **options)(function))
+
+
+def _compiler_that_says(about: str) -> type[LeanCompiler]:
+    left = [f"eplb_triton: compiling {about} of CPU, once for this machine; `eplb-triton warm` does it ahead"]
+
+    class Telling(LeanCompiler):
+        def define_pipelines(self) -> Any:
+            if left:  # the second attempt says nothing
+                _say(left.pop())
+            return super().define_pipelines()
+
+    return Telling
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
+    else:
+        logging.getLogger("eplb_triton").info(line)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        return cast(Function, numba.njit(signature, cache=True, **EXACT)(function))
-    except Exception:
-        return cast(Function, numba.njit(signature, **EXACT)(function))
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @cache

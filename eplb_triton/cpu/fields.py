@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-from eplb_triton.policy import Corner, Exchange, Fixup, Nearest, Paired, Peak, Policy
+from eplb_triton.policy import POLICIES, Corner, Exchange, Fixup, Nearest, Paired, Peak, Policy
 
 # What is compiled, not what policy.py lists: a value that is new there must be refused here, not taken for another.
 COUNTS = ("dhondt", "dispersion", "simulated", "peak_aware", "gated", "waterfill", "capped")
@@ -81,6 +81,12 @@ def fields_of(policy: Policy) -> Fields:
         exchange.double_steps if exchange else 0,
         exchange.candidates if exchange else 0,
     )
+
+
+def name_of(fields: Fields) -> str:
+    """`policy balanced`, the first of those that these fields are of: for people, stages never see it."""
+    names = [name for name, policy in POLICIES.items() if fields_of(policy) == fields]
+    return f"policy {names[0]}" if names else "a policy"
 
 
 def _refinement(name: str, refine: Nearest | Corner | Peak | Exchange | None) -> tuple[int, int, int]:

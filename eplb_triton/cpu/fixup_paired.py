@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Flags, Floats, Ints, descending_order, quotient
+from eplb_triton.cpu.arith import Flags, Floats, Ints, descending_order, flags, floats, ints, quotient
 from eplb_triton.cpu.compiled import stage
 
 PAIR_GAIN = np.float32(1e-6)  # of the largest pair: a smaller gain is none
@@ -19,8 +19,8 @@ def move_paired(weights: Floats, counts: Ints, num_packs: int, moves: int, donor
     Ties: the first largest pair; the donor of smaller w / (c - 1), then the lower; the heavier receiver.
     """
     e = weights.size
-    shares, expert = np.empty(2 * num_packs, np.float32), np.empty(2 * num_packs, np.int64)
-    tried = np.empty(e, np.bool_)
+    shares, expert = floats(2 * num_packs), ints(2 * num_packs)
+    tried = flags(e)
     for _ in range(moves):
         value, heavy, light = _largest_pair(weights, counts, num_packs, shares, expert, work)
         best, best_donor, best_receiver = INFINITE, 0, 0

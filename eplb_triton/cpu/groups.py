@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles, Floats, Ints
+from eplb_triton.cpu.arith import Doubles, Floats, Ints, doubles, floats
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.fixed import fixed_point
 
@@ -33,8 +33,8 @@ def list_experts(pack: Ints, slot: Ints, group_size: int, num_packs: int, expert
 def node_loads(weight: Floats, experts: Ints, num_groups: int, node_loads: Doubles) -> int:
     """Fill the load of each node of a layer in the fixed point of its groups; the scale of that."""
     group_size, size = experts.size // num_groups, num_groups // node_loads.size
-    groups, fixed = np.empty(num_groups, np.float32), np.empty(num_groups, np.float64)
-    placed = np.empty(experts.size, np.float32)
+    groups, fixed = floats(num_groups), doubles(num_groups)
+    placed = floats(experts.size)
     for k in range(experts.size):
         placed[k] = weight[experts[k]]
     group_loads(placed, group_size, groups)

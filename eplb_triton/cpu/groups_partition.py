@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Floats, Ints
+from eplb_triton.cpu.arith import Floats, Ints, counting, doubles
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.fixed import fixed_point
 from eplb_triton.cpu.pack import pack_plain
@@ -23,11 +23,11 @@ def pack_partition(loads: Floats, num_packs: int, pack: Ints, slot: Ints, table:
     """
     n = loads.size
     capacity = n // num_packs
-    fixed = np.empty(n, np.float64)
+    fixed = doubles(n)
     fixed_point(loads, capacity, fixed)
     if table.shape[0] == 0:
         pack_plain(loads, num_packs, pack, slot, work, tree)
-        refine_match(fixed, np.arange(n), pack, slot, num_packs, 0.0, EXCHANGES_PER_ITEM * n, ONE)
+        refine_match(fixed, counting(n), pack, slot, num_packs, 0.0, EXCHANGES_PER_ITEM * n, ONE)
         return
     best, least = 0, np.inf
     for way in range(table.shape[0]):

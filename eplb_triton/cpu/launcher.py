@@ -181,10 +181,25 @@ def warm_up(topology: Topology, policy: str | Policy = DEFAULT_POLICY) -> None:
     Raises:
         ValueError: no policy has that name.
     """
-    fields = fields_of(resolve_policy(policy))
-    compiled_rows(fields)
+    compile_for(resolve_policy(policy))
+
+
+def compile_for(policy: Policy) -> str | None:
+    """Compile all that plans by `policy` can need; the folder of Numba's cache, None if nothing could be cached."""
+    fields = fields_of(policy)
+    entry: Any = compiled_rows(fields)
     if fields.counts in MEAN_COUNTS:
         compiled_mean_length(fields.counts)
+    for log2phy_type in ("int64", "int32"):
+        compiled_log2phy(log2phy_type)
+    if policy.replan:
+        from eplb_triton.cpu.relabelling import compiled_relabel  # noqa: PLC0415 - which import this module
+        from eplb_triton.cpu.replanning import compiled_replan  # noqa: PLC0415
+
+        compiled_replan()
+        compiled_relabel()
+    folder: str | None = entry.stats.cache_path
+    return folder
 
 
 def _array(given: Any) -> NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles, Ints
+from eplb_triton.cpu.arith import Doubles, Ints, counting, doubles, ints
 from eplb_triton.cpu.compiled import stage
 
 DIGIT_BITS = 7  # of 28: 4 passes
@@ -21,7 +21,9 @@ def fill_blocks(loads: Doubles, labels: Ints, num_packs: int, pack: Ints, slot: 
     """
     n, d = loads.size, num_packs
     order = _by_load_and_label(loads, labels)
-    totals, packs, before = np.zeros(d, np.float64), np.arange(d), np.full(d, NONE)
+    totals, packs, before = doubles(d), counting(d), ints(d)
+    totals[:] = 0
+    before[:] = NONE
     for start in range(0, n, d):
         _sort_ascending(packs, totals)
         continuing, last = 0, NONE
@@ -70,8 +72,9 @@ def _sort_ascending(packs: Ints, totals: Doubles) -> None:
 def _by_load_and_label(loads: Doubles, labels: Ints) -> Ints:
     """The items by (load descending, label, index): a counting sort by label, then a radix sort by load."""
     n = loads.size
-    order, other = np.empty(n, np.int64), np.empty(n, np.int64)
-    places = np.zeros(max(n, DIGITS) + 1, np.int64)
+    order, other = ints(n), ints(n)
+    places = ints(max(n, DIGITS) + 1)
+    places[:] = 0
     for i in range(n):
         places[labels[i] + 1] += 1
     for label in range(n):

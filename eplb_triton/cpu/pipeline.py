@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Floats, Ints, new_work, quotient
+from eplb_triton.cpu.arith import Floats, Ints, doubles, floats, int_rows, ints, new_work, quotient
 from eplb_triton.cpu.compiled import entry_point, stage
 from eplb_triton.cpu.fields import (
     COUNTS_CAPPED,
@@ -26,8 +26,10 @@ from eplb_triton.cpu.fields import (
     REFINE_CORNER,
     REFINE_EXCHANGE,
     REFINE_NEAREST,
+    REFINE_NONE,
     REFINE_PEAK,
     Fields,
+    name_of,
 )
 from eplb_triton.cpu.fixed import fixed_point, node_target
 from eplb_triton.cpu.fixup import move_replicas
@@ -52,13 +54,8 @@ from eplb_triton.cpu.replicate_capped import capped_counts
 from eplb_triton.cpu.replicate_waterfill import list_by_expert, waterfill_counts
 from eplb_triton.cpu.tournament import new_trees
 
+TREES = np.int64(3)  # an int64, as in tournament.py
 TOO_MANY = -2  # in `bad`: an expert of the row has more replicas than log2phy is wide
-
-
-@stage
-def _room(num_items: int) -> tuple[Floats, Ints, Ints]:
-    """For the loads of items, and the pack and slot of each."""
-    return np.empty(num_items, np.float32), np.empty(num_items, np.int64), np.empty(num_items, np.int64)
 
 
 @cache
@@ -123,6 +120,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
     pack_rule, refine, steps, lights, group_pack, paired_moves, paired_donors, *exchange = others
     pair_rounds, match_rounds, proposers, double_steps, candidates = exchange
     spread = bool(pack_rule == PACK_SPREAD)
+    swaps = fields.group_refine != REFINE_NONE or fields.gpu_refine in (REFINE_NEAREST, REFINE_CORNER, REFINE_PEAK)
     mean_length, fixed_length = fields.counts in MEAN_COUNTS, fields.counts in (COUNTS_PEAK_AWARE, COUNTS_GATED)
 
     def plan_rows(  # noqa: PLR0912, PLR0915 - one line a stage; a policy's code has three of these branches
@@ -143,18 +141,24 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
         last: int,
     ) -> None:
         group_size = weight.shape[1] // num_groups
-        loads_of_groups, node, position = _room(num_groups)
-        own = np.empty(weight.shape[1], np.int64)
+        loads_of_groups, node, position = floats(num_groups), ints(num_groups), ints(num_groups)
+        own = ints(weight.shape[1])
         e, p, d = weight.shape[1] // num_nodes, num_replicas // num_nodes, num_gpus // num_nodes
-        work, totals = new_work(max(p, num_groups), max(d, num_nodes)), np.empty(max(d, num_nodes), np.float64)
-        trees = new_trees(3, max(e, d, num_nodes))
-        shares, pack_loads = np.empty(e, np.float32), np.empty(d, np.float32)
-        held = np.zeros((e if spread else 0, d), np.int64)
-        weights, counts = np.empty(e, np.float32), np.empty(e, np.int64)
-        expert, rank, no_list = np.empty(p, np.int64), np.empty(p, np.int64), np.empty(0, np.int64)
-        loads, pack, slot = _room(p)
-        fixed, loads_of_nodes, node_scale = np.empty(p, np.float64), np.zeros(num_nodes, np.float64), np.int64(0)
-        target = 0.0
+        # sums are bounds, too, and a `max` out here would be compiled for this function alone
+        work, trees = new_work(p + num_groups, d + num_nodes), new_trees(TREES, e + d + num_nodes)
+        if swaps:
+            totals = doubles(d + num_nodes)
+        if moves > 0:
+            replica_loads, no_list = floats(e), ints(p)[:0]
+        if spread:
+            held, pack_loads = int_rows(e, d), floats(d)
+            held[:] = 0
+        if pack_rule == PACK_BLOCKS:
+            fixed, loads_of_nodes, node_scale, target = doubles(p), doubles(num_nodes), np.int64(0), 0.0
+            loads_of_nodes[:] = 0
+        weights, counts = floats(e), ints(e)
+        expert, rank = ints(p), ints(p)
+        loads, pack, slot = floats(p), ints(p), ints(p)
         tail_length = mean_tail_length
         if fixed_length and p > e:
             tail_length = fixed_tail(p - e)
@@ -184,7 +188,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
                 if tail == COUNTS_WATERFILL:
                     waterfill_counts(weights, p, counts, trees)
                     if moves > 0:
-                        move_replicas(weights, counts, no_list, no_list, moves, donors, peak, tie, shares)
+                        move_replicas(weights, counts, no_list, no_list, moves, donors, peak, tie, replica_loads)
                     list_by_expert(counts, expert, rank)
                 elif tail == COUNTS_CAPPED:
                     capped_counts(weights, p, d, counts, trees)
@@ -201,7 +205,7 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
                     if tail == COUNTS_GATED:
                         pick_gated(weights, counts, expert, rank, p - tail_length, p, trees)
                     if moves > 0 and p > e:
-                        move_replicas(weights, counts, expert, rank, moves, donors, peak, tie, shares)
+                        move_replicas(weights, counts, expert, rank, moves, donors, peak, tie, replica_loads)
                 for k in range(p):
                     loads[k] = quotient(weights[expert[k]], counts[expert[k]])
                 if pack_rule == PACK_BLOCKS:
@@ -229,4 +233,6 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
 
     sizes, maps = "int64, int64, int64, int64", "int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[:, ::1]"
     signature = f"void(float32[:, ::1], {sizes}, int64[:, ::1], boolean, boolean, int64, {maps}, int64, int64)"
-    return entry_point(plan_rows, signature, "-".join(map(str, fields)))
+    seconds = 8 if fields.gpu_refine == REFINE_EXCHANGE else 4
+    about = f"{name_of(fields)}, about {seconds} s"
+    return entry_point(plan_rows, signature, "-".join(map(str, fields)), about)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
-from eplb_triton.cpu.arith import Doubles, Flags, Ints
+from eplb_triton.cpu.arith import Doubles, Flags, Ints, counting, double_rows, doubles, flags, int_rows, ints
 from eplb_triton.cpu.compiled import stage
 
 
@@ -29,17 +27,20 @@ def new_state(loads: Doubles, labels: Ints, pack: Ints, slot: Ints, num_packs: i
     n, m = loads.size, num_packs
     capacity = n // m
     state = State(
-        np.arange(m),
-        np.zeros(m, np.float64),
-        np.empty(m, np.float64),
-        np.empty((capacity, m), np.int64),
-        np.empty((capacity, m), np.float64),
-        np.empty((capacity, m), np.float64),
-        np.empty((capacity, m), np.int64),
-        np.empty(n, np.int64),
-        np.zeros(n, np.bool_),
+        counting(m),
+        doubles(m),
+        doubles(m),
+        int_rows(capacity, m),
+        double_rows(capacity, m),
+        double_rows(capacity, m),
+        int_rows(capacity, m),
+        ints(n),
+        flags(n),
     )
-    seen = np.zeros(n, np.bool_)
+    seen = flags(n)
+    state.totals[:] = 0
+    state.shared[:] = False
+    seen[:] = False
     for i in range(n):
         state.members[pack[i] * capacity + slot[i]] = i
         state.totals[pack[i]] += loads[i]

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles, Ints
-from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.arith import Doubles, Ints, double_rows, doubles, flags, int_rows
+from eplb_triton.cpu.compiled import inlined, stage
 from eplb_triton.cpu.fixed import PENALTY
 from eplb_triton.cpu.positions import State, exchange_items, holds_label, new_state, stand_packs
 
 PACKS_PER_PROPOSER = 8
 NONE = np.int64(-1)
+HEAVIEST = np.int64(0)  # its position; an int64, as in tournament.py
+PAIR = np.int64(2)
 NOTHING = 4 * PENALTY  # above every value
 
 
@@ -58,7 +60,7 @@ def _best_values(state: State, heavy: int, stays: Doubles, comes: Doubles, least
                 least[light] = worse if worse < least[light] else least[light]
 
 
-@stage
+@inlined
 def _best_items(state: State, heavy: int, light: int) -> tuple[float, int, int]:
     """Value and items of the best exchange of two packs; NONE where all are banned. ties: lowest slots"""
     capacity = state.items.shape[0]
@@ -119,8 +121,8 @@ def refine_match(
         return
     capacity = loads.size // num_packs
     state = new_state(loads, labels, pack, slot, num_packs)
-    stays, comes = np.empty((capacity, num_packs), np.float64), np.empty((capacity, num_packs), np.float64)
-    least, taken = np.empty(num_packs, np.float64), np.empty(num_packs, np.bool_)
+    stays, comes = double_rows(capacity, num_packs), double_rows(capacity, num_packs)
+    least, taken = doubles(num_packs), flags(num_packs)
     for _ in range(rounds):
         stand_packs(state, loads, labels)
         if state.heights[0] <= target:
@@ -169,17 +171,17 @@ def refine_doubles(
         return
     partners = min(num_packs - 1, candidates // (num_pairs * num_pairs))
     state = new_state(loads, labels, pack, slot, num_packs)
-    heavy_pairs, light_pairs = np.empty((num_pairs, 2), np.int64), np.empty((num_pairs, 2), np.int64)
-    heavy_gives, light_gives = np.empty(num_pairs, np.float64), np.empty(num_pairs, np.float64)
-    best = np.empty(4, np.int64)
+    heavy_pairs, light_pairs = int_rows(num_pairs, PAIR), int_rows(num_pairs, PAIR)
+    heavy_gives, light_gives = doubles(num_pairs), doubles(num_pairs)
+    best = (NONE, NONE, NONE, NONE)
     for _ in range(steps):
         stand_packs(state, loads, labels)
         if state.heights[0] <= target:
             return
         value = state.heights[0]
         for light in range(num_packs - partners, num_packs):
-            heavies = _free_pairs(state, 0, light, heavy_pairs, heavy_gives)
-            lights = _free_pairs(state, light, 0, light_pairs, light_gives)
+            heavies = _free_pairs(state, HEAVIEST, light, heavy_pairs, heavy_gives)
+            lights = _free_pairs(state, light, HEAVIEST, light_pairs, light_gives)
             for i in range(heavies):
                 left, gives = state.heights[0] - heavy_gives[i], heavy_gives[i]
                 least = NOTHING
@@ -190,8 +192,7 @@ def refine_doubles(
                     value = least
                     for j in range(lights):
                         if max(left + light_gives[j], (state.heights[light] - light_gives[j]) + gives) == least:
-                            best[:2] = heavy_pairs[i]
-                            best[2:] = light_pairs[j]
+                            best = (heavy_pairs[i, 0], heavy_pairs[i, 1], light_pairs[j, 0], light_pairs[j, 1])
                             break
         if value >= state.heights[0]:
             return

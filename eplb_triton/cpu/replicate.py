@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Floats, Ints, ordered_sum, quotient
+from eplb_triton.cpu.arith import Floats, Ints, doubles, ints, ordered_sum, quotient
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.tournament import (
     BRANCHES,
@@ -30,6 +30,7 @@ from eplb_triton.cpu.tournament import (
 )
 
 EPSILON = np.float32(1e-12)
+ONE_TREE = np.int64(1)
 ZERO = np.float32(0)
 ONE = np.float32(1)
 
@@ -197,10 +198,11 @@ def simulated_tail(weights: Floats, num_redundant: int) -> int:
     rows, e = weights.shape
     fixed = fixed_tail(num_redundant)
     shortest, longest = max(1, fixed - 1), min(num_redundant, fixed + 1)
-    trees = new_trees(1, e)
-    counts, trial = np.empty(e, np.int64), np.empty(e, np.int64)
-    expert, rank = np.empty(num_redundant, np.int64), np.empty(num_redundant, np.int64)
-    totals = np.zeros(longest - shortest + 1)
+    trees = new_trees(ONE_TREE, e)
+    counts, trial = ints(e), ints(e)
+    expert, rank = ints(num_redundant), ints(num_redundant)
+    totals = doubles(longest - shortest + 1)
+    totals[:] = 0
     for row in range(rows):
         counts[:] = 1
         picked = np.int64(0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from eplb_triton.cpu.arith import Floats, Ints
+from eplb_triton.cpu.arith import Floats, Ints, floats
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.tournament import (
     DHONDT,
@@ -32,7 +30,8 @@ def capped_counts(weights: Floats, num_replicas: int, num_packs: int, counts: In
     for i in range(e):
         idle = idle and weights[i] == 0
     if idle:
-        weights = np.ones(e, np.float32)
+        weights = floats(e)
+        weights[:] = 1
     top = fill_quotients(weights, counts, DHONDT, trees[0])
     for _ in range(num_replicas - e):
         choice = key_expert(top)

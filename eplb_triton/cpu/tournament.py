@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from eplb_triton.cpu.arith import LAST_INDEX, Floats, Ints, ordered_bits, quotient, value_of
-from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.compiled import inlined, stage
 
 Divisor = tuple[np.int64, np.int64]
 
@@ -66,7 +66,7 @@ def build_tree(tree: Ints, num_leaves: int) -> int:
         leaves = blocks
 
 
-@stage
+@inlined
 def replace_leaf(tree: Ints, num_leaves: int, leaf: int, key: int) -> int:
     """Give `leaf` a new key and replay its matches; the largest key."""
     first, blocks = 0, (num_leaves + BRANCHES - 1) // BRANCHES
@@ -97,7 +97,7 @@ def fill_quotients(weights: Floats, counts: Ints, divisor: Divisor, tree: Ints) 
     return build_tree(tree, weights.size)
 
 
-@stage
+@inlined
 def refresh_quotient(weights: Floats, counts: Ints, divisor: Divisor, tree: Ints, expert: int) -> int:
     """Bring a tournament of quotients up to date after counts[expert] changed; the winning key."""
     return replace_leaf(tree, weights.size, expert, _expert_key(weights, counts, divisor, expert))

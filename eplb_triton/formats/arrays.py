@@ -7,7 +7,7 @@ import json
 import stat
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,21 @@ NAMELESS = ""
 """The name of the content of a file that has no names: .npy, .csv, a bare tensor or list."""
 
 
-def read_named(path: Path, suffixes: Sequence[str], expected: str, pick: Pick) -> dict[str, Any]:
+def read_named(
+    path: Path,
+    suffixes: Sequence[str],
+    expected: str,
+    pick: Pick,
+    readers: Mapping[str, Callable[[Path, Pick], dict[str, Any]]] | None = None,
+) -> dict[str, Any]:
     """The values of a file that `pick` chooses from their names; nothing else of a .npz is read.
 
     Args:
         path: the file; its suffix says how it is read.
-        suffixes: the suffixes taken, a subset of those of `READERS`.
+        suffixes: the suffixes taken, a subset of those of `readers`.
         expected: what the file should hold, for the messages.
         pick: names in the file -> names wanted; may raise FormatError. A nameless file has the name `NAMELESS`.
+        readers: of each suffix; None: `READERS`.
 
     Returns:
         name -> array, tensor, nested list or scalar, as the file has it; `as_array` checks it.
@@ -58,7 +65,7 @@ def read_named(path: Path, suffixes: Sequence[str], expected: str, pick: Pick) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # readers warn about files that they then refuse
-            return READERS[suffix](path, pick)
+            return (READERS if readers is None else readers)[suffix](path, pick)
     except FormatError:
         raise
     except OSError as error:
@@ -73,14 +80,15 @@ def _why(suffix: str, error: Exception) -> str:
     return f"torch.load(weights_only=True) refuses it ({type(error).__name__})" if suffix == ".pt" else one_line(error)
 
 
-def _choose(content: Any, pick: Pick) -> dict[str, Any]:
+def choose(content: Any, pick: Pick) -> dict[str, Any]:
+    """What `pick` chooses of a file's content, which has the name `NAMELESS` if it has none."""
     named = {str(name): value for name, value in content.items()} if isinstance(content, dict) else {NAMELESS: content}
     return {name: named[name] for name in pick(list(named))}
 
 
 def _read_npy(path: Path, pick: Pick) -> dict[str, Any]:
     with open(path, "rb") as file:
-        return _choose(np.lib.format.read_array(file, allow_pickle=False), pick)
+        return choose(np.lib.format.read_array(file, allow_pickle=False), pick)
 
 
 def _read_npz(path: Path, pick: Pick) -> dict[str, Any]:
@@ -91,11 +99,11 @@ def _read_npz(path: Path, pick: Pick) -> dict[str, Any]:
 
 
 def _read_pt(path: Path, pick: Pick) -> dict[str, Any]:
-    return _choose(torch.load(path, map_location="cpu", weights_only=True), pick)
+    return choose(torch.load(path, map_location="cpu", weights_only=True), pick)
 
 
 def _read_json(path: Path, pick: Pick) -> dict[str, Any]:
-    return _choose(json.loads(path.read_text(encoding="utf-8-sig")), pick)
+    return choose(json.loads(path.read_text(encoding="utf-8-sig")), pick)
 
 
 def _read_csv(path: Path, pick: Pick) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def _read_csv(path: Path, pick: Pick) -> dict[str, Any]:
             rows.append([float(cell) for cell in cells])
     if not rows:
         raise ValueError("no line of numbers")
-    return _choose(np.array(rows), pick)
+    return choose(np.array(rows), pick)
 
 
 def _is_number(cell: str) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from eplb_triton.formats import sglang_passes, tensorrt_llm_statistics
 from eplb_triton.formats.arrays import NAMELESS, READERS, Array, as_array, read_named
 from eplb_triton.formats.errors import FormatError
 from eplb_triton.formats.recordings import LoadSeries, Recording, RoutingTrace
@@ -16,13 +18,13 @@ from eplb_triton.formats.sglang import LOGICAL_COUNT, drop_idle_steps
 Kind = Literal["loads", "topk_ids"]
 
 TOPK_IDS = "topk_ids"
-KNOWN_NAMES = (TOPK_IDS, LOGICAL_COUNT, "loads", "weight")
+KNOWN_NAMES = (TOPK_IDS, LOGICAL_COUNT, sglang_passes.RECORDS, "loads", "weight")
 """Names taken without being asked for, the first that a file has."""
 
 LOAD_SUFFIXES = tuple(READERS)
 EXPECTED = (
     "loads [layers, experts] or [steps, layers, experts], or topk_ids [tokens, layers, k], "
-    "in a .npy, .npz, .pt, .json or .csv file"
+    "in a .npy, .npz, .pt, .json or .csv file; or a folder of a framework's ranks"
 )
 
 
@@ -35,7 +37,8 @@ def read_loads(
         path: .npy, .npz, .pt (read with weights_only=True), .json (nested lists, bare or named) or .csv (a line per
             layer). Loads are [L, E] or [T, L, E], any integer or float type, at least 0 and finite; a routing trace
             is topk_ids [tokens, L, k], integers in 0..E-1, or -1 for padding. An SGLang statistics dump
-            (`logical_count` [B, L, E]) loses its all-zero steps.
+            (`logical_count` [B, L, E]) loses its all-zero steps. A dump of every pass (`records`, a .pt a rank, or
+            the folder of them) and a folder of TensorRT-LLM's statistics are series, summed over the ranks.
         key: name of the array; by default the only one, or the first of `KNOWN_NAMES` that the file has.
         kind: what the array is; by default `topk_ids` if it, or the file it is alone in, bears that name, else loads.
         num_experts: E; by default as the loads have it, and for a trace the largest id + 1.
@@ -43,7 +46,12 @@ def read_loads(
     Raises:
         FormatError: the file cannot be read, or holds something else; one line that says what was found where.
     """
+    if os.path.isdir(path):  # False where the path cannot be looked at, which is told below
+        return _read_folder(path, num_experts)
     named = read_named(path, LOAD_SUFFIXES, EXPECTED, lambda names: [_pick(path, names, key)])
+    if sglang_passes.RECORDS in named:
+        del named  # read again with the map: dumps are large
+        return sglang_passes.read_files(path, [path], num_experts)
     ((name, value),) = named.items()
     kind = kind or ("topk_ids" if TOPK_IDS in (name or path.stem) else "loads")
     try:
@@ -55,6 +63,21 @@ def read_loads(
         raise FormatError(path, EXPECTED, f"{f'{name}: ' if name else ''}{error}") from error
 
 
+def _read_folder(path: Path, num_experts: int | None) -> LoadSeries:
+    """What the ranks of an engine wrote, a file each."""
+    try:
+        names = sorted(file.name for file in path.iterdir())
+    except OSError as error:
+        raise FormatError(path, EXPECTED, error.strerror or str(error)) from error
+    if tensorrt_llm_statistics.META in names:
+        return tensorrt_llm_statistics.read_folder(path, num_experts)
+    dumps = [path / name for name in names if name.lower().endswith(".pt")]
+    if not dumps:
+        found = f"a folder without {tensorrt_llm_statistics.META} and without .pt files"
+        raise FormatError(path, EXPECTED, found)
+    return sglang_passes.read_files(path, dumps, num_experts)
+
+
 def _pick(path: Path, names: Sequence[str], key: str | None) -> str:
     listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") or "nothing"
     if key is not None:
@@ -63,7 +86,7 @@ def _pick(path: Path, names: Sequence[str], key: str | None) -> str:
         raise FormatError(path, f"an array named {key!r}", "one array without a name" if NAMELESS in names else listed)
     if len(names) == 1:
         return names[0]
-    if "phy2log" in names:
+    if "phy2log" in names or "physical_to_logical_map" in names:
         raise FormatError(path, EXPECTED, "a plan, which holds no loads")
     for known in KNOWN_NAMES:
         if known in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,13 @@ import numpy as np
 import torch
 
 from eplb_triton.formats.arrays import Array
+from eplb_triton.replans import NEWEST_STEPS
 
 # Ids counted at once: bincount needs them as int64, 32 MiB here, however long the trace is.
 _IDS_AT_ONCE = 1 << 22
+
+STEP_TOKENS = 128
+"""Consecutive tokens of a trace that are taken for a step of an engine, or a few more where it does not divide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,10 @@ class Recording(ABC):
     def loads(self, start: int, stop: int) -> torch.Tensor:
         """[L, E] float64: the load of steps or tokens start..stop-1, summed (start < stop <= length)."""
 
+    @abstractmethod
+    def steps_of(self, start: int, stop: int) -> torch.Tensor:
+        """[n, L, E] float64: the loads of start..stop-1 step by step, the newest `NEWEST_STEPS` of them at most."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoadSeries(Recording):
@@ -71,6 +80,9 @@ class LoadSeries(Recording):
     def loads(self, start: int, stop: int) -> torch.Tensor:
         return torch.from_numpy(self.steps[start:stop].sum(axis=0, dtype=np.float64))
 
+    def steps_of(self, start: int, stop: int) -> torch.Tensor:
+        return torch.from_numpy(self.steps[max(start, stop - NEWEST_STEPS) : stop].astype(np.float64))
+
 
 @dataclass(frozen=True, eq=False)
 class RoutingTrace(Recording):
@@ -82,7 +94,7 @@ class RoutingTrace(Recording):
 
     topk_ids: Array = field(kw_only=True)
     unit = "token"
-    default_window = 1000
+    default_window = 16 * STEP_TOKENS
 
     @property
     def length(self) -> int:
@@ -98,3 +110,8 @@ class RoutingTrace(Recording):
             ids = self.topk_ids[token : min(token + stride, stop)].astype(np.int64)
             counts += np.bincount((ids + first).ravel(), minlength=len(counts))
         return torch.from_numpy(counts.reshape(layers, experts + 1)[:, 1:].astype(np.float64))
+
+    def steps_of(self, start: int, stop: int) -> torch.Tensor:
+        count = max(1, (stop - start) // STEP_TOKENS)  # what is left over is spread: no step is nearly empty
+        edges = [start + index * (stop - start) // count for index in range(count + 1)][-NEWEST_STEPS - 1 :]
+        return torch.stack([self.loads(first, last) for first, last in pairwise(edges)])

@@ -3,16 +3,18 @@
 Reductions run on int32 keys: they compile to one warp-reduce instruction each, where a float or an
 argmax reduction takes ten shuffles.
 """
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
 import triton.language as tl
 
+from eplb_triton import constants
+
 HIGHEST = tl.constexpr(0x7FFFFFFF)  # above every index, and above the bits of every float32 number
 LOWEST = tl.constexpr(-0x80000000)
-LARGEST_LOAD = tl.constexpr(2.0**100)
-EPSILON = tl.constexpr(1e-12)
+LARGEST_LOAD = tl.constexpr(constants.MAX_LOAD)
+EPSILON = tl.constexpr(constants.EPSILON)
 
 
 @triton.jit
@@ -129,9 +131,10 @@ def round_half_even(x):
 
 
 @triton.jit
-def owner_of_each(counts, index, offsets_ptr, position, NUM: tl.constexpr, OWNERS: tl.constexpr):
+def owner_of_each(counts, index, offsets_ptr, position, NUM: tl.constexpr):
     """Which of NUM owners holds each position, and the position within what it holds, when owner 0 holds the first
-    counts[0] positions, owner 1 the next counts[1], and so on. OWNERS: a power of two, at least NUM."""
+    counts[0] positions, owner 1 the next counts[1], and so on."""
+    OWNERS: tl.constexpr = counts.shape[0]
     tl.store(offsets_ptr + index, tl.cumsum(counts, 0) - counts, mask=index < NUM)
     tl.debug_barrier()
     owner = position * 0

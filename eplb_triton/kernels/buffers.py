@@ -53,7 +53,7 @@ class Replicas(NamedTuple):
     """Experts of a row, the replica list that is made of them, and scratch."""
 
     loads: Any  # float32 [num_experts]
-    expert: Any  # int32 [num_replicas], the replica list: expert of each replica; None: counts alone are wanted
+    expert: Any  # int32 [num_replicas], the replica list: expert of each replica
     rank: Any  # int32 [num_replicas], its rank within the expert
     counts: Any  # int32 [num_experts], replicas of each expert
     logical: Any  # int32 [num_experts], the expert's number in the layer
@@ -63,17 +63,8 @@ class Replicas(NamedTuple):
 
 
 @triton.jit
-def group_items(row_ptr, shape: tl.constexpr):
-    """The groups of a layer, to be packed onto nodes."""
-    return Items(
-        _floats(row_ptr, 24, shape), None, _ints(row_ptr, 40, shape), _longs(row_ptr, 0, shape),
-        _longs(row_ptr, 8, shape), _ints(row_ptr, 52, shape), _ints(row_ptr, 48, shape), _doubles(row_ptr, 8, shape),
-    )  # fmt: skip
-
-
-@triton.jit
-def replica_items(row_ptr, shape: tl.constexpr):
-    """The replicas of a row, to be packed onto GPUs."""
+def items_of(row_ptr, shape: tl.constexpr):
+    """The groups of a layer, to be packed onto nodes, and later the replicas of a row, onto GPUs."""
     return Items(
         _floats(row_ptr, 24, shape), _ints(row_ptr, 32, shape), _ints(row_ptr, 40, shape), _longs(row_ptr, 0, shape),
         _longs(row_ptr, 8, shape), _ints(row_ptr, 52, shape), _ints(row_ptr, 48, shape), _doubles(row_ptr, 8, shape),
@@ -122,11 +113,3 @@ def _longs(row_ptr, AT: tl.constexpr, shape: tl.constexpr):
 @triton.jit
 def _doubles(row_ptr, AT: tl.constexpr, shape: tl.constexpr):
     return (row_ptr + AT * shape.scratch).to(tl.pointer_type(tl.float64))
-
-
-@triton.jit
-def without_list(replicas):
-    """The same with counts alone to be made."""
-    return Replicas(
-        replicas.loads, None, None, replicas.counts, replicas.logical, replicas.average, replicas.spare, replicas.keys
-    )

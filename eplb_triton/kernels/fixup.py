@@ -10,8 +10,9 @@ from eplb_triton.kernels.arith import EPSILON, HIGHEST, at, bits, divide, float6
 
 @triton.jit
 def move_replicas(
-    replicas,  # Replicas; the list, if there is one, is changed in place
+    replicas,
     counts,  # int32 [expert_lanes]
+    LISTED: tl.constexpr,  # whether there is a list of replicas, to be changed in place
     rule: tl.constexpr,  # Moving
     shape: tl.constexpr,  # Replicating
 ):
@@ -28,12 +29,13 @@ def move_replicas(
                 last = at(counts, expert, donor) - 1
                 following = at(counts, expert, receiver)
                 counts = tl.where(expert == donor, last, tl.where(expert == receiver, following + 1, counts))
-                if replicas.expert is not None:
+                if LISTED:
                     replica = tl.arange(0, shape.replica_lanes)
                     there = replica < shape.num_replicas
                     its_expert = tl.load(replicas.expert + replica, mask=there, other=-1)
                     its_rank = tl.load(replicas.rank + replica, mask=there, other=-1)
                     moved = (its_expert == donor) & (its_rank == last)
+                    tl.debug_barrier()  # where threads are more than replicas, several have loaded the same one
                     tl.store(replicas.expert + replica, tl.where(moved, receiver, its_expert), mask=there)
                     tl.store(replicas.rank + replica, tl.where(moved, following, its_rank), mask=there)
                     tl.debug_barrier()
@@ -68,8 +70,8 @@ def _best_move(loads_ptr, counts, rule: tl.constexpr, shape: tl.constexpr):
         donor = donor_1 if k < 2 else donor_2
         receiver = receiver_1 if k % 2 == 0 else receiver_2
         count_d = at(counts, expert, donor)
-        new_d = _load_of(loads_ptr, donor, count_d - 1, rule.peak)
-        new_r = _load_of(loads_ptr, receiver, at(counts, expert, receiver) + 1, rule.peak)
+        new_d = _load_of(loads_ptr, donor, count_d - 1, rule)
+        new_r = _load_of(loads_ptr, receiver, at(counts, expert, receiver) + 1, rule)
         peak = tl.maximum(new_d, new_r)
         below = tl.minimum(new_d, new_r)
         if rule.peak == "second":
@@ -92,11 +94,11 @@ def _best_move(loads_ptr, counts, rule: tl.constexpr, shape: tl.constexpr):
 
 
 @triton.jit
-def _load_of(loads_ptr, expert, count, PEAK: tl.constexpr):
+def _load_of(loads_ptr, expert, count, rule: tl.constexpr):
     """Load of a replica as a float64 number: divided in float32 under `exact`, else in float64 (no count: not used)."""
     load = tl.load(loads_ptr + expert)
     some = tl.maximum(count, 1)
-    if PEAK == "exact":
+    if rule.peak == "exact":
         return divide(load, some).to(tl.float64)
     else:
         return load.to(tl.float64) / some.to(tl.float64)

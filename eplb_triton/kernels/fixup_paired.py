@@ -5,11 +5,12 @@
 import triton
 import triton.language as tl
 
+from eplb_triton import constants
 from eplb_triton.kernels.arith import HIGHEST, LOWEST, at, bits, divide, from_bits, largest, smallest
 from eplb_triton.kernels.fixed import INDEX, LABEL_SHIFT, label_of
 from eplb_triton.kernels.sorting import sort_descending
 
-PAIR_GAIN = tl.constexpr(1e-6)  # of the largest pair: a smaller gain is none
+PAIR_GAIN = tl.constexpr(constants.PAIR_GAIN)  # of the largest pair: a smaller gain is none
 
 
 @triton.jit

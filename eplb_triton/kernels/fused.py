@@ -17,11 +17,10 @@ from eplb_triton.kernels.arith import divide
 from eplb_triton.kernels.buffers import (
     ROW_BYTES,
     Maps,
+    items_of,
     places_of,
-    replica_items,
     replicas_of,
     statistics_of,
-    without_list,
 )
 from eplb_triton.kernels.fixed import fixed_point, mean_target, node_target
 from eplb_triton.kernels.fixup import move_replicas
@@ -82,26 +81,26 @@ def plan_rows(
         _exchange(row_ptr, heaviest_node, node_scale, scale, shape)
     elif shape.policy.gpu_refine.rule != "none":
         _refine(row_ptr, shape)
-    of_layer = _maps_of_layer(maps, layer, row, log2phy_layer_stride, shape)
-    _write(row_ptr, node, of_layer, log2phy_stride, shape)
+    _write(row_ptr, layer, node, maps, log2phy_layer_stride, log2phy_stride, shape)
 
 
 @triton.jit(noinline=True)
 def _replicate(row_ptr, statistics_ptr, num_rows, shape: tl.constexpr):
     """Counts and replica list of the row, fixed up, and the load of each replica."""
+    experts: tl.constexpr = shape.experts
     replicas = replicas_of(row_ptr, shape)
     COUNTS: tl.constexpr = shape.policy.counts
     if COUNTS == "waterfill":
-        counts = waterfill_counts(replicas, shape.experts)
+        counts = waterfill_counts(replicas, experts)
     elif COUNTS == "capped":
-        counts = capped_counts(replicas, shape.experts)
+        counts = capped_counts(replicas, experts)
     else:
-        counts = _pick(replicas, statistics_ptr, num_rows, COUNTS, shape.experts)
+        counts = _pick(replicas, statistics_ptr, num_rows, COUNTS, experts)
     counts = _fix_up(replicas, counts, COUNTS, shape)
     if COUNTS == "waterfill" or COUNTS == "capped":
-        list_by_expert(counts, replicas, shape.experts)
+        list_by_expert(counts, replicas, experts)
     tl.debug_barrier()
-    _replica_loads(replicas, counts, replica_items(row_ptr, shape).loads, shape.experts)
+    replica_loads(replicas, counts, items_of(row_ptr, shape).loads, experts)
 
 
 @triton.jit
@@ -115,9 +114,9 @@ def _pick(replicas, statistics_ptr, num_rows, COUNTS: tl.constexpr, shape: tl.co
     counts = tl.zeros_like(expert) + 1
     if p > e:
         last = _picked_last(statistics_ptr, num_rows, COUNTS, p - e)
-        counts = pick_dhondt(replicas, counts, e, p - last, shape.at_once, shape)
+        counts = pick_dhondt(replicas, counts, e, p - last, True, True, shape)
         if COUNTS == "dispersion" or COUNTS == "simulated":
-            counts = pick_sainte_lague(replicas, counts, p - last, p, shape)
+            counts = pick_sainte_lague(replicas, counts, p - last, p, True, shape)
         elif COUNTS == "peak_aware":
             counts = pick_peak_aware(replicas, counts, p - last, p, shape)
         elif COUNTS == "gated":
@@ -142,18 +141,20 @@ def _picked_last(statistics_ptr, num_rows, COUNTS: tl.constexpr, NUM_REDUNDANT: 
 @triton.jit
 def _fix_up(replicas, counts, COUNTS: tl.constexpr, shape: tl.constexpr):
     """Counts after moves of single replicas; of a list that there is already, too."""
-    e: tl.constexpr = shape.experts.num_experts
-    p: tl.constexpr = shape.experts.num_replicas
-    if shape.policy.moving.moves > 0 and p > e and e > 1:
-        listed = without_list(replicas) if COUNTS == "waterfill" else replicas
-        counts = move_replicas(listed, counts, shape.policy.moving, shape.experts)
-    if shape.policy.pairing.moves > 0 and p == 2 * shape.experts.num_packs:
-        counts = move_paired(replicas, counts, shape.policy.pairing, shape.experts)
+    experts: tl.constexpr = shape.experts
+    moving: tl.constexpr = shape.policy.moving
+    pairing: tl.constexpr = shape.policy.pairing
+    e: tl.constexpr = experts.num_experts
+    p: tl.constexpr = experts.num_replicas
+    if moving.moves > 0 and p > e and e > 1:
+        counts = move_replicas(replicas, counts, COUNTS != "waterfill", moving, experts)
+    if pairing.moves > 0 and p == 2 * experts.num_packs:
+        counts = move_paired(replicas, counts, pairing, experts)
     return counts
 
 
 @triton.jit
-def _replica_loads(replicas, counts, loads_ptr, shape: tl.constexpr):
+def replica_loads(replicas, counts, loads_ptr, shape: tl.constexpr):
     """Load of each replica of the list; the counts to memory."""
     expert = tl.arange(0, shape.expert_lanes)
     inside = expert < shape.num_experts
@@ -171,31 +172,32 @@ def _replica_loads(replicas, counts, loads_ptr, shape: tl.constexpr):
 @triton.jit(noinline=True)
 def _pack(row_ptr, shape: tl.constexpr):
     """Replicas onto GPUs. Returns the scale of fixed point, int64; 0 where the packing needs none."""
-    items = replica_items(row_ptr, shape)
+    packing: tl.constexpr = shape.replicas
+    items = items_of(row_ptr, shape)
     scale = tl.full((), 0, tl.int64)
     if shape.policy.gpu_pack == "blocks":
-        CAPACITY: tl.constexpr = shape.replicas.num_items // shape.replicas.num_packs
-        scale = fixed_point(items.loads, items.fixed, CAPACITY, shape.replicas.num_items, shape.replicas.item_lanes)
-        fill_blocks(items, shape.replicas)
+        scale = fixed_point(items.loads, items.fixed, packing)
+        fill_blocks(items, packing)
     elif shape.policy.gpu_pack == "spread" and shape.num_replicas > shape.num_experts:  # else nothing to spread
-        pack_spread(items, shape.replicas)
+        pack_spread(items, packing)
     else:
-        pack_plain(items, shape.replicas)
+        pack_plain(items, packing)
     return scale
 
 
 @triton.jit(noinline=True)
 def _refine(row_ptr, shape: tl.constexpr):
     """Swaps of replicas between GPUs."""
-    items = replica_items(row_ptr, shape)
-    RULE: tl.constexpr = shape.policy.gpu_refine.rule
-    if RULE == "nearest":
-        refine_nearest(items, shape.policy.gpu_refine, shape.replicas)
-    if RULE == "corner" and shape.replicas.num_items > shape.replicas.num_packs:
-        steps = corner_gpu_steps(items, shape.policy.gpu_refine.steps, shape.replicas)
-        refine_corner(items, steps, shape.replicas)
-    if RULE == "peak":
-        refine_peak(items, shape.replicas)
+    packing: tl.constexpr = shape.replicas
+    rule: tl.constexpr = shape.policy.gpu_refine
+    items = items_of(row_ptr, shape)
+    if rule.rule == "nearest":
+        refine_nearest(items, rule, packing)
+    if rule.rule == "corner" and packing.num_items > packing.num_packs:
+        steps = corner_gpu_steps(items, rule, packing)
+        refine_corner(items, steps, packing)
+    if rule.rule == "peak":
+        refine_peak(items, packing)
 
 
 @triton.jit
@@ -211,56 +213,49 @@ def _exchange(row_ptr, heaviest_node, node_scale, scale, shape: tl.constexpr):
 @triton.jit(noinline=True)
 def _target(row_ptr, heaviest_node, node_scale, scale, MARKED: tl.constexpr, shape: tl.constexpr):
     """Prepare the exchange. Returns the load that the heaviest GPU need not go below, int32 fixed point."""
-    p: tl.constexpr = shape.replicas.num_items
-    d: tl.constexpr = shape.replicas.num_packs
-    items = replica_items(row_ptr, shape)
-    new_state(items, replicas_of(row_ptr, shape), places_of(row_ptr, shape), MARKED, shape.experts)
+    packing: tl.constexpr = shape.replicas
+    experts: tl.constexpr = shape.experts
+    items = items_of(row_ptr, shape)
+    new_state(items, replicas_of(row_ptr, shape), places_of(row_ptr, shape), MARKED, experts)
     if shape.num_nodes > 1:
-        return node_target(heaviest_node, node_scale, items.fixed, scale, d, p, shape.replicas.item_lanes)
+        return node_target(heaviest_node, node_scale, items.fixed, scale, packing)
     else:
-        return mean_target(items.fixed, d, p, shape.replicas.item_lanes)
+        return mean_target(items.fixed, packing)
 
 
 @triton.jit(noinline=True)
 def _exchange_pairs(row_ptr, target, MARKED: tl.constexpr, shape: tl.constexpr):
-    refine_pairs(places_of(row_ptr, shape), target, shape.exchange.pair_rounds, MARKED, shape.replicas)
+    exchange: tl.constexpr = shape.exchange
+    packing: tl.constexpr = shape.replicas
+    refine_pairs(places_of(row_ptr, shape), target, exchange, MARKED, packing)
 
 
 @triton.jit(noinline=True)
 def _exchange_match(row_ptr, target, MARKED: tl.constexpr, shape: tl.constexpr):
     exchange: tl.constexpr = shape.exchange
-    refine_match(
-        places_of(row_ptr, shape), target, exchange.match_rounds, exchange.proposers, exchange.meetings, MARKED,
-        shape.replicas,
-    )  # fmt: skip
+    packing: tl.constexpr = shape.replicas
+    refine_match(places_of(row_ptr, shape), target, exchange, MARKED, packing)
 
 
 @triton.jit(noinline=True)
 def _exchange_doubles(row_ptr, target, MARKED: tl.constexpr, shape: tl.constexpr):
     exchange: tl.constexpr = shape.exchange
-    refine_doubles(
-        places_of(row_ptr, shape), target, exchange.double_steps, exchange.partners, exchange.candidate_lanes, MARKED,
-        shape.replicas,
-    )  # fmt: skip
-
-
-@triton.jit
-def _maps_of_layer(maps, layer, row, log2phy_layer_stride, shape: tl.constexpr):
-    log2phy = maps.log2phy
-    if log2phy is not None:
-        log2phy += layer * log2phy_layer_stride
-    return Maps(
-        maps.phy2log + layer * shape.num_replicas, maps.phyrank + layer * shape.num_replicas,
-        maps.logcnt + layer * shape.num_experts, log2phy, maps.bad + row,
-    )  # fmt: skip
+    packing: tl.constexpr = shape.replicas
+    refine_doubles(places_of(row_ptr, shape), target, exchange, MARKED, packing)
 
 
 @triton.jit(noinline=True)
-def _write(row_ptr, node, maps, log2phy_stride, shape: tl.constexpr):
+def _write(row_ptr, layer, node, maps, log2phy_layer_stride, log2phy_stride, shape: tl.constexpr):
     """The row's maps into those of its layer."""
-    item_at_ptr = replica_items(row_ptr, shape).item_at
-    first_slot = node * shape.experts.num_replicas
+    experts: tl.constexpr = shape.experts
+    log2phy = maps.log2phy
+    if log2phy is not None:
+        log2phy += layer * log2phy_layer_stride
+    of_layer = Maps(
+        maps.phy2log + layer * shape.num_replicas, maps.phyrank + layer * shape.num_replicas,
+        maps.logcnt + layer * shape.num_experts, log2phy, maps.bad + layer * shape.num_nodes + node,
+    )  # fmt: skip
     physical_maps(
-        item_at_ptr, replicas_of(row_ptr, shape), first_slot, maps, log2phy_stride, shape.log2phy_width,
-        shape.log2phy_lanes, shape.experts,
+        items_of(row_ptr, shape).item_at, replicas_of(row_ptr, shape), node * experts.num_replicas, of_layer,
+        log2phy_stride, shape.log2phy_width, shape.log2phy_lanes, experts,
     )  # fmt: skip

@@ -20,7 +20,7 @@ def group_loads(
     """Each group's experts summed in float64, rounded once."""
     group = tl.arange(0, shape.item_lanes)
     inside = group < shape.num_items
-    total = tl.zeros((shape.item_lanes,), tl.float64)
+    total = tl.zeros_like(group).to(tl.float64)
     for i in tl.range(0, SIZE, loop_unroll_factor=8):
         raw = tl.load(layer_ptr + (group * SIZE + i).to(tl.int64) * expert_stride, mask=inside, other=0)
         load, _ = clean(raw)
@@ -50,9 +50,9 @@ def list_experts(
 def node_loads(items, shape: tl.constexpr):
     """Load [pack_lanes] int32 of each node in the fixed point of the groups, and its scale, int64."""
     S: tl.constexpr = shape.num_items // shape.num_packs
-    scale = fixed_point(items.loads, items.fixed, S, shape.num_items, shape.item_lanes)
+    scale = fixed_point(items.loads, items.fixed, shape)
     node = tl.arange(0, shape.pack_lanes)
-    total = tl.zeros((shape.pack_lanes,), tl.int32)
+    total = tl.zeros_like(node)
     for k in tl.range(0, S):
         group = tl.load(items.item_at + node * S + k, mask=node < shape.num_packs, other=0)
         total += tl.load(items.fixed + group, mask=node < shape.num_packs, other=0)

@@ -10,8 +10,6 @@ from eplb_triton.kernels.fixed import fixed_point
 from eplb_triton.kernels.pack import pack_plain
 from eplb_triton.kernels.refine_exchange import refine_match
 
-EXCHANGES_PER_ITEM = tl.constexpr(4)
-
 
 @triton.jit
 def pack_partition(
@@ -29,7 +27,7 @@ def pack_partition(
     WAYS: tl.constexpr = partition.ways
     WAY_LANES: tl.constexpr = partition.way_lanes
     S: tl.constexpr = NUM_ITEMS // NUM_PACKS
-    scale = fixed_point(items.loads, items.fixed, S, NUM_ITEMS, shape.item_lanes)
+    scale = fixed_point(items.loads, items.fixed, shape)
     item = tl.arange(0, shape.item_lanes)
     if WAYS > 0:
         way = tl.arange(0, WAY_LANES)
@@ -51,8 +49,8 @@ def pack_partition(
         tl.store(places.load_at + item, load_of_placed, mask=item < NUM_ITEMS)
         tl.store(places.label_at + item, tl.zeros_like(item), mask=item < NUM_ITEMS)  # no two items share a label
         tl.debug_barrier()
-        rounds: tl.constexpr = EXCHANGES_PER_ITEM * NUM_ITEMS
-        refine_match(places, 0, rounds, partition.proposers, partition.meetings, True, shape)
+        exchange: tl.constexpr = partition.exchange
+        refine_match(places, 0, exchange, True, shape)
         pack = tl.arange(0, shape.pack_lanes)
         load = tl.zeros_like(pack)
         for k in tl.range(0, S):

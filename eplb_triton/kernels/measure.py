@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import bits, divide, float64, from_bits, ordered_sum
-from eplb_triton.kernels.buffers import ROW_BYTES, replicas_of, statistics_of, without_list
+from eplb_triton.kernels.buffers import ROW_BYTES, replicas_of, statistics_of
 from eplb_triton.kernels.replicate import pick_dhondt, pick_sainte_lague
 from eplb_triton.kernels.rows import groups_to_nodes, load_row
 
@@ -34,11 +34,12 @@ def measure_rows(
 
 @triton.jit(noinline=True)
 def _measure(row_ptr, out_ptr, num_rows, shape: tl.constexpr):
-    replicas = without_list(replicas_of(row_ptr, shape))
+    experts: tl.constexpr = shape.experts
+    replicas = replicas_of(row_ptr, shape)
     if shape.policy.counts == "dispersion":
-        tl.store(out_ptr, _variation(replicas.loads, shape.experts.num_experts))
+        tl.store(out_ptr, _variation(replicas.loads, experts.num_experts))
     else:
-        _simulate(replicas, out_ptr, num_rows, shape.experts)
+        _simulate(replicas, out_ptr, num_rows, experts)
 
 
 @triton.jit
@@ -66,11 +67,11 @@ def _simulate(replicas, out_ptr, num_rows, shape: tl.constexpr):
     expert = tl.arange(0, shape.expert_lanes)
     loads = tl.load(replicas.loads + expert, mask=expert < shape.num_experts, other=0.0)
     counts = tl.zeros_like(expert) + 1
-    counts = pick_dhondt(replicas, counts, 0, NUM_REDUNDANT - LONGEST, shape.at_once, shape)
+    counts = pick_dhondt(replicas, counts, 0, NUM_REDUNDANT - LONGEST, False, True, shape)
     tail = LONGEST
     while tail >= SHORTEST:
-        after = pick_sainte_lague(replicas, counts, 0, tail, shape)
+        after = pick_sainte_lague(replicas, counts, 0, tail, False, shape)
         peak = tl.max(bits(divide(loads, after)), 0)
         tl.store(out_ptr + (tail - SHORTEST) * num_rows, from_bits(peak).to(tl.float64))
-        counts = pick_dhondt(replicas, counts, 0, 1, False, shape)
+        counts = pick_dhondt(replicas, counts, 0, 1, False, False, shape)
         tail -= 1

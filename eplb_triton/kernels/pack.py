@@ -33,7 +33,7 @@ def pack_plain(items, shape: tl.constexpr):
         tl.store(items.sorted + item, _sorted_items(items, shape), mask=item < NUM_ITEMS)
         tl.debug_barrier()
         pack = tl.arange(0, shape.pack_lanes)
-        key = tl.where(pack < NUM_PACKS, tl.zeros((shape.pack_lanes,), tl.int32), HIGHEST)
+        key = tl.where(pack < NUM_PACKS, tl.zeros_like(pack), HIGHEST)
         place = pack * CAPACITY
         if shape.in_rounds:
             placed = 0
@@ -65,7 +65,7 @@ def pack_spread(items, shape: tl.constexpr):
         near = (float64(1e-6) * mean).to(tl.float32)
         tl.debug_barrier()
         pack = tl.arange(0, shape.pack_lanes)
-        key = tl.where(pack < NUM_PACKS, tl.zeros((shape.pack_lanes,), tl.int32), HIGHEST)
+        key = tl.where(pack < NUM_PACKS, tl.zeros_like(pack), HIGHEST)
         place = pack * CAPACITY
         # Keys are loaded two items ahead, labels one: a label's address waits for its key, 36 cycles each.
         following = tl.load(items.sorted)

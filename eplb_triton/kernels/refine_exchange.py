@@ -14,22 +14,20 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST
-from eplb_triton.kernels.fixed import PENALTY
+from eplb_triton.kernels.meetings import best_double, best_pair, pair_slots
 from eplb_triton.kernels.positions import rank_packs
-
-MASK_BITS = tl.constexpr(63)  # slots whose bans fit the bits of an int64
 
 
 @triton.jit
 def refine_pairs(
     places,
     target,
-    ROUNDS: tl.constexpr,
+    rule: tl.constexpr,  # Exchanging
     MARKED: tl.constexpr,
     shape: tl.constexpr,  # Packing
 ):
-    """Up to ROUNDS times, position q of the heavier half makes its best exchange with m - 1 - ((q + r) mod m // 2).
-    Ties: the lowest slot of the heavier pack, then of the lighter one."""
+    """Up to `rule.pair_rounds` times, position q of the heavier half makes its best exchange with position
+    m - 1 - ((q + r) mod m // 2). Ties: the lowest slot of the heavier pack, then of the lighter one."""
     NUM_PACKS: tl.constexpr = shape.num_packs
     S: tl.constexpr = shape.num_items // NUM_PACKS
     HALF: tl.constexpr = NUM_PACKS // 2
@@ -38,7 +36,7 @@ def refine_pairs(
         meets = q < HALF
         r = 0
         going = True
-        while (r < ROUNDS) & going:
+        while (r < rule.pair_rounds) & going:
             going = _stand(places, shape) > target
             if going:
                 light_at = NUM_PACKS - 1 - (q + r) % HALF
@@ -46,7 +44,7 @@ def refine_pairs(
                 light = tl.load(places.order + light_at, mask=meets, other=0)
                 heavy_load = tl.load(places.height + q, mask=meets, other=0)
                 light_load = tl.load(places.height + light_at, mask=meets, other=0)
-                value, pair = _best_pair(places, heavy, light, heavy_load, light_load, meets, S, MARKED)
+                value, pair = best_pair(places, heavy, light, heavy_load, light_load, meets, S, MARKED)
                 gains = meets & (value < heavy_load)
                 _swap(places, heavy * S + pair // S, light * S + pair % S, gains)
             r += 1
@@ -56,25 +54,24 @@ def refine_pairs(
 def refine_match(
     places,
     target,
-    ROUNDS: tl.constexpr,
-    PROPOSERS: tl.constexpr,
-    MEETINGS: tl.constexpr,  # a power of two, at least num_packs: meetings valued at once
+    rule: tl.constexpr,  # Exchanging
     MARKED: tl.constexpr,
     shape: tl.constexpr,  # Packing
 ):
-    """Up to ROUNDS times, each of the PROPOSERS heaviest packs above the target proposes its best exchange with any
-    behind it; the heaviest go first, and no pack takes part in two; nothing is done if the heaviest has no proposal.
-    Ties: the heavier partner, then the lowest slot of the proposer, then of the partner."""
+    """Up to `rule.match_rounds` times, each of the proposers, the heaviest packs, that is above the target proposes its
+    best exchange with any behind it; the heaviest go first, and no pack takes part in two; nothing is done if the
+    heaviest has no proposal. Ties: the heavier partner, then the lowest slot of the proposer, then of the partner."""
     NUM_PACKS: tl.constexpr = shape.num_packs
+    PROPOSERS: tl.constexpr = rule.proposers
     S: tl.constexpr = shape.num_items // NUM_PACKS
     if PROPOSERS > 0 and S > 1:
         position = tl.arange(0, shape.pack_lanes)
         step = 0
         going = True
-        while (step < ROUNDS) & going:
+        while (step < rule.match_rounds) & going:
             going = _stand(places, shape) > target
             if going:
-                _propose(places, target, PROPOSERS, MEETINGS, MARKED, shape)
+                _propose(places, target, rule, MARKED, shape)
                 going = tl.load(places.spare) >= 0
                 proposal = tl.load(places.spare + position, mask=position < PROPOSERS, other=-1)
                 partner = proposal // (S * S)
@@ -92,13 +89,13 @@ def refine_match(
 
 
 @triton.jit
-def _propose(
-    places, target, PROPOSERS: tl.constexpr, MEETINGS: tl.constexpr, MARKED: tl.constexpr, shape: tl.constexpr
-):
+def _propose(places, target, rule: tl.constexpr, MARKED: tl.constexpr, shape: tl.constexpr):
     """For each proposer (position of the partner * S + own slot) * S + the partner's slot, or -1. A proposer is a row
     of lanes, so that a reduction over its partners stays in a warp where they are no more than its lanes."""
     NUM_PACKS: tl.constexpr = shape.num_packs
     S: tl.constexpr = shape.num_items // NUM_PACKS
+    PROPOSERS: tl.constexpr = rule.proposers
+    MEETINGS: tl.constexpr = rule.meetings
     PARTNERS: tl.constexpr = triton.next_power_of_2(NUM_PACKS)
     ROWS: tl.constexpr = MEETINGS // PARTNERS
     meeting = tl.arange(0, MEETINGS)
@@ -110,7 +107,7 @@ def _propose(
         light = tl.load(places.order + partner, mask=meets, other=0)
         heavy_load = tl.load(places.height + proposer, mask=meets, other=0)
         light_load = tl.load(places.height + partner, mask=meets, other=0)
-        value, pair = _best_pair(places, heavy, light, heavy_load, light_load, meets, S, MARKED)
+        value, pair = best_pair(places, heavy, light, heavy_load, light_load, meets, S, MARKED)
         number = tl.reshape(partner * (S * S) + pair, (ROWS, PARTNERS))
         value = tl.reshape(value, (ROWS, PARTNERS))
         best = tl.min(value, 1)
@@ -126,34 +123,34 @@ def _propose(
 def refine_doubles(
     places,
     target,
-    STEPS: tl.constexpr,
-    PARTNERS: tl.constexpr,  # the lightest packs that are met; 0: the stage is left out
-    CANDIDATES: tl.constexpr,  # a power of two, at least PARTNERS * pairs of items
+    rule: tl.constexpr,  # Exchanging
     MARKED: tl.constexpr,
     shape: tl.constexpr,  # Packing
 ):
-    """Up to STEPS times, the best exchange of two items of the heaviest pack for two of one of the PARTNERS lightest.
+    """Up to `rule.double_steps` times, the best exchange of two items of the heaviest pack for two of a partner, one of
+    the lightest packs.
     Ties: the heavier partner, then the lowest slots of the heaviest pack, then of the partner (two: lexicographic)."""
     NUM_PACKS: tl.constexpr = shape.num_packs
+    PARTNERS: tl.constexpr = rule.partners
     S: tl.constexpr = shape.num_items // NUM_PACKS
     PAIRS: tl.constexpr = S * (S - 1) // 2
     if PARTNERS > 0:
         tl.static_assert(NUM_PACKS * S * S * PAIRS < 2**31, "a candidate's number has 31 bits")
-        candidate = tl.arange(0, CANDIDATES)
+        candidate = tl.arange(0, rule.candidate_lanes)
         there = candidate < PARTNERS * PAIRS
         light_at = NUM_PACKS - PARTNERS + candidate // PAIRS
-        first, second = _pair_slots(candidate % PAIRS, S)
+        first, second = pair_slots(candidate % PAIRS, S)
         slot = tl.arange(0, 2)
         step = 0
         going = True
-        while (step < STEPS) & going:
+        while (step < rule.double_steps) & going:
             load = _stand(places, shape)
             going = load > target
             if going:
                 heavy = tl.load(places.order)
                 light = tl.load(places.order + light_at, mask=there, other=0)
                 light_load = tl.load(places.height + light_at, mask=there, other=0)
-                value, pair_i = _best_double(
+                value, pair_i = best_double(
                     places, heavy, light, load, light_load, first, second, there, S, MARKED
                 )  # fmt: skip
                 best = tl.min(value, 0)
@@ -162,7 +159,7 @@ def refine_doubles(
                 going = best < load
                 its_light = tl.load(places.order + tl.where(going, chosen // (S * S * PAIRS), 0))
                 i = chosen // PAIRS % (S * S)
-                j_1, j_2 = _pair_slots(chosen % PAIRS, S)
+                j_1, j_2 = pair_slots(chosen % PAIRS, S)
                 place_i = heavy * S + tl.where(slot == 0, i // S, i % S)
                 place_j = its_light * S + tl.where(slot == 0, j_1, j_2)
                 _swap(places, place_i, place_j, slot < tl.where(going, 2, 0))
@@ -203,120 +200,3 @@ def _swap(places, place_i, place_j, apply):
     tl.store(places.label_at + place_i, label_j, mask=apply)
     tl.store(places.label_at + place_j, label_i, mask=apply)
     tl.debug_barrier()
-
-
-@triton.jit
-def _best_pair(places, heavy, light, heavy_load, light_load, meets, S: tl.constexpr, MARKED: tl.constexpr):
-    """Per lane, value (above every load where there is none) and i * S + j of the best exchange. Ties: lowest i, j.
-
-    Lanes without a meeting read some pack's items: loads without a mask stay in registers from one i to the next."""
-    marks_i = tl.zeros_like(heavy)
-    marks_j = marks_i
-    ban_i = marks_i.to(tl.int64)  # bit i: the light pack holds the label of the heavy one's item i
-    ban_j = ban_i
-    if MARKED:
-        for k in tl.range(0, S):
-            marks_i = marks_i | tl.load(places.label_at + heavy * S + k)
-            marks_j = marks_j | tl.load(places.label_at + light * S + k)
-    elif S <= MASK_BITS:
-        for i in tl.range(0, S):
-            label = tl.load(places.label_at + heavy * S + i)
-            for j in tl.range(0, S):
-                same = (label == tl.load(places.label_at + light * S + j)).to(tl.int64)
-                ban_i = ban_i | (same << i)
-                ban_j = ban_j | (same << j)
-    value = tl.zeros_like(heavy) + 2 * PENALTY
-    best_i = tl.zeros_like(heavy)
-    for i in tl.range(0, S, loop_unroll_factor=3):
-        stays, comes = _side(places, heavy, light, heavy_load, i, ban_i, marks_j, S, MARKED)
-        least = tl.zeros_like(heavy) + 2 * PENALTY
-        for j in tl.range(0, S):
-            left, load_j = _side(places, light, heavy, light_load, j, ban_j, marks_i, S, MARKED)
-            least = tl.minimum(least, tl.maximum(stays + load_j, comes + left))
-        best_i = tl.where(least < value, i, best_i)
-        value = tl.minimum(least, value)
-    stays, comes = _side(places, heavy, light, heavy_load, best_i, ban_i, marks_j, S, MARKED)
-    best_j = tl.zeros_like(heavy)
-    for k in tl.range(0, S):
-        j = S - 1 - k
-        left, load_j = _side(places, light, heavy, light_load, j, ban_j, marks_i, S, MARKED)
-        best_j = tl.where(tl.maximum(stays + load_j, comes + left) == value, j, best_j)
-    return tl.where(meets, value, 2 * PENALTY), best_i * S + best_j
-
-
-@triton.jit
-def _side(places, pack, other, pack_load, slot, bans, marks_of_other, S: tl.constexpr, MARKED: tl.constexpr):
-    """What an item of `pack` leaves there, and what it brings to `other`: more than any load if that is not allowed."""
-    load = tl.load(places.load_at + pack * S + slot)
-    held = _held(places, pack, other, slot, bans, marks_of_other, S, MARKED, not MARKED)
-    return pack_load - load, load + tl.where(held == 0, 0, PENALTY)
-
-
-@triton.jit
-def _held(places, pack, other, slot, bans, marks_of_other, S: tl.constexpr, MARKED: tl.constexpr, BANNED: tl.constexpr):
-    """Not 0 where `other` holds the label of the item in a slot of `pack`: from BANNED slots while they fit a word."""
-    if BANNED and S <= MASK_BITS:
-        held = ((bans >> slot) & 1).to(tl.int32)
-    elif MARKED:
-        held = tl.load(places.label_at + pack * S + slot) & marks_of_other
-    else:
-        label = tl.load(places.label_at + pack * S + slot)
-        held = tl.zeros_like(other)
-        for k in tl.range(0, S):
-            held = held | (tl.load(places.label_at + other * S + k) == label).to(tl.int32)
-    return held
-
-
-@triton.jit
-def _pair_slots(pair, S: tl.constexpr):
-    """The two slots, first < second, of pairs in lexicographic order."""
-    first = tl.zeros_like(pair)
-    for slot in tl.range(1, S):
-        first = tl.where(pair >= slot * (2 * S - slot - 1) // 2, slot, first)
-    return first, pair - first * (2 * S - first - 1) // 2 + first + 1
-
-
-@triton.jit
-def _best_double(
-    places, heavy, light, heavy_load, light_load, first, second, there, S: tl.constexpr, MARKED: tl.constexpr
-):
-    """Per lane, value and slots i_1 * S + i_2 of the two items of `heavy` that are best exchanged for the lane's two of
-    `light`. Ties: lowest i_1, then i_2."""
-    WORD: tl.constexpr = tl.int32 if S <= 32 else tl.int64  # a bit of it bans a slot of `heavy`
-    load_j = tl.load(places.load_at + light * S + first) + tl.load(places.load_at + light * S + second)
-    label_1 = tl.load(places.label_at + light * S + first)
-    label_2 = tl.load(places.label_at + light * S + second)
-    ban_i = tl.zeros_like(light).to(WORD)
-    marks_j = tl.zeros_like(light)
-    free_j = there
-    if MARKED:
-        for k in tl.range(0, S):
-            marks_j = marks_j | tl.load(places.label_at + light * S + k)
-        for i in tl.range(0, S):
-            mark = tl.load(places.label_at + heavy * S + i)
-            free_j = free_j & (((label_1 | label_2) & mark) == 0)
-            if S <= MASK_BITS:
-                ban_i = ban_i | (((marks_j & mark) != 0).to(WORD) << i)
-    else:
-        for i in tl.range(0, S):
-            label = tl.load(places.label_at + heavy * S + i)
-            free_j = free_j & (label_1 != label) & (label_2 != label)
-            if S <= MASK_BITS:
-                for k in tl.range(0, S):
-                    same = tl.load(places.label_at + light * S + k) == label
-                    ban_i = ban_i | (same.to(WORD) << i)
-    stays = light_load - load_j
-    comes = load_j + tl.where(free_j, 0, PENALTY)
-    value = tl.zeros_like(light) + 2 * PENALTY
-    pair = tl.zeros_like(light)
-    for i_1 in tl.range(0, S - 1):
-        load_1 = tl.load(places.load_at + heavy * S + i_1)
-        held_1 = _held(places, heavy, light, i_1, ban_i, marks_j, S, MARKED, True)
-        for i_2 in tl.range(i_1 + 1, S):
-            load_i = load_1 + tl.load(places.load_at + heavy * S + i_2)
-            held_2 = _held(places, heavy, light, i_2, ban_i, marks_j, S, MARKED, True)
-            banned = tl.where((held_1 | held_2) == 0, 0, PENALTY)
-            worse = tl.maximum((heavy_load - load_i) + comes, stays + load_i) + banned
-            pair = tl.where(worse < value, i_1 * S + i_2, pair)
-            value = tl.minimum(worse, value)
-    return value, pair

@@ -26,24 +26,25 @@ SMALLEST_NORMAL = tl.constexpr(0x00800000)  # bits of 2^-126
 
 @triton.jit
 def pick_dhondt(
-    replicas,  # Replicas; without a list the counts alone are wanted
+    replicas,
     counts,  # int32 [expert_lanes], replicas of each expert
     start,
     stop,
-    AT_ONCE: tl.constexpr,  # with counts all 1: most picks are made at once
+    LISTED: tl.constexpr,  # whether the list of replicas is made, too
+    FROM_ONES: tl.constexpr,  # whether counts are all 1: then most picks may be made at once
     shape: tl.constexpr,  # Replicating; with a list, at most pick_lanes picks
 ):
     """Picks start..stop-1: the expert of largest replica load. Ties: lowest expert. Returns the counts."""
-    if AT_ONCE:
-        counts, bulk = _pick_at_once(replicas, start, stop, shape)
+    if FROM_ONES and shape.at_once:
+        counts, bulk = _pick_at_once(replicas, start, stop, LISTED, shape)
         start += bulk
-    return _pick_one_by_one(replicas, counts, start, stop, False, shape)
+    return _pick_one_by_one(replicas, counts, start, stop, False, LISTED, shape)
 
 
 @triton.jit
-def pick_sainte_lague(replicas, counts, start, stop, shape: tl.constexpr):
+def pick_sainte_lague(replicas, counts, start, stop, LISTED: tl.constexpr, shape: tl.constexpr):
     """As `pick_dhondt`, by largest load / (2 * count - 1)."""
-    return _pick_one_by_one(replicas, counts, start, stop, True, shape)
+    return _pick_one_by_one(replicas, counts, start, stop, True, LISTED, shape)
 
 
 @triton.jit
@@ -126,7 +127,9 @@ def _ordered_sums(statistics_ptr, num_rows, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _pick_one_by_one(replicas, counts, start, stop, SAINTE_LAGUE: tl.constexpr, shape: tl.constexpr):
+def _pick_one_by_one(
+    replicas, counts, start, stop, SAINTE_LAGUE: tl.constexpr, LISTED: tl.constexpr, shape: tl.constexpr
+):
     """After a pick one quotient changes: dividing that one alone costs half of dividing them all."""
     NUM_EXPERTS: tl.constexpr = shape.num_experts
     expert = tl.arange(0, shape.expert_lanes)
@@ -142,7 +145,7 @@ def _pick_one_by_one(replicas, counts, start, stop, SAINTE_LAGUE: tl.constexpr, 
         _, found = largest(key, numbered)
         picked = found >> 16
         count = found & 0xFFFF
-        if replicas.expert is not None:
+        if LISTED:
             tl.store(replicas.expert + place, picked)
             tl.store(replicas.rank + place, count)
         load = tl.load(replicas.loads + picked)
@@ -158,7 +161,7 @@ def _pick_one_by_one(replicas, counts, start, stop, SAINTE_LAGUE: tl.constexpr, 
 
 
 @triton.jit
-def _pick_at_once(replicas, start, stop, shape: tl.constexpr):
+def _pick_at_once(replicas, start, stop, LISTED: tl.constexpr, shape: tl.constexpr):
     """The first D'Hondt picks from counts of 1; returns the counts and how many were picked, at most stop - start.
 
     The picks are the quotients load / r, r = 1, 2, ..., of all experts in descending order, ties by expert, then r. So
@@ -184,9 +187,9 @@ def _pick_at_once(replicas, start, stop, shape: tl.constexpr):
         high += 16  # past the error of `about`, a few units of the last place
         picks = _quotients_above(loads, from_bits(high), wanted + 2)
     picked = tl.sum(picks, 0)
-    if replicas.expert is not None:
+    if LISTED:
         place = tl.arange(0, shape.pick_lanes)
-        owner, before = owner_of_each(picks, expert, replicas.spare, place, NUM_EXPERTS, shape.expert_lanes)
+        owner, before = owner_of_each(picks, expert, replicas.spare, place, NUM_EXPERTS)
         there = place < picked
         quotient = divide(tl.load(replicas.loads + owner, mask=there, other=0.0), before + 1)
         order = (-bits(quotient)).to(tl.int64) << 32
@@ -242,14 +245,13 @@ def _pick_by_peak(replicas, counts, start, stop, GATED: tl.constexpr, shape: tl.
         if GATED:
             rarer = (tl.abs(below_d - below_s) <= EPSILON) & (count_d <= count_s)
             take_d = (peak_d + EPSILON < peak_s) | (near & ((below_d + EPSILON < below_s) | rarer))
-            take_d = take_d | _level(average, from_bits(heaviest), replicas.average, NUM_EXPERTS, shape.expert_lanes)
+            take_d = take_d | _level(average, from_bits(heaviest), replicas.average, NUM_EXPERTS)
         else:
             take_d = (peak_d + EPSILON < peak_s) | (near & (below_d <= below_s))
         picked = tl.where(take_d, dhondt, sainte_lague)
         count = tl.where(take_d, count_d, count_s)
-        if replicas.expert is not None:
-            tl.store(replicas.expert + place, picked)
-            tl.store(replicas.rank + place, count)
+        tl.store(replicas.expert + place, picked)
+        tl.store(replicas.rank + place, count)
         here = expert == picked
         average = tl.where(here, tl.where(take_d, new_d, new_s), average)
         odd = tl.where(here, bits(divide(tl.load(replicas.loads + picked), count + count + 1)), odd)
@@ -259,7 +261,7 @@ def _pick_by_peak(replicas, counts, start, stop, GATED: tl.constexpr, shape: tl.
 
 
 @triton.jit
-def _level(average, heaviest, average_ptr, NUM_EXPERTS: tl.constexpr, EXPERTS: tl.constexpr):
+def _level(average, heaviest, average_ptr, NUM_EXPERTS: tl.constexpr):
     """Whether the gate is shut: clamp(max / max(mean, 1e-12) - 1, 0, 1) <= 1e-12, in float32.
 
     The exact mean is a serial sum. A sum in any order is within NUM_EXPERTS * 2^-53 of it, so where it puts the
@@ -268,7 +270,7 @@ def _level(average, heaviest, average_ptr, NUM_EXPERTS: tl.constexpr, EXPERTS: t
     about = tl.sum(values.to(tl.float64), 0) / float64(1.0 * NUM_EXPERTS)
     level = heaviest.to(tl.float64) <= tl.maximum(about, float64(1e-12)) * float64(1.000001)
     if level:
-        expert = tl.arange(0, EXPERTS)
+        expert = tl.arange(0, average.shape[0])
         tl.debug_barrier()
         tl.store(average_ptr + expert, values, mask=expert < NUM_EXPERTS)
         tl.debug_barrier()

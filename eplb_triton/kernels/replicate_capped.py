@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import LOWEST, bits, divide, largest
-from eplb_triton.kernels.buffers import without_list
 from eplb_triton.kernels.replicate import pick_dhondt
 
 
@@ -27,7 +26,7 @@ def capped_counts(replicas, shape: tl.constexpr):
     if NUM_REPLICAS > NUM_EXPERTS:
         loads = tl.load(replicas.loads + expert, mask=expert < NUM_EXPERTS, other=0.0)
         idle = tl.max(bits(loads), 0) == 0
-        counts = pick_dhondt(without_list(replicas), counts, NUM_EXPERTS, NUM_REPLICAS, shape.at_once, shape)
+        counts = pick_dhondt(replicas, counts, NUM_EXPERTS, NUM_REPLICAS, False, True, shape)
         if (tl.max(counts, 0) > CAP) | idle:
             counts = _pick_capped(tl.where(idle, 1.0, loads), expert, NUM_REPLICAS - NUM_EXPERTS, CAP, NUM_EXPERTS)
     return counts

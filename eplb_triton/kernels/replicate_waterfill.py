@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from eplb_triton import constants
 from eplb_triton.kernels.arith import (
     at,
     bits,
@@ -18,7 +19,7 @@ from eplb_triton.kernels.arith import (
 )
 from eplb_triton.kernels.sorting import sort_descending
 
-BISECTIONS = tl.constexpr(40)
+BISECTIONS = tl.constexpr(constants.BISECTIONS)
 
 
 @triton.jit
@@ -51,9 +52,9 @@ def waterfill_counts(replicas, shape: tl.constexpr):
 @triton.jit
 def list_by_expert(counts, replicas, shape: tl.constexpr):
     """The replica list: expert 0's replicas, then expert 1's, and so on."""
-    EXPERTS: tl.constexpr = shape.expert_lanes
+    NUM_EXPERTS: tl.constexpr = shape.num_experts
     place = tl.arange(0, shape.replica_lanes)
-    owner, rank = owner_of_each(counts, tl.arange(0, EXPERTS), replicas.spare, place, shape.num_experts, EXPERTS)
+    owner, rank = owner_of_each(counts, tl.arange(0, shape.expert_lanes), replicas.spare, place, NUM_EXPERTS)
     tl.store(replicas.expert + place, owner, mask=place < shape.num_replicas)
     tl.store(replicas.rank + place, rank, mask=place < shape.num_replicas)
     tl.debug_barrier()

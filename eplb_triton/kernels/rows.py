@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, clean
-from eplb_triton.kernels.buffers import group_items, places_of, replicas_of
+from eplb_triton.kernels.buffers import items_of, places_of, replicas_of
 from eplb_triton.kernels.groups import group_loads, list_experts, node_loads
 from eplb_triton.kernels.groups_partition import pack_partition
 from eplb_triton.kernels.pack import pack_plain
@@ -24,34 +24,38 @@ def groups_to_nodes(
 ):
     """List the row's experts. Returns the load of the layer's heaviest node in fixed point, int32, and its scale,
     int64, where the exchange wants them."""
-    NUM_GROUPS: tl.constexpr = shape.groups.num_items
+    groups: tl.constexpr = shape.groups
+    partition: tl.constexpr = shape.partition
+    refine: tl.constexpr = shape.policy.group_refine
+    NUM_GROUPS: tl.constexpr = groups.num_items
     SIZE: tl.constexpr = shape.num_experts // NUM_GROUPS
-    RULE: tl.constexpr = shape.policy.group_refine.rule
+    STEPS: tl.constexpr = refine.steps
+    EXPERTS: tl.constexpr = shape.experts.expert_lanes
     WANT_NODES: tl.constexpr = shape.policy.gpu_refine.rule == "exchange" and shape.num_nodes > 1
     replicas = replicas_of(row_ptr, shape)
     heaviest = tl.full((), 0, tl.int32)
     scale = tl.full((), 0, tl.int64)
     if NUM_GROUPS == shape.num_nodes and not WANT_NODES:  # group i on node i
-        expert = tl.arange(0, shape.experts.expert_lanes)
+        expert = tl.arange(0, EXPERTS)
         tl.store(replicas.logical + expert, node * SIZE + expert, mask=expert < SIZE)
         tl.debug_barrier()
     else:
-        items = group_items(row_ptr, shape)
-        group_loads(layer_ptr, expert_stride, items.loads, SIZE, shape.groups)
+        items = items_of(row_ptr, shape)
+        group_loads(layer_ptr, expert_stride, items.loads, SIZE, groups)
         if shape.policy.group_pack == "partition":
             places = places_of(row_ptr, shape)
-            heaviest, scale = pack_partition(items, places, partitions_ptr, shape.groups, shape.partition)
+            heaviest, scale = pack_partition(items, places, partitions_ptr, groups, partition)
         else:
-            pack_plain(items, shape.groups)
-        if RULE == "nearest":
-            refine_nearest(items, shape.policy.group_refine, shape.groups)
-        if RULE == "corner":
-            refine_corner(items, shape.policy.group_refine.steps, shape.groups)
+            pack_plain(items, groups)
+        if refine.rule == "nearest":
+            refine_nearest(items, refine, groups)
+        if refine.rule == "corner":
+            refine_corner(items, STEPS, groups)
         tl.debug_barrier()
-        if WANT_NODES and (shape.policy.group_pack != "partition" or RULE != "none"):
-            loads, scale = node_loads(items, shape.groups)
+        if WANT_NODES and (shape.policy.group_pack != "partition" or refine.rule != "none"):
+            loads, scale = node_loads(items, groups)
             heaviest = tl.max(loads, 0)
-        list_experts(items.item_at, node, replicas.logical, SIZE, shape.experts.expert_lanes, shape.groups)
+        list_experts(items.item_at, node, replicas.logical, SIZE, EXPERTS, groups)
     return heaviest, scale
 
 

@@ -68,21 +68,28 @@ def spec(
     function: Any = getattr(serve, name)
     absent = {argument: None for argument, dtype in types if dtype is None}
     fixed: dict[str, Any] = {"shape": shape, "NUM_EXPERTS": shape.num_experts, **constants, **absent}
-    constexprs = {argument: fixed[argument] for argument in function.arg_names if argument in fixed}
+    constexprs: dict[tuple[int, ...], Any] = {
+        (place,): fixed[argument] for place, argument in enumerate(function.arg_names) if argument in fixed
+    }
     pointers = {argument: f"*{TRITON_TYPE[dtype]}" for argument, dtype in types if dtype is not None}
     signature = {
-        argument: "constexpr" if argument in constexprs else pointers.get(argument, "i32")
-        for argument in function.arg_names
+        argument: "constexpr" if argument in fixed else pointers.get(argument, "i32") for argument in function.arg_names
     }
     num_warps = _num_warps(name, shape, lanes)
     return KernelSpec(function, signature, constexprs, num_warps, 128 if lanes == 32 else None)
 
 
-def classify(phy2log: Tensor, num_gpus: int, classes: Tensor) -> None:
-    """Fill `classes` [L, E] int32 on the current stream. Its scratch is allocated: it is no part of a step."""
+def class_scratch(num_layers: int, num_experts: int, num_replicas: int, num_gpus: int) -> tuple[int, int]:
+    """Shape of what `classify` needs besides its result, int32."""
+    return num_layers, split_shape(num_experts, num_replicas, num_gpus).class_scratch
+
+
+def classify(phy2log: Tensor, num_gpus: int, classes: Tensor, scratch: Tensor | None = None) -> None:
+    """Fill `classes` [L, E] int32 on the current stream; with `scratch` of `class_scratch` nothing is allocated."""
     num_layers, num_experts = classes.shape
     shape = split_shape(num_experts, phy2log.shape[1], num_gpus)
-    scratch = torch.empty(num_layers, shape.class_scratch, dtype=torch.int32, device=phy2log.device)
+    if scratch is None:
+        scratch = torch.empty(num_layers, shape.class_scratch, dtype=torch.int32, device=phy2log.device)
     tensors = {"phy2log_ptr": phy2log, "scratch_ptr": scratch, "classes_ptr": classes}
     _run("classify_layers", num_layers, shape, tensors)
 
@@ -205,9 +212,16 @@ def _run(
     kernel = spec(name, shape, types, **constants)
     if first.is_cuda and first.get_device() != torch.cuda.current_device():
         with torch.cuda.device(first.get_device()):
-            kernel.function[(grid,)](*given, *numbers, **kernel.keywords)
+            kernel.function[(grid,)](*given, *numbers, **_keywords(kernel))
     else:
-        kernel.function[(grid,)](*given, *numbers, **kernel.keywords)
+        kernel.function[(grid,)](*given, *numbers, **_keywords(kernel))
+
+
+def _keywords(kernel: KernelSpec) -> dict[str, Any]:
+    """What a launch passes by name: constants and options. An absent pointer is passed by place, as the others."""
+    names = kernel.function.arg_names
+    constants = {names[place[0]]: value for place, value in kernel.constexprs.items() if value is not None}
+    return constants | kernel.options
 
 
 def _num_warps(name: str, shape: SplitShape, lanes: int) -> int:

@@ -10,13 +10,15 @@ from typing import Literal
 
 import triton
 
+from eplb_triton.constants import EXCHANGES_PER_ITEM, num_partners, num_proposers
 from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Corner, Counts, Exchange, Fixup, GpuPack, GroupPack, Nearest, Paired, Peak, Policy
 from eplb_triton.topology import Topology
 
 ROUNDS_FROM = 32  # GPUs a row from which packing in rounds beats one item a step (cycles from SASS)
-MOST_MEETINGS = 256  # 2 a thread in 4 warps: at 4 a row of 1,024 replicas spills 8 bytes, at 8 it spills 288
-PACKS_PER_PROPOSER = 8  # as in the reference
+WIDE_FROM = 128
+"""GPUs a row from which exchanges take 16 warps: with pairs by expert 512 -> 1024 takes 127 us, was 201 (estimated)."""
+MOST_MEETINGS, WIDE_MEETINGS = 256, 1024  # 2 a thread: at 4 a row of 1,024 replicas spills 8 bytes, at 8 it spills 288
 AT_ONCE_FROM = 32  # redundant replicas a row from which D'Hondt picks by threshold beat one pick a step
 
 Rule = Literal["none", "nearest", "corner", "peak", "exchange"]
@@ -41,16 +43,6 @@ class Refining:
     rule: Rule = "none"
     steps: int = 0
     lights: int = 0
-
-
-@dataclass(frozen=True)
-class Partitioning:
-    """The partitions of the groups that are tried, 0 if they are too many, and the match rounds that then follow."""
-
-    ways: int
-    way_lanes: int
-    proposers: int
-    meetings: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +87,15 @@ class Exchanging:
     double_steps: int
     partners: int
     candidate_lanes: int
+
+
+@dataclass(frozen=True)
+class Partitioning:
+    """The partitions of the groups that are tried, 0 if they are too many, and the exchange that then follows."""
+
+    ways: int
+    way_lanes: int
+    exchange: Exchanging
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,12 @@ def shape_of(topology: Topology, num_experts: int, policy: Policy, log2phy_width
             redundant >= AT_ONCE_FROM,
         ),
         replicas=replicas,
-        exchange=_exchanging(policy, gpus, topology.slots_per_gpu, lanes),
+        exchange=_exchanging(
+            policy.gpu_refine if isinstance(policy.gpu_refine, Exchange) else Exchange(0, 0),
+            gpus,
+            topology.slots_per_gpu,
+            lanes,
+        ),
         policy=Stages(
             group_pack=policy.group_pack,
             group_refine=_refining(policy.group_refine),
@@ -175,27 +181,25 @@ def shape_of(topology: Topology, num_experts: int, policy: Policy, log2phy_width
 
 
 def _partitioning(policy: Policy, groups: Packing, lanes: int) -> Partitioning:
-    nodes = groups.num_packs
-    ways = len(partitions_to_try(groups.num_items, nodes)) if policy.group_pack == "partition" else 0
-    proposers = min(max(1, nodes // PACKS_PER_PROPOSER), nodes // 2)
+    ways = len(partitions_to_try(groups.num_items, groups.num_packs)) if policy.group_pack == "partition" else 0
+    exchange = Exchange(0, EXCHANGES_PER_ITEM * groups.num_items, proposers=1)
     return Partitioning(
-        ways, max(lanes, int(triton.next_power_of_2(ways))), proposers, _meetings(proposers, nodes, lanes)
+        ways, max(lanes, int(triton.next_power_of_2(ways))), _exchanging(exchange, groups.num_packs, 1, lanes)
     )
 
 
-def _exchanging(policy: Policy, gpus: int, slots: int, lanes: int) -> Exchanging:
-    exchange = policy.gpu_refine if isinstance(policy.gpu_refine, Exchange) else Exchange(0, 0)
-    pairs = slots * (slots - 1) // 2
-    proposers = min(max(exchange.proposers, gpus // PACKS_PER_PROPOSER), gpus // 2)
-    partners = min(gpus - 1, exchange.candidates // (pairs * pairs)) if pairs else 0
+def _exchanging(exchange: Exchange, packs: int, capacity: int, lanes: int) -> Exchanging:
+    proposers = num_proposers(exchange.proposers, packs)
+    partners = num_partners(exchange.candidates, capacity, packs)
+    candidates = max(1, partners * capacity * (capacity - 1) // 2)
     return Exchanging(
         pair_rounds=exchange.pair_rounds,
         match_rounds=exchange.match_rounds,
         proposers=proposers,
-        meetings=_meetings(proposers, gpus, lanes),
+        meetings=_meetings(proposers, packs, lanes),
         double_steps=exchange.double_steps,
         partners=partners,
-        candidate_lanes=max(lanes, int(triton.next_power_of_2(max(1, partners * pairs)))),
+        candidate_lanes=max(lanes, int(triton.next_power_of_2(candidates))),
     )
 
 
@@ -203,7 +207,8 @@ def _meetings(proposers: int, packs: int, lanes: int) -> int:
     """Meetings of a match round valued at once: all, or as many as registers hold, at least those of one proposer."""
     partners = int(triton.next_power_of_2(packs))
     all_of_them = partners * int(triton.next_power_of_2(max(1, proposers)))
-    return max(lanes, partners, min(MOST_MEETINGS, all_of_them))
+    most = WIDE_MEETINGS if packs >= WIDE_FROM else MOST_MEETINGS
+    return max(lanes, partners, min(most, all_of_them))
 
 
 def _refining(choice: Nearest | Corner | Peak | Exchange | None) -> Refining:

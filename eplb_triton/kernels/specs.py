@@ -13,7 +13,7 @@ from torch import Tensor
 from eplb_triton.kernels.buffers import ROW_BYTES, Maps
 from eplb_triton.kernels.fused import plan_rows
 from eplb_triton.kernels.measure import measure_rows
-from eplb_triton.kernels.shapes import Shape, shape_of
+from eplb_triton.kernels.shapes import WIDE_FROM, Shape, shape_of
 from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Policy
 from eplb_triton.topology import Topology
@@ -153,15 +153,15 @@ def _spec(function: Any, types: dict[str, Any], shape: Shape, lanes: int) -> Ker
     constexprs: dict[tuple[int, ...], Any] = {(names.index("shape"),): shape}
     if "maps" in names and types["maps"].log2phy == "constexpr":
         constexprs[names.index("maps"), Maps._fields.index("log2phy")] = None
-    num_warps = _num_warps(shape)
+    num_warps = _num_warps(shape, lanes)
     registers = (168 if num_warps == 1 else 128) if lanes == 32 else None
     return KernelSpec(function, {name: types[name] for name in names}, constexprs, num_warps, registers)
 
 
-def _num_warps(shape: Shape) -> int:
+def _num_warps(shape: Shape, lanes: int) -> int:
     """One warp where a row is small: its steps wait for one another. Wide tiles (sorts, divisions) gain from more, and
     the packing step loses nothing: a tile of up to 32 packs is held, and reduced, by every warp."""
-    if shape.policy.gpu_refine.rule == "exchange" and shape.replicas.pack_lanes > 512:
-        return 16  # with 8 a row of 1,024 GPUs spills 22 values
+    if shape.policy.gpu_refine.rule == "exchange" and shape.replicas.num_packs >= WIDE_FROM:
+        return 512 // lanes  # threads
     width = max(shape.experts.expert_lanes, shape.replicas.pack_lanes)
     return 1 if width <= 128 else 4 if width <= 512 else 8

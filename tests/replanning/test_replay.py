@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.studies.serving import recorded_steps
 from eplb_triton import Placement, Planner, Topology
-from eplb_triton.replay import Plan, Rules, Summary, replay
+from eplb_triton.replay import Plan, Rules, Summary, replay_steps
 from eplb_triton.synthetic import serving_steps
 from tests.backends import CPU_BACKENDS
 
@@ -39,7 +39,7 @@ def recording(seen: list[tuple[list[float], bool]], gives: Placement = OTHER) ->
 
 def test_a_layer_a_step_then_the_interval() -> None:
     seen: list[tuple[list[float], bool]] = []
-    judged = list(replay(steps(14), START, recording(seen), Rules(interval=2, keep=4)))
+    judged = list(replay_steps(steps(14), START, recording(seen), Rules(interval=2, keep=4)))
     assert [step.written for step in judged] == [0, 0, 0, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0]
     assert seen == [
         ([1, 2, 3], True),
@@ -56,7 +56,7 @@ def test_a_plan_that_changes_nothing_takes_no_step() -> None:
         seen.append((history[:, 0, 0].tolist(), live is not None))
         return planner(history, previous=live, price=1e9)
 
-    judged = list(replay(steps(9), START, plan, Rules(interval=2)))
+    judged = list(replay_steps(steps(9), START, plan, Rules(interval=2)))
     assert not any(step.written for step in judged)
     assert [len(history) for history, _ in seen] == [3, 6, 9]
 
@@ -65,14 +65,14 @@ def test_a_plan_that_changes_nothing_takes_no_step() -> None:
     ("layer_steps", "written"), [(2, [0, 2, 0, 2, 0, 2]), (0.5, [4, 2, 0]), (1.5, [0, 2, 2, 0, 2])]
 )
 def test_layers_may_take_longer_or_come_together(layer_steps: float, written: list[int]) -> None:
-    judged = replay(steps(3 + len(written)), START, recording([]), Rules(interval=2, layer_steps=layer_steps))
+    judged = replay_steps(steps(3 + len(written)), START, recording([]), Rules(interval=2, layer_steps=layer_steps))
     assert [step.written for step in judged] == [0, 0, 0, *written]
 
 
 def test_windows_without_a_placement_at_first() -> None:
     """The first window is only recorded; each later one is judged by the plan on all before it."""
     seen: list[tuple[list[float], bool]] = []
-    judged = list(replay(steps(9), None, recording(seen), Rules(interval=3, layer_steps=0)))
+    judged = list(replay_steps(steps(9), None, recording(seen), Rules(interval=3, layer_steps=0)))
     assert len(judged) == 6
     assert seen == [([1, 2, 3], False), (list(range(1, 7)), True), (list(range(1, 10)), True)]
     assert not any(step.written for step in judged)
@@ -80,7 +80,7 @@ def test_windows_without_a_placement_at_first() -> None:
 
 def test_judged_by_the_placement_in_force() -> None:
     loads = torch.tensor([[3.0, 1.0, 1.0, 1.0]] * 3)
-    judged = list(replay([loads] * 8, START, recording([]), Rules(interval=1)))
+    judged = list(replay_steps([loads] * 8, START, recording([]), Rules(interval=1)))
     assert judged[0].peak.tolist() == [4, 4, 4]
     assert judged[0].mean.tolist() == [3, 3, 3]
     summary = Summary.of(judged)
@@ -88,9 +88,9 @@ def test_judged_by_the_placement_in_force() -> None:
     assert summary.peak_over_mean == pytest.approx(4 / 3)
     assert summary.balancedness == pytest.approx(3 / 4)
     assert len(summary.plan_seconds) == 2
-    zero = list(replay([torch.zeros(3, 4)], START, recording([]), Rules(interval=1, least_load=1)))
+    zero = list(replay_steps([torch.zeros(3, 4)], START, recording([]), Rules(interval=1, least_load=1)))
     assert zero[0].peak.tolist() == [2, 2, 2]
-    assert Summary.of(replay([torch.zeros(3, 4)], START, recording([]), Rules(interval=1))).peak_over_mean == 1
+    assert Summary.of(replay_steps([torch.zeros(3, 4)], START, recording([]), Rules(interval=1))).peak_over_mean == 1
     assert Summary().balancedness == Summary().peak_over_mean == 1
 
 
@@ -121,7 +121,7 @@ def next_window(series: list[Tensor], policy: str, backend: str) -> tuple[float,
     planner = Planner(topology, layers, experts, policy=policy, backend=backend)
     steady = policy == "steady"
     plan: Plan = lambda history, live: planner(history, previous=live if steady else None)  # noqa: E731
-    summary = Summary.of(replay(series, None, plan, Rules(interval=16, layer_steps=0)))
+    summary = Summary.of(replay_steps(series, None, plan, Rules(interval=16, layer_steps=0)))
     return summary.balancedness, summary.written / layers / (len(series) // 16 - 1)
 
 

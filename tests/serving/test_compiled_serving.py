@@ -23,7 +23,7 @@ from eplb_triton.serving.dispatch import classify, slots_of, split, table
 from eplb_triton.synthetic import lognormal_series
 from tests.contract import broken_rules
 from tests.serving.shares import golden_shares
-from tests.sizes import full_unless
+from tests.sizes import chosen, full_unless
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
 
@@ -109,7 +109,7 @@ def _compiled(name: str, target: str, types: Mapping[str, torch.dtype | None], *
     return compile_kernel(spec(name, shape, tuple(types.items()), lanes=lanes, **CONSTANTS.get(name, {})), target)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", chosen(TARGETS, "sm_90", "gfx942"))
 @pytest.mark.parametrize("name", TYPES)
 def test_contract(name: str, target: str) -> None:
     assert broken_rules(_compiled(name, target, TYPES[name])) == []

@@ -1,0 +1,1 @@
+"""Adapters for serving frameworks. Each is off until its environment variable asks for it; see docs/frameworks.md."""

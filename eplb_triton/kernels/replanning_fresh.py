@@ -1,0 +1,81 @@
+"""Replanning, a plan from the samples alone: counts, then blocks, node by node."""
+# ruff: noqa: N806, RUF059
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+
+import triton
+import triton.language as tl
+
+from eplb_triton.kernels.arith import float64
+from eplb_triton.kernels.buffers import items_of, places_of, replicas_of
+from eplb_triton.kernels.fixed import fixed_point
+from eplb_triton.kernels.fused import replica_loads
+from eplb_triton.kernels.groups_partition import pack_partition
+from eplb_triton.kernels.pack_blocks import fill_blocks
+from eplb_triton.kernels.replanning_potential import total_loads
+from eplb_triton.kernels.replicate_capped import capped_counts
+from eplb_triton.kernels.replicate_waterfill import list_by_expert
+
+
+@triton.jit(noinline=True)
+def partition_experts(partitions_ptr, memory, shape: tl.constexpr):
+    """memory.node: the node of each expert, of the partition whose heaviest node is lightest."""
+    G: tl.constexpr = shape.groups
+    N: tl.constexpr = shape.nodes
+    E: tl.constexpr = shape.experts
+    SIZE: tl.constexpr = E // G
+    group = tl.arange(0, shape.group_lanes)
+    inside = group < G
+    total = tl.zeros((shape.group_lanes,), tl.int64)
+    for at in tl.range(0, SIZE):
+        load, squares = total_loads(memory, tl.minimum(group, G - 1) * SIZE + at, shape)
+        total += load
+    items = items_of(memory.row, shape.plan)
+    tl.store(items.loads + group, total.to(tl.float32), mask=inside)
+    tl.debug_barrier()
+    pack_partition(items, places_of(memory.row, shape.plan), partitions_ptr, shape.plan.groups, shape.plan.partition)
+    expert = tl.arange(0, shape.expert_lanes)
+    for at in tl.range(0, G):
+        its_group = tl.load(items.item_at + at)
+        mine = (expert < E) & (expert // SIZE == its_group)
+        tl.store(memory.ints + shape.at.node + expert, at // (G // N) + expert * 0, mask=mine)
+    tl.debug_barrier()
+
+
+@triton.jit(noinline=True)
+def fresh_plan(memory, samples, shape: tl.constexpr):
+    """memory.slot: a plan of each node's experts by their mean loads and a part of their deviations."""
+    E: tl.constexpr = shape.experts
+    expert = tl.arange(0, shape.expert_lanes)
+    inside = expert < E
+    total, square = total_loads(memory, tl.minimum(expert, E - 1), shape)
+    variance = tl.maximum(samples * square - total.to(tl.int64) * total, 0)
+    # z / sqrt(S): S replicas of independent loads deviate by sqrt(S) of them together
+    weight = total.to(tl.float64) + float64(shape.z_of_slot) * tl.sqrt(variance.to(tl.float64))
+    weight = tl.maximum(weight, float64(1.0)).to(tl.float32)
+    node = expert * 0
+    if shape.nodes > 1:
+        node = tl.load(memory.ints + shape.at.node + expert, mask=inside, other=0)
+    replicas = replicas_of(memory.row, shape.plan)
+    for number in tl.range(0, shape.nodes):
+        mine = inside & (node == number)
+        place = tl.cumsum(mine.to(tl.int32), 0) - 1
+        tl.store(replicas.loads + place, weight, mask=mine)
+        tl.store(replicas.logical + place, expert, mask=mine)
+        tl.debug_barrier()
+        _plan_node(memory.row, memory.ints + shape.at.slot + number * (shape.replicas // shape.nodes), shape.plan)
+
+
+@triton.jit
+def _plan_node(row_ptr, slots_ptr, shape: tl.constexpr):
+    """The slots of one node, of its experts and their loads in the memory of a row, by the stages of `balanced`."""
+    replicas, items = replicas_of(row_ptr, shape), items_of(row_ptr, shape)
+    counts = capped_counts(replicas, shape.experts)
+    list_by_expert(counts, replicas, shape.experts)
+    replica_loads(replicas, counts, items.loads, shape.experts)
+    fixed_point(items.loads, items.fixed, shape.replicas)
+    fill_blocks(items, shape.replicas)
+    place = tl.arange(0, shape.replicas.item_lanes)
+    inside = place < shape.replicas.num_items
+    expert = tl.load(replicas.expert + tl.load(items.item_at + place, mask=inside, other=0), mask=inside, other=0)
+    tl.store(slots_ptr + place, tl.load(replicas.logical + expert, mask=inside, other=0), mask=inside)
+    tl.debug_barrier()

@@ -1,0 +1,199 @@
+"""Replanning, from loads to samples: which steps count, and what each expert got in some of them."""
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+
+import triton
+import triton.language as tl
+
+from eplb_triton.kernels.arith import HIGHEST, bits, clean, float64, from_bits
+from eplb_triton.kernels.fixed import LOAD_BITS, power_of_two
+
+UNITS = tl.constexpr(1 << 20)
+"""What the loads of one step add up to after scaling."""
+LEAST_BLOCKS = tl.constexpr(4)
+"""Blocks in which a history is searched for a change of traffic; below two steps a block it is not."""
+
+
+@triton.jit(noinline=True)
+def sample_history(
+    layer_ptr,  # any real dtype [num_steps, E], tokens per expert and step of the layer, oldest first
+    step_stride,
+    expert_stride,
+    num_steps,
+    memory,
+    shape: tl.constexpr,
+):
+    """Fill memory.sample [E, T] with the loads of up to `shape.samples` steps, in UNITS a step, the rest with 0.
+
+    Returns how many there are, and the lowest expert with a bad load, else -1.
+    """
+    tl.static_assert(shape.samples <= 32, "sums of squares stay below 2^53 for 32 samples")
+    largest, bad = _largest_load(layer_ptr, step_stride, expert_stride, num_steps, shape)
+    scale = power_of_two(_scale(largest))
+    kept = _steps_with_loads(layer_ptr, step_stride, expert_stride, num_steps, scale, memory, shape)
+    idle = kept == 0
+    if idle:  # one step of ones
+        tl.store(memory.ints + shape.at.step, 0)
+        tl.store(memory.longs + shape.at.total, tl.full((), shape.experts, tl.int64))
+        kept = 1
+    tl.debug_barrier()
+    steps = _steps_since_change(layer_ptr, step_stride, expert_stride, kept, scale, idle, memory, shape)
+    taken = _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idle, memory, shape)
+    return taken, bad
+
+
+@triton.jit
+def quotient(x, y, inverse):
+    """x // y of int64 numbers, 0 <= x < 2^61, 0 < y, with x / y < 2^40; `inverse`: of `inverse_of(y)`.
+
+    The product is never above x / y and less than 1 below it: one correction makes it exact, where int64 division is a
+    subroutine of a hundred instructions."""
+    whole = (x.to(tl.float64) * inverse).to(tl.int64)
+    return whole + (x - whole * y >= y).to(tl.int64)
+
+
+@triton.jit
+def inverse_of(y):
+    """1 / y in float64, lowered by two units in the last place."""
+    return (float64(1.0) / y.to(tl.float64)) * float64(1.0 - 2.0**-51)
+
+
+@triton.jit
+def _scale(largest):
+    """28 - floor(log2(largest)), int64, of a float32 number; 0 of 0."""
+    exponent = (largest.to(tl.float64).to(tl.int64, bitcast=True) >> 52) - 1023
+    return tl.where(largest == 0, 0, LOAD_BITS - exponent)
+
+
+@triton.jit
+def _scaled(step_ptr, expert_stride, scale, idle, shape: tl.constexpr):
+    """Loads [lanes] int64 of a step in fixed point; 1 each if `idle`."""
+    expert = tl.arange(0, shape.expert_lanes)
+    inside = expert < shape.experts
+    raw = tl.load(step_ptr + expert.to(tl.int64) * expert_stride, mask=inside, other=0)
+    load, _ = clean(raw)
+    whole = (load.to(tl.float64) * scale).to(tl.int64)
+    return tl.where(idle & inside, 1, whole)
+
+
+@triton.jit
+def _oldest(num_steps, shape: tl.constexpr):
+    """The oldest step that counts."""
+    return tl.maximum(num_steps - shape.newest_steps, 0)
+
+
+@triton.jit
+def _largest_load(layer_ptr, step_stride, expert_stride, num_steps, shape: tl.constexpr):
+    expert = tl.arange(0, shape.expert_lanes)
+    inside = expert < shape.experts
+    largest = tl.zeros((shape.expert_lanes,), tl.int32)
+    first_bad = tl.full((), HIGHEST, tl.int32)
+    bad = expert < 0
+    step = _oldest(num_steps, shape)
+    while step < num_steps:
+        step_ptr = layer_ptr + step.to(tl.int64) * step_stride
+        load, wrong = clean(tl.load(step_ptr + expert.to(tl.int64) * expert_stride, mask=inside, other=0))
+        largest = tl.maximum(largest, bits(load))
+        bad = bad | (wrong & inside)
+        step += 1
+    first_bad = tl.min(tl.where(bad, expert, HIGHEST), 0)
+    return from_bits(tl.max(largest, 0)), tl.where(first_bad < HIGHEST, first_bad, -1)
+
+
+@triton.jit
+def _steps_with_loads(layer_ptr, step_stride, expert_stride, num_steps, scale, memory, shape: tl.constexpr):
+    """memory.step: the steps whose loads are not all 0, memory.total: their sums. Returns how many."""
+    kept = tl.full((), 0, tl.int32)
+    step = _oldest(num_steps, shape)
+    while step < num_steps:
+        step_ptr = layer_ptr + step.to(tl.int64) * step_stride
+        total = tl.sum(_scaled(step_ptr, expert_stride, scale, False, shape), 0)
+        tl.store(memory.ints + shape.at.step + kept, step)  # written over by the next one if its loads are all 0
+        tl.store(memory.longs + shape.at.total + kept, total)
+        kept += (total > 0).to(tl.int32)
+        step += 1
+    return kept
+
+
+@triton.jit
+def _add_steps(layer_ptr, step_stride, expert_stride, start, stop, scale, idle, memory, shape: tl.constexpr):
+    """Sum over the kept steps from `start` to below `stop`: loads [lanes] int64 of each expert, and of all."""
+    loads = tl.zeros((shape.expert_lanes,), tl.int64)
+    total = tl.full((), 0, tl.int64)
+    at = start
+    while at < stop:
+        step_ptr = layer_ptr + tl.load(memory.ints + shape.at.step + at).to(tl.int64) * step_stride
+        loads += _scaled(step_ptr, expert_stride, scale, idle, shape)
+        total += tl.load(memory.longs + shape.at.total + at)
+        at += 1
+    return loads, total
+
+
+@triton.jit
+def _steps_since_change(layer_ptr, step_stride, expert_stride, kept, scale, idle, memory, shape: tl.constexpr):
+    """How many of the newest kept steps precede no change of traffic; memory.share: each expert's part of their loads.
+
+    Blocks of a quarter are compared with the newest; the steps left over are used if no block differs."""
+    expert = tl.arange(0, shape.expert_lanes)
+    size = kept // LEAST_BLOCKS
+    if size >= 2:
+        stop = kept
+    else:
+        stop, size = kept * 0, kept
+    used = tl.full((), 0, tl.int32)
+    loads = tl.zeros((shape.expert_lanes,), tl.int64)
+    total = tl.full((), 0, tl.int64)
+    same = tl.full((), 1, tl.int32)
+    newest = tl.zeros((shape.expert_lanes,), tl.int64)
+    while (stop >= size) & (same != 0):
+        some, its_total = _add_steps(
+            layer_ptr, step_stride, expert_stride, stop - size, stop, scale, idle, memory, shape
+        )
+        share = quotient(some * UNITS, its_total, inverse_of(its_total))
+        if used == 0:
+            newest = share
+        if tl.sum(tl.abs(share - newest), 0) > UNITS // 2:
+            same = same * 0
+        else:
+            loads += some
+            total += its_total
+            used += size
+            stop -= size
+    if same != 0:
+        some, its_total = _add_steps(
+            layer_ptr, step_stride, expert_stride, used * 0, kept - used, scale, idle, memory, shape
+        )
+        loads += some
+        total += its_total
+        used = kept
+    share = quotient(loads * UNITS, total, inverse_of(total))
+    tl.store(memory.ints + shape.at.share + expert, share.to(tl.int32), mask=expert < shape.experts)
+    return used
+
+
+@triton.jit
+def _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idle, memory, shape: tl.constexpr):
+    """Evenly spaced steps back from the newest, moved so that their mean is each expert's share of all steps used."""
+    expert = tl.arange(0, shape.expert_lanes)
+    inside = expert < shape.experts
+    taken = tl.minimum(steps, shape.samples)
+    every = steps // taken
+    added = tl.zeros((shape.expert_lanes,), tl.int32)
+    for i in tl.range(0, shape.row):
+        loads = tl.zeros((shape.expert_lanes,), tl.int32)
+        if i < taken:
+            at = kept - 1 - i * every
+            step_ptr = layer_ptr + tl.load(memory.ints + shape.at.step + at).to(tl.int64) * step_stride
+            total = tl.load(memory.longs + shape.at.total + at)
+            whole = _scaled(step_ptr, expert_stride, scale, idle, shape)
+            loads = quotient(whole * UNITS, total, inverse_of(total)).to(tl.int32)
+        tl.store(memory.ints + shape.at.level + expert * shape.row + i, loads, mask=inside)
+        added += loads
+    tl.debug_barrier()
+    share = tl.load(memory.ints + shape.at.share + expert, mask=inside, other=0)
+    shift = share - added // taken
+    for i in tl.range(0, shape.row):
+        loads = tl.load(memory.ints + shape.at.level + expert * shape.row + i, mask=inside, other=0)
+        loads = tl.where(i < taken, tl.maximum(loads + shift, 0), 0)
+        tl.store(memory.ints + shape.at.sample + expert * shape.row + i, loads, mask=inside)
+    tl.debug_barrier()
+    return taken

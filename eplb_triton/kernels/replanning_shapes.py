@@ -1,0 +1,269 @@
+# mypy: disable-error-code="import-untyped"
+"""What the replanning kernel is compiled for, and where a layer's arrays lie: a function of the shape alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from eplb_triton.kernels.buffers import ROW_BYTES
+from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
+from eplb_triton.kernels.shapes import Shape, shape_of
+from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
+from eplb_triton.partitions import partitions_to_try
+from eplb_triton.policy import Policy, Replan
+from eplb_triton.replans import NEWEST_STEPS, score_z
+from eplb_triton.topology import Topology
+
+TOGETHER = 4
+"""Samples that a lane loads at once: 16 bytes. With more, lanes share a row, and every sum takes shuffles."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each array of a layer begins, in elements of its tensor of `Memory`."""
+
+    # int32
+    sample: int  # [E, T] loads
+    level: int  # [3, E, T] loads of a replica: as many replicas as there are, one fewer, one more
+    sum: int  # [3, E] of them over the samples
+    count: int  # [E] replicas
+    share: int  # [E] of all steps used
+    node: int  # [E]
+    link: int  # [E + P] lists of slots
+    slot: int  # [P] expert in each slot
+    before: int  # [P]
+    moved: int  # [P]
+    times: int  # [P] how often its GPU holds the expert of a slot; 0: an earlier slot says it
+    gpu_load: int  # [D, T]
+    gpu_sum: int  # [D]
+    gpu_power: int  # [D]
+    slot_sum: int  # [p]
+    step: int  # [steps] steps with loads
+    holder: int  # [p]
+    held_at: int  # [S, d]
+    own_at: int  # [p]
+    changed: int  # [2 * P + D] GPUs, some of them twice
+    donor: int  # [p]
+    receiver: int  # [S]
+    shared: int  # [D, d] replicas that GPUs share
+    taken: int  # [D]
+    order: int  # [D]
+    partner: int  # [D]
+    kept: int  # [2, P]
+    placed: int  # [P]
+    # int64
+    square: int  # [3, E] sums of squares of `level`
+    spread: int  # [3, E] v
+    own_product: int  # [P]
+    gpu_bend: int  # [D] T * Q + U
+    gpu_spread: int  # [D] U
+    product: int  # [S, p]
+    into_own: int  # [p]
+    from_partner: int  # [p]
+    into_partner: int  # [S, d]
+    out_of_own: int  # [S]
+    held_power: int  # [P]
+    change_square: int  # [P]
+    lowered: int  # [S]
+    donor_bend: int  # [P]
+    receiving_bend: int  # [P]
+    worth: int  # [P]
+    fall: int  # [S, p]
+    received: int  # [S, p]
+    numbers: int  # [5] bits of float64
+    total: int  # [steps]
+
+
+@dataclass(frozen=True)
+class ReplanShape:
+    """Everything that a kernel is compiled for."""
+
+    experts: int
+    replicas: int
+    gpus: int
+    nodes: int
+    groups: int
+    slots: int
+    samples: int
+    row: int  # T, of samples in memory: at least `samples`, the rest 0
+    together: int  # samples that a lane loads at once
+    newest_steps: int
+    moves: int
+    fresh_moves: int
+    squarings: int  # log2 of the norm
+    z: float
+    z_of_slot: float
+    lanes: int  # of tiles in which a lane makes products over the samples
+    candidates: int  # of tiles of candidates
+    expert_lanes: int
+    gpu_lanes: int
+    slot_lanes: int
+    group_lanes: int
+    num_ints: int
+    num_longs: int
+    num_bytes: int
+    plan: Shape  # of a fresh plan
+    at: Places
+
+
+@dataclass(frozen=True)
+class ReplanPlan:
+    """How a shape is launched, on a grid of the layers."""
+
+    shape: ReplanShape
+    num_warps: int
+    max_registers: int | None  # None: the target has no such option (AMD)
+    partitions: Tensor  # int32 [ways, G] on the CPU
+
+    def kernel(
+        self,
+        *,
+        previous: bool,
+        loads_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.int64,
+        want_log2phy: bool = True,
+    ) -> KernelSpec:
+        """The kernel for layers with a placement in force or without, and for these types of loads and maps."""
+        index = "*" + TRITON_TYPE[dtype]
+        outputs = Outputs(
+            index,
+            index,
+            index,
+            index if want_log2phy else "constexpr",
+            "*i64",
+            "*i64",
+            "*fp64",
+            "*fp64",
+            "*i32",
+            "*i32",
+        )
+        signature: dict[str, Any] = {
+            "loads_ptr": "*" + TRITON_TYPE[loads_dtype],
+            "step_stride": "i64",
+            "layer_stride": "i64",
+            "expert_stride": "i64",
+            "num_steps": "i32",
+            "previous_ptr": index if previous else "constexpr",
+            "price_bits": "i64",
+            "moves": "i32",
+            "partitions_ptr": "*i32",
+            "workspace": Memory("*i32", "*i64", "*u8"),
+            "out": outputs,
+            "shape": "constexpr",
+        }
+        names = list(signature)
+        constexprs: dict[tuple[int, ...], Any] = {(names.index("shape"),): self.shape}
+        if not previous:
+            constexprs[(names.index("previous_ptr"),)] = None
+        if not want_log2phy:
+            constexprs[names.index("out"), Outputs._fields.index("log2phy")] = None
+        return KernelSpec(replan_layers, signature, constexprs, self.num_warps, self.max_registers)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Compile and launch options, as of `KernelSpec`."""
+        return self.kernel(previous=True).options
+
+
+@lru_cache(maxsize=64)
+def replan_plan(
+    topology: Topology, num_experts: int, policy: Policy, *, steps: int, warp: int = 32, wide: bool = False
+) -> ReplanPlan:
+    """How layers of `num_experts` are replanned; a function of the shape alone, needs no GPU.
+
+    Args:
+        topology: counts of the cluster.
+        num_experts: E.
+        policy: one with `replan`.
+        steps: most steps of a history.
+        warp: threads of a warp, 32 or (AMD) 64.
+        wide: tiles as wide as their loops, which Triton's interpreter takes least time for.
+
+    Raises:
+        ValueError: `policy` does not replan, or a count is none that the kernel takes.
+    """
+    rule = policy.replan
+    if rule is None:
+        raise ValueError(f"policy={policy.name!r} does not replan; one with `replan`, like 'steady', does")
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1")
+    topology.check_experts(num_experts)
+    steps = min(steps, NEWEST_STEPS)
+    groups, nodes = topology.planned_groups, topology.planned_nodes
+    width = max(num_experts, topology.num_replicas)
+    num_warps = 1 if width <= 64 else 8
+    threads = warp * num_warps
+    flat = triton.next_power_of_2(max(topology.replicas_per_node * topology.slots_per_gpu, 32 * topology.num_gpus))
+    row = _row(rule)
+    sizes = _sizes(topology, num_experts, rule, warp)
+    at, totals = _places(sizes, topology, num_experts, rule, steps)
+    plan = shape_of(topology, num_experts, policy, 1, warp)
+    z = score_z(topology.num_gpus, rule.z)
+    shape = ReplanShape(
+        num_experts, topology.num_replicas, topology.num_gpus, nodes, groups, topology.slots_per_gpu,
+        rule.samples, row, row if wide else min(row, TOGETHER), NEWEST_STEPS,
+        rule.moves, rule.fresh_moves, rule.norm.bit_length() - 1,
+        z, z / math.sqrt(topology.slots_per_gpu),
+        lanes=max(threads, min(flat, 4096)) if wide else threads,
+        candidates=max(threads, min(flat, 4096)) if wide else 2 * threads,
+        **sizes,
+        num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
+    )  # fmt: skip
+    # One program a multiprocessor is all there is. With 168 allowed, sm_100 spills 16 bytes; with 224 it takes 168.
+    registers = {1: 168, 8: 224}[num_warps] if warp == 32 else None
+    ways = plan.partition.ways if nodes > 1 else 0
+    table = partitions_to_try(groups, nodes) if ways else ()
+    partitions = torch.tensor(table, dtype=torch.int32, device="cpu").view(ways, groups)
+    return ReplanPlan(shape, num_warps, registers, partitions)
+
+
+def _row(rule: Replan) -> int:
+    return max(4, int(triton.next_power_of_2(rule.samples)))
+
+
+def _sizes(topology: Topology, num_experts: int, rule: Replan, warp: int) -> dict[str, int]:
+    pads = {
+        "expert_lanes": num_experts,
+        "gpu_lanes": topology.num_gpus,
+        "slot_lanes": topology.slots_per_gpu,
+        "group_lanes": topology.planned_groups,
+    }
+    return {name: max(warp, triton.next_power_of_2(size)) for name, size in pads.items()}
+
+
+def _places(
+    sizes: dict[str, int], topology: Topology, num_experts: int, rule: Replan, steps: int
+) -> tuple[Places, tuple[int, int]]:
+    """Where arrays begin, multiples of 4 elements; and how long the two tensors of a layer are."""
+    E, P, D, T = num_experts, topology.num_replicas, topology.num_gpus, _row(rule)  # noqa: N806
+    S, p, d = topology.slots_per_gpu, topology.replicas_per_node, topology.gpus_per_node  # noqa: N806
+    ints = {
+        "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "link": E + P,
+        "slot": P, "before": P, "moved": P, "times": P, "gpu_load": T * D, "gpu_sum": D, "gpu_power": D,
+        "slot_sum": p, "step": steps,
+        "holder": p, "held_at": S * d, "own_at": p, "changed": 2 * P + D, "donor": p,
+        "receiver": S, "shared": D * d, "taken": D, "order": D,
+        "partner": D, "kept": 2 * P, "placed": P,
+    }  # fmt: skip
+    longs = {
+        "square": 3 * E, "spread": 3 * E, "own_product": P, "gpu_bend": D, "gpu_spread": D,
+        "product": S * p, "into_own": p, "from_partner": p, "into_partner": S * d, "out_of_own": S, "held_power": P,
+        "change_square": P, "lowered": S, "donor_bend": P, "receiving_bend": P, "worth": P, "fall": S * p,
+        "received": S * p, "numbers": 5, "total": steps,
+    }  # fmt: skip
+    starts: dict[str, int] = {}
+    totals = []
+    for arrays in (ints, longs):
+        end = 0
+        for name, size in arrays.items():
+            starts[name] = end
+            end += -(-size // 4) * 4
+        totals.append(end)
+    return Places(**starts), (totals[0], totals[1])

@@ -1,0 +1,233 @@
+"""The replanning kernel in the interpreter: the recorded plans, the reference's reports, and what a plan is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from eplb_triton import Topology
+from eplb_triton.kernels import replanning_launcher
+from eplb_triton.kernels.replanning import Outputs
+from eplb_triton.kernels.replanning_launcher import ReplanLaunch
+from eplb_triton.kernels.replanning_shapes import replan_plan
+from eplb_triton.replan_status import EMPTY_ON_NODES, EXPERTS_MISSING, FINE, GROUP_SPLIT, GROUPS_UNEVEN, OUT_OF_RANGE
+from tests.replanning.cases import STEADY, Golden, golden, in_force, replan, traffic
+
+QUICK = (
+    "0",
+    "24",
+    "40",
+    "56",
+    "104",
+    "120",
+    "144",
+    "192",
+    "209",
+    "224",
+    "253",
+    "m08",
+    "m11",
+    "m17",
+    "m22",
+    "m53",
+    "m68",
+)
+"""Recorded calls of the default set: no limit and one, ties, duplicates on a GPU, one expert, joined GPUs, nodes,
+nothing in force, a fresh plan taken."""
+RECORDED = {case.name: case for file in ("replan", "replan_edges") for case in golden(file)}
+SMALL = [name for name, case in RECORDED.items() if case.history.shape[2] <= 64]
+LAYERS_AT_ONCE = 25
+
+
+def _run(
+    history: Tensor, topology: Topology, previous: Tensor | None, *, price: float = 0.0, moves: int | None = None
+) -> Outputs:
+    _, layers, experts = history.shape
+    launch = ReplanLaunch(
+        topology, layers, experts, STEADY, steps=len(history), loads_dtype=history.dtype, device="cpu"
+    )
+    out = launch.empty()
+    for tensor in (*out, *launch.workspace):
+        tensor.view(torch.uint8).fill_(0xAB)
+    launch(history, out=out, previous=previous, price=price, moves=moves)
+    return out
+
+
+def _check_maps(out: Outputs, experts: int) -> None:
+    """Replica by replica: ranks ascend with the slot, and the maps are inverse to each other."""
+    for layer in range(len(out.phy2log)):
+        slots = out.phy2log[layer].tolist()
+        for expert in range(experts):
+            holders = [slot for slot, held in enumerate(slots) if held == expert]
+            listed = out.log2phy[layer, expert].tolist()
+            assert listed == holders + [-1] * (len(listed) - len(holders))
+            assert out.logcnt[layer, expert] == len(holders)
+            assert [int(out.phyrank[layer, slot]) for slot in holders] == list(range(len(holders)))
+
+
+def _recorded(case: Golden, layers: slice = slice(None)) -> None:
+    history = case.history[:, layers].contiguous()
+    previous = None if case.previous is None else case.previous[layers].contiguous()
+    out = _run(history, case.topology, previous, price=case.price, moves=case.moves)
+    assert torch.equal(out.phy2log, case.planned[layers]), case.name
+    assert not out.status.any()
+    _check_maps(out, history.shape[2])
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_recorded_plans(name: str) -> None:
+    _recorded(RECORDED[name], slice(0, 2))
+
+
+def _parts() -> Iterator[tuple[str, int]]:
+    for name in SMALL:
+        yield from ((name, first) for first in range(0, RECORDED[name].history.shape[1], LAYERS_AT_ONCE))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "first"), list(_parts()))
+def test_all_recorded_plans_of_up_to_64_experts(name: str, first: int) -> None:
+    _recorded(RECORDED[name], slice(first, first + LAYERS_AT_ONCE))
+
+
+@pytest.mark.full
+def test_a_recorded_layer_of_deepseek_v3() -> None:
+    _recorded(RECORDED["271"])
+
+
+@pytest.mark.parametrize("name", ["24", "224", "m11"])
+def test_tiles_as_narrow_as_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def narrow(topology: Topology, num_experts: int, *arguments: object, **options: object) -> object:
+        found = replan_plan(topology, num_experts, *arguments, **options | {"wide": False})
+        return replace(found, shape=replace(found.shape, lanes=32, candidates=64))
+
+    monkeypatch.setattr(replanning_launcher, "replan_plan", narrow)
+    _recorded(RECORDED[name], slice(0, 1))
+
+
+@pytest.mark.parametrize("name", ["24", "209", "224", "m11"])
+def test_reports_as_the_reference_does(name: str) -> None:
+    case = RECORDED[name]
+    want = replan("reference", case.history, case.topology, case.previous, price=case.price, moves=case.moves)
+    got = _run(case.history, case.topology, case.previous, price=case.price, moves=case.moves)
+    for field in ("phy2log", "written", "fills", "status"):
+        assert torch.equal(getattr(got, field), getattr(want, field)), field
+    for field in ("peak_before", "peak_after"):
+        assert (
+            torch.equal(getattr(got, field).view(torch.int64), getattr(want, field).view(torch.int64))
+            or (getattr(got, field).isnan() & getattr(want, field).isnan()).all()
+        ), field
+
+
+@pytest.mark.parametrize("moves", [0, 1, 3, None])
+def test_never_more_slots_than_asked_for_and_every_expert_placed(moves: int | None) -> None:
+    experts, topology = 8, Topology(num_replicas=12, num_gpus=4)
+    history = traffic(1, 9, 2, experts)
+    live = in_force(history, topology)
+    out = _run(history, topology, live, moves=moves)
+    assert torch.equal(out.written, (out.phy2log != live).sum(1))
+    assert moves is None or int(out.written.max()) <= moves
+    assert (out.logcnt >= 1).all()
+    assert (out.peak_after <= out.peak_before).all()
+    _check_maps(out, experts)
+
+
+def test_nothing_moves_at_a_price_that_nothing_pays() -> None:
+    topology = Topology(num_replicas=12, num_gpus=4)
+    history = traffic(2, 9, 2, 8)
+    live = in_force(history, topology)
+    out = _run(history, topology, live, price=1e12)
+    assert torch.equal(out.phy2log, live)
+    assert not out.written.any()
+    assert torch.equal(out.peak_before, out.peak_after)
+
+
+def test_strides_types_and_batches_do_not_matter() -> None:
+    topology = Topology(num_replicas=12, num_gpus=4)
+    history = (traffic(3, 9, 3, 8) * 1000).round().clamp(max=2**20)
+    live = in_force(history, topology)
+    want = _run(history, topology, live, price=0.02)
+    wide = torch.zeros(3, 8, 9, 2, dtype=torch.float64)
+    wide[..., 0] = history.permute(1, 2, 0)
+    other = _run(wide[..., 0].permute(2, 0, 1), topology, live, price=0.02)
+    whole = _run(history.to(torch.int32), topology, live, price=0.02)
+    alone = _run(history[:, 1:2], topology, live[1:2].contiguous(), price=0.02)
+    for field in ("phy2log", "written", "peak_after"):
+        assert torch.equal(getattr(other, field), getattr(want, field))
+        assert torch.equal(getattr(whole, field), getattr(want, field))
+        assert torch.equal(getattr(alone, field), getattr(want, field)[1:2])
+
+
+def test_bad_loads_count_as_zero() -> None:
+    topology = Topology(num_replicas=12, num_gpus=4)
+    history = traffic(4, 9, 2, 8)
+    live = in_force(history, topology)
+    clean, bad = history.clone(), history.clone()
+    bad[3, 1, 6], bad[8, 1, 5], bad[0, 1, 7] = torch.nan, -1.0, 2.0**101
+    clean[3, 1, 6] = clean[8, 1, 5] = clean[0, 1, 7] = 0.0
+    got, want = (_run(loads, topology, live, price=0.02) for loads in (bad, clean))
+    assert got.bad.tolist() == [-1, 5]
+    assert want.bad.tolist() == [-1, -1]
+    assert torch.equal(got.phy2log, want.phy2log)
+
+
+def test_layers_that_cannot_be_planned_on_stay() -> None:
+    experts, topology = 8, Topology(num_replicas=16, num_groups=4, num_nodes=2, num_gpus=4)
+    history = traffic(5, 3, 6, experts)
+    live = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]).repeat(6, 1)
+    live[1, 3] = experts
+    live[2, 3] = -1
+    live[3, live[3] == 7] = 6
+    live[4, 0] = 4
+    live[5] = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 4, 5, 6, 7, 2, 3])
+    out = _run(history, topology, live)
+    assert out.status.tolist() == [FINE, OUT_OF_RANGE, EMPTY_ON_NODES, EXPERTS_MISSING, GROUP_SPLIT, GROUPS_UNEVEN]
+    assert torch.equal(out.phy2log[1:], live[1:])
+    assert not out.written[1:].any()
+    assert not out.fills[1:].any()
+    assert out.peak_before[1:].isnan().all()
+    assert out.peak_after[1:].isnan().all()
+    want = replan("reference", history, topology, live, price=0.0)
+    assert torch.equal(out.status, want.status)
+    assert torch.equal(out.phy2log, want.phy2log)
+
+
+def test_groups_stay_whole() -> None:
+    topology = Topology(num_replicas=16, num_groups=4, num_nodes=2, num_gpus=4)
+    history = traffic(6, 5, 1, 8)
+    for previous in (None, in_force(history, topology)):
+        out = _run(history, topology, previous)
+        nodes = [set(half.tolist()) for half in out.phy2log[0].view(2, 8)]
+        assert all(2 * group in node and 2 * group + 1 in node for node in nodes for group in {e // 2 for e in node})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"history": torch.zeros(3, 2)}, r"history has shape \(3, 2\), must be \[steps, layers, experts\]"),
+        ({"history": torch.zeros(0, 1, 8)}, "history has 0 steps, must have 1 to 4"),
+        ({"history": torch.zeros(5, 1, 8)}, "history has 5 steps, must have 1 to 4"),
+        ({"history": torch.zeros(2, 1, 8, dtype=torch.int32)}, "history has dtype torch.int32, must be torch.float32"),
+        ({"previous": torch.zeros(1, 11, dtype=torch.int64)}, r"previous has shape \(1, 11\), must be \(1, 12\)"),
+        ({"previous": torch.zeros(1, 12)}, "previous has dtype torch.float32, must be torch.int64"),
+        ({"price": -1.0}, "price=-1.0 must be at least 0 and finite"),
+        ({"price": float("nan")}, "price=nan must be at least 0 and finite"),
+        ({"moves": -1}, "moves=-1 must be at least 0; None: no limit"),
+    ],
+)
+def test_refusals(change: dict[str, object], message: str) -> None:
+    launch = ReplanLaunch(Topology(num_replicas=12, num_gpus=4), 1, 8, STEADY, steps=4, device="cpu")
+    given = {"history": torch.ones(2, 1, 8), "previous": None, "price": 0.0, "moves": None, "out": launch.empty()}
+    with pytest.raises(ValueError, match=message):
+        launch(**given | change)  # type: ignore[arg-type]
+
+
+def test_previous_and_out_do_not_share_memory() -> None:
+    launch = ReplanLaunch(Topology(num_replicas=12, num_gpus=4), 1, 8, STEADY, steps=4, device="cpu")
+    out = launch.empty()
+    with pytest.raises(ValueError, match="must not share its memory"):
+        launch(torch.ones(2, 1, 8), out=out, previous=out.phy2log, price=0.0)

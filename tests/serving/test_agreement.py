@@ -1,0 +1,151 @@
+"""Ranks agree before weights move: three processes, and a fault planted on one of them only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+
+from eplb_triton.integrations import vllm
+from eplb_triton.serving import agreement
+from tests.serving.frameworks import fake_vllm, own_map
+from tests.serving.ranks import run_ranks
+
+LAYERS, EXPERTS, REPLICAS, RANKS = 2, 8, 12, 3
+PRINT = "0123456789abcdef"
+FAULTS = ("none", "other map", "no plan", "loads", "stop file")
+
+
+class Heard(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def old_map() -> torch.Tensor:
+    return (torch.arange(REPLICAS) % EXPERTS).repeat(LAYERS, 1)
+
+
+def on_rank(rank: int) -> dict[str, Any]:
+    """All scenarios in turn: three processes are started once."""
+    heard = Heard()
+    logging.getLogger("eplb_triton").addHandler(heard)
+    logging.getLogger("eplb_triton").setLevel(logging.INFO)
+    group = agreement.own_group()
+    odd = rank == 1
+    found: dict[str, Any] = {
+        "same": agreement.agree(PRINT, group),
+        "last digit": agreement.agree(PRINT[:-1] + "0" if odd else PRINT, group),
+        "first digit": agreement.agree("f" + PRINT[1:] if odd else PRINT, group),
+        "specification": agreement.agree(PRINT, group, spec_version=1 if odd else 2),
+        "version": agreement.agree(PRINT, group, version="0.0.9" if odd else "0.1.0"),
+        "failed": agreement.agree(None if odd else PRINT, group),
+        "stop": agreement.agree(PRINT, group, stop=odd),
+    }
+    os.environ |= {"EPLB_TRITON_VLLM": "1", "EPLB_TRITON_BACKEND": "reference"}
+    os.environ["EPLB_TRITON_STOP_FILE"] = f"/nonexistent/{rank}"
+    sys.modules.update(fake_vllm(distributed.group.WORLD))
+    vllm.register()
+    policy = sys.modules["vllm.distributed.eplb.policy"].EPLB_POLICIES["default"]
+    made = policy.replanner._by
+    loads = torch.arange(1, LAYERS * EXPERTS + 1).reshape(LAYERS, EXPERTS) ** 2
+    for fault in FAULTS:
+        heard.lines.clear()
+        weight = loads.clone()
+        policy.replanner._by = made
+        policy.replanner._stop_asked = lambda fault=fault: odd and fault == "stop file"
+        if odd and fault == "other map":
+            policy.replanner._by = lambda *args: planted(made(*args))
+        elif odd and fault == "no plan":
+            policy.replanner._by = broken
+        elif odd and fault == "loads":
+            weight[0] = weight[0].flip(0)
+        found[fault] = policy.rebalance_experts(weight, REPLICAS, 1, 1, RANKS, old_map()).tolist(), list(heard.lines)
+    return found
+
+
+def planted(made: Any) -> Any:
+    slots = made.placement.phy2log
+    slots[0, [0, -1]] = slots[0, [-1, 0]]
+    made.placement.refresh()
+    return made
+
+
+def broken(*_: Any) -> Any:
+    raise RuntimeError("planted")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_ranks(on_rank, RANKS, tmp_path_factory.mktemp("ranks"))
+
+
+def test_every_rank_finds_the_same(ranks: list[dict[str, Any]]) -> None:
+    for name in ("same", "last digit", "first digit", "specification", "version", "failed", "stop"):
+        assert len({rank[name] for rank in ranks}) == 1, name
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("last digit", "ranks differ in plan"),
+        ("first digit", "ranks differ in plan"),
+        ("specification", "ranks differ in specification"),
+        ("version", "ranks differ in package version"),
+        ("failed", "a rank could not plan"),
+    ],
+)
+def test_a_difference_on_one_rank_is_named(ranks: list[dict[str, Any]], what: str, reason: str) -> None:
+    assert ranks[0][what] == (False, False, reason)
+
+
+def test_equal_plans_agree_and_one_rank_stops_all(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["same"] == (True, False, "")
+    assert ranks[0]["stop"] == (True, True, "")
+
+
+def test_ranks_that_agree_deploy_a_new_map_and_rank_0_says_so(ranks: list[dict[str, Any]]) -> None:
+    maps = [rank["none"][0] for rank in ranks]
+    assert maps[0] == maps[1] == maps[2] != old_map().tolist()
+    said = [[line for line in rank["none"][1] if "policy=steady" in line] for rank in ranks]
+    assert [len(lines) for lines in said] == [1, 0, 0]
+    for word in ("backend=reference", "balancedness 0.", "slots", "fingerprint=", "specification 2", "eplb_triton 0."):
+        assert word in said[0][0]
+
+
+@pytest.mark.parametrize("fault", ["other map", "no plan", "loads"])
+def test_a_fault_on_one_rank_is_told_by_every_rank_and_moves_nothing(ranks: list[dict[str, Any]], fault: str) -> None:
+    for rank in ranks:
+        kept, lines = rank[fault]
+        assert kept == old_map().tolist()
+        assert any("the placement in force is kept" in line for line in lines), lines
+
+
+def test_a_stop_file_of_one_rank_gives_all_ranks_back_to_the_framework(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        planned, lines = rank["stop file"]
+        assert planned == own_map(LAYERS, EXPERTS, REPLICAS).tolist()
+        assert any("stopped by" in line for line in lines), lines
+
+
+def test_a_rank_alone_agrees_with_itself() -> None:
+    assert agreement.agree(PRINT, None) == (True, False, "")
+    assert agreement.agree(None, None) == (False, False, "a rank could not plan")
+    assert agreement.own_group() is None
+
+
+def test_a_group_that_is_none_never_raises(caplog: pytest.LogCaptureFixture) -> None:
+    verdict = agreement.agree(PRINT, object())  # type: ignore[arg-type]
+    assert not verdict.agreed
+    assert verdict.reason.startswith("other ranks cannot be reached")
+    assert "ranks cannot be compared" in caplog.text
