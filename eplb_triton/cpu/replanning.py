@@ -14,7 +14,7 @@ from eplb_triton.cpu.launcher import _in_spans
 from eplb_triton.cpu.relabelling import relabel_gpus
 from eplb_triton.cpu.replanning_fresh import fresh_plan
 from eplb_triton.cpu.replanning_history import sample_history
-from eplb_triton.cpu.replanning_moves import Room, improve, new_room
+from eplb_triton.cpu.replanning_moves import improve
 from eplb_triton.cpu.replanning_potential import (
     Rule,
     State,
@@ -25,6 +25,7 @@ from eplb_triton.cpu.replanning_potential import (
     state_of,
 )
 from eplb_triton.cpu.replanning_previous import fill_slots, previous_status
+from eplb_triton.cpu.replanning_room import Room, new_room
 from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Policy
 from eplb_triton.replan_status import FINE
