@@ -151,7 +151,7 @@ def compiled_replan() -> Callable[..., None]:
         "void(float32[:, :, ::1], int64[:, ::1], int64[:, ::1], int64, int64, int64, int64[::1], float64, float64, "
         "int64, int64[:, ::1], int64[:, ::1], float64[:, ::1], int64, int64)"
     )
-    return entry_point(replan_rows, signature, "all")
+    return entry_point(replan_rows, signature, "all", "policies that replan, about 25 s")
 
 
 @stage

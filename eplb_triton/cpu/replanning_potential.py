@@ -12,7 +12,7 @@ import numpy as np
 
 from eplb_triton.cpu.arith import Doubles, Ints
 from eplb_triton.cpu.compiled import stage
-from eplb_triton.cpu.replanning_inline import in_any_order
+from eplb_triton.cpu.replanning_sums import sum_of, sum_product
 from eplb_triton.replans import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
 
 LANES = 4  # samples are filled up with zeros to a multiple
@@ -93,24 +93,6 @@ def new_state(num_experts: int, num_replicas: int, num_gpus: int, num_nodes: int
         np.empty(d, np.float64),
         np.empty(d, np.int64),
     )
-
-
-@in_any_order
-def sum_product(a: Doubles, b: Doubles) -> float:
-    """Sum of a * b, whole numbers; below 2^53, so that every order gives the same bits."""
-    total = 0.0
-    for t in range(a.size):
-        total += a[t] * b[t]
-    return total
-
-
-@in_any_order
-def sum_of(a: Doubles) -> float:
-    """Sum of a, whole numbers; below 2^53, so that every order gives the same bits."""
-    total = 0.0
-    for t in range(a.size):
-        total += a[t]
-    return total
 
 
 @stage

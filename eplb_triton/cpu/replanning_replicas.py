@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from eplb_triton.cpu.arith import Doubles
-from eplb_triton.cpu.compiled import stage
-from eplb_triton.cpu.replanning_inline import inlined
+from eplb_triton.cpu.compiled import inlined, stage
 from eplb_triton.cpu.replanning_potential import (
     NO_SLOT,
     Potential,
@@ -19,10 +18,9 @@ from eplb_triton.cpu.replanning_potential import (
     powers,
     replicas_of,
     scores,
-    sum_of,
-    sum_product,
 )
 from eplb_triton.cpu.replanning_room import Move, ReplicaRoom
+from eplb_triton.cpu.replanning_sums import sum_of, sum_product
 from eplb_triton.cpu.replanning_vectors import BANNED, UNIT, largest, subtract_powers
 
 

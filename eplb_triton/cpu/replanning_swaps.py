@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from eplb_triton.cpu.arith import Doubles, Ints
-from eplb_triton.cpu.compiled import stage
-from eplb_triton.cpu.replanning_inline import inlined
+from eplb_triton.cpu.compiled import inlined, stage
 from eplb_triton.cpu.replanning_potential import LANES, NO_SLOT, Potential, Rule, State, powers, scores
 from eplb_triton.cpu.replanning_room import NO_MOVE, Move, Room
 from eplb_triton.cpu.replanning_vectors import BANNED, UNIT, add_multiples, largest, subtract_powers

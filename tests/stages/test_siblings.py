@@ -34,7 +34,7 @@ OWN = {
         "fields": "a policy as the integers that compiled code takes",
         "positions": "packs in position order while items are exchanged; the reference has meetings.py",
         "serve": "splitting and routing: layers to threads",
-        "replanning_inline": "more ways to compile a function",
+        "replanning_sums": "exact sums, in any order",
         "replanning_room": "what the search for a move needs, allocated once",
         "replanning_swaps": "swaps, apart for the length of replanning_moves.py",
         "replanning_vectors": "sums and products of samples, as loops that become vector code",
