@@ -87,12 +87,11 @@ def estimate(kernel: Compiled, machine: Machine) -> Estimate:
             loops.append(found)
     inside = {at for loop in sass.loops for at in loop.body}
     once = 0.0
-    for start, stop in pairwise([*sass.entries, len(sass.instructions)]):  # a function runs as often as it is called
-        outside: dict[float, list[Instruction]] = defaultdict(list)
-        for at in range(start, stop):
-            if at not in inside and runs[at] >= 0.5:
-                outside[runs[at]].append(sass.instructions[at])
-        once += sum(often * max(straight(code), len(code) * sharing) for often, code in outside.items())
+    for start, stop in pairwise([*sass.entries, len(sass.instructions)]):
+        calls = runs[start]  # of a function; what of it is in no loop overlaps from its beginning to its end
+        outside = [at for at in range(start, stop) if at not in inside and runs[at] >= max(0.5, 0.5 * calls)]
+        code = [sass.instructions[at] for at in outside]
+        once += calls * max(straight(code), len(code) * sharing)
     total = once + sum(loop.cycles for loop in loops)
     return Estimate(kernel.name, kernel.num_warps, kernel.resources()["REG"], total, once, loops)
 

@@ -251,7 +251,8 @@ def _write_maps(memory, plans, layer, out, shape: tl.constexpr):
         inside = slot < shape.replicas
         at = layer * shape.replicas + slot
         expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
-        tl.store(out.phy2log + at, expert, mask=inside & (plans > 0))
+        if plans > 0:
+            tl.store(out.phy2log + at, expert, mask=inside)
         tl.store(out.phyrank + at, tl.full((shape.lanes,), -1, tl.int32), mask=inside)
         start += shape.lanes
     tl.debug_barrier()
