@@ -14,7 +14,7 @@ from eplb_triton.cpu.launcher import _in_spans
 from eplb_triton.cpu.relabelling import relabel_gpus
 from eplb_triton.cpu.replanning_fresh import fresh_plan
 from eplb_triton.cpu.replanning_history import sample_history
-from eplb_triton.cpu.replanning_moves import Room, improve, new_room
+from eplb_triton.cpu.replanning_moves import improve
 from eplb_triton.cpu.replanning_potential import (
     Rule,
     State,
@@ -25,6 +25,7 @@ from eplb_triton.cpu.replanning_potential import (
     state_of,
 )
 from eplb_triton.cpu.replanning_previous import fill_slots, previous_status
+from eplb_triton.cpu.replanning_room import Room, new_room
 from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Policy
 from eplb_triton.replan_status import FINE
@@ -114,7 +115,7 @@ def compiled_replan() -> Callable[..., None]:
     ) -> None:
         num_experts, num_replicas = history.shape[2], phy2log.shape[1]
         d, s = num_gpus // num_nodes, num_replicas // num_gpus
-        state = new_state(num_experts, num_replicas, num_gpus, limits[0])
+        state = new_state(num_experts, num_replicas, num_gpus, num_nodes, limits[0])
         room = new_room(num_experts, s, d, state.samples.shape[1])
         samples = np.empty((limits[0], num_experts), np.float64)
         before = np.empty(num_replicas if previous.shape[0] > 0 else 0, np.int64)
@@ -125,10 +126,10 @@ def compiled_replan() -> Callable[..., None]:
                 phy2log[layer] = previous[layer]
                 if counts[2, layer] != FINE:
                     continue
-            num_samples = sample_history(history[:, layer], limits[0], samples)
+            num_samples = sample_history(history, layer, limits[0], samples)
             state.samples[:] = 0
-            for t in range(num_samples):
-                for expert in range(num_experts):
+            for expert in range(num_experts):
+                for t in range(num_samples):
                     state.samples[expert, t] = samples[t, expert]
             rule = Rule(num_samples, z, limits[1], d, s)
             if before.size == 0:
@@ -150,7 +151,7 @@ def compiled_replan() -> Callable[..., None]:
         "void(float32[:, :, ::1], int64[:, ::1], int64[:, ::1], int64, int64, int64, int64[::1], float64, float64, "
         "int64, int64[:, ::1], int64[:, ::1], float64[:, ::1], int64, int64)"
     )
-    return entry_point(replan_rows, signature, "all")
+    return entry_point(replan_rows, signature, "all", "policies that replan, about 25 s")
 
 
 @stage

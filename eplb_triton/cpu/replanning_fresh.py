@@ -9,7 +9,8 @@ from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.fixed import fixed_point
 from eplb_triton.cpu.groups_partition import pack_partition
 from eplb_triton.cpu.pack_blocks import fill_blocks
-from eplb_triton.cpu.replanning_potential import Rule, State, sum_of, sum_product
+from eplb_triton.cpu.replanning_potential import Rule, State
+from eplb_triton.cpu.replanning_sums import sum_of, sum_product
 from eplb_triton.cpu.replicate_capped import capped_counts
 from eplb_triton.cpu.replicate_waterfill import list_by_expert
 from eplb_triton.cpu.tournament import new_trees

@@ -9,29 +9,29 @@ import math
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles, Floats, Ints
+from eplb_triton.cpu.arith import Doubles, Floats, Ints, value_of
 from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.replanning_sums import in_any_order
 from eplb_triton.replans import LOAD_UNITS, NEWEST_STEPS
 
 BITS = np.int64(28)  # the largest load of a layer becomes 2^28 to 2^29 - 1
 LEAST_STEPS = 8  # fewer are all used: too few to see a change of traffic in
 UNITS = np.int64(LOAD_UNITS)
-LANES = 4  # sums by so many accumulators: one would add a load every 4 cycles
 
 
 @stage
-def sample_history(history: Floats, most_samples: int, samples: Doubles) -> int:
+def sample_history(history: Floats, layer: int, most_samples: int, samples: Doubles) -> int:
     """Fill `samples` [T, E] with the loads of a few steps of one layer, newest first; how many there are.
 
-    history [n, E]: steps spread over those since the last change of traffic, loads of each adding up to about 2^20.
+    history [n, L, E]: steps spread over those since the last change of traffic, loads of each adding up to about 2^20.
     """
-    num_steps, e = min(history.shape[0], NEWEST_STEPS), history.shape[1]
+    num_steps, e = min(history.shape[0], NEWEST_STEPS), history.shape[2]
     steps = history[history.shape[0] - num_steps :]
     totals, kept = np.empty(num_steps, np.float64), np.empty(num_steps, np.int64)
-    factor = _fixed_point(steps)
+    factor = _fixed_point(steps, layer)
     n = 0
     for t in range(num_steps):
-        totals[n] = _total(steps[t], factor)
+        totals[n] = _total(steps[t, layer], factor)
         kept[n] = t
         n += 1 if totals[n] > 0 else 0
     share = np.empty(e, np.int64)
@@ -40,47 +40,45 @@ def sample_history(history: Floats, most_samples: int, samples: Doubles) -> int:
         _share(np.ones(e, np.float64), share)
         _correct(samples[:1], share)
         return 1
-    n = _steps_since_change(steps, factor, kept, n, share)
+    n = _steps_since_change(steps, layer, factor, kept, n, share)
     first = kept.size - n  # `kept` now ends with the steps used
     k = min(most_samples, n)
     for i in range(k):
         at = first + n - 1 - i * (n // k)
-        _scaled(steps[kept[at]], factor, _total(steps[kept[at]], factor), samples[i])
+        step = steps[kept[at], layer]
+        _scaled(step, factor, _total(step, factor), samples[i])
     _correct(samples[:k], share)
     return k
 
 
 @stage
-def _fixed_point(steps: Floats) -> float:
+def _fixed_point(steps: Floats, layer: int) -> float:
     """What loads are multiplied with, and cut, to be whole numbers of at most 29 bits."""
-    largest = np.float32(0)
+    largest = np.int32(0)
     for t in range(steps.shape[0]):
-        for i in range(steps.shape[1]):
-            largest = steps[t, i] if steps[t, i] > largest else largest
+        bits = steps[t, layer].view(np.int32)  # of floats not below 0 in their order; an integer maximum makes a vector
+        most = np.int32(0)
+        for i in range(bits.size):
+            most = max(most, bits[i])
+        largest = max(largest, most)
     if largest == 0:
         return 1.0
-    factor: float = math.ldexp(1.0, BITS + 1 - np.int64(math.frexp(np.float64(largest))[1]))
+    load = np.float64(value_of(largest))
+    factor: float = math.ldexp(1.0, BITS + 1 - np.int64(math.frexp(load)[1]))
     return factor
 
 
-@stage
+@in_any_order
 def _total(step: Floats, factor: float) -> float:
-    """Sum of a step's fixed-point loads, below 2^53."""
-    a, b, c, d = 0.0, 0.0, 0.0, 0.0
-    whole = step.size // LANES * LANES
-    for i in range(0, whole, LANES):
-        a += np.trunc(np.float64(step[i]) * factor)
-        b += np.trunc(np.float64(step[i + 1]) * factor)
-        c += np.trunc(np.float64(step[i + 2]) * factor)
-        d += np.trunc(np.float64(step[i + 3]) * factor)
-    for i in range(whole, step.size):
-        a += np.trunc(np.float64(step[i]) * factor)
-    total: float = a + b + c + d
+    """Sum of a step's fixed-point loads, below 2^53: every order gives the same bits."""
+    total = 0.0
+    for i in range(step.size):
+        total += np.trunc(np.float64(step[i]) * factor)
     return total
 
 
 @stage
-def _steps_since_change(steps: Floats, factor: float, kept: Ints, n: int, share: Ints) -> int:
+def _steps_since_change(steps: Floats, layer: int, factor: float, kept: Ints, n: int, share: Ints) -> int:
     """How many of the newest of the `n` kept steps are used, moved to the end of `kept`; fill their `share` [E].
 
     Those after the last block, a quarter of the steps long, whose shares differ from those of the newest block by more
@@ -88,14 +86,14 @@ def _steps_since_change(steps: Floats, factor: float, kept: Ints, n: int, share:
     """
     kept[kept.size - n :] = kept[:n].copy()
     first, length, used = kept.size - n, n // 4, n
-    total = np.zeros(steps.shape[1], np.float64)
+    total = np.zeros(share.size, np.float64)
     if n >= LEAST_STEPS:
         newest, block, sums = np.empty_like(share), np.empty_like(share), np.empty_like(total)
         used = 0
         while used + length <= n:  # what does not fill a block is not looked at
             sums[:] = 0
             for t in range(used, used + length):
-                _add(steps[kept[kept.size - 1 - t]], factor, sums)
+                _add(steps[kept[kept.size - 1 - t], layer], factor, sums)
             _share(sums, block)
             if used == 0:
                 newest[:] = block
@@ -110,7 +108,7 @@ def _steps_since_change(steps: Floats, factor: float, kept: Ints, n: int, share:
     else:
         used = 0
     for at in range(first, kept.size - used):
-        _add(steps[kept[at]], factor, total)
+        _add(steps[kept[at], layer], factor, total)
     _share(total, share)
     return n
 

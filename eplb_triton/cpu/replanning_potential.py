@@ -6,23 +6,18 @@ Whole numbers below 2^53 are float64 here, which vectors are made of: sums of th
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from eplb_triton.cpu.arith import Doubles, Ints
-from eplb_triton.cpu.compiled import EXACT, Function, stage
+from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.replanning_sums import sum_of, sum_product
 from eplb_triton.replans import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
 
 LANES = 4  # samples are filled up with zeros to a multiple
 SHIFT, ONE, LIMIT = np.int64(POWER_BITS), np.int64(1 << POWER_BITS), np.int64(POWER_LIMIT)
 NO_SLOT = np.int64(-1)
-
-
-def in_any_order(function: Function) -> Function:
-    """As `stage`, for sums that are exact: they may be taken in any order, which makes vectors of them."""
-    return cast(Function, numba.njit(**(EXACT | {"fastmath": {"reassoc", "nsz"}}))(function))
 
 
 class State(NamedTuple):
@@ -33,7 +28,10 @@ class State(NamedTuple):
     counts: Ints  # [E]
     slots: Ints  # [E], lowest slot of each expert
     following: Ints  # [P], the next slot of the same expert, or NO_SLOT
-    loads: Doubles  # [T, P], of the replica in each position, in each sample
+    gpu: Ints  # [P], of each slot; a table, as is the next: a division takes longer than what it is for
+    position: Ints  # [P], of each slot
+    replica: Doubles  # [E, T], loads of one replica of each expert, in each sample
+    loads: Doubles  # [T, P], of the replica in each position
     mean: Doubles  # [P], sum of that over the samples
     square: Doubles  # [P], sum of its squares
     spread: Doubles  # [P], T^2 times its variance
@@ -66,25 +64,23 @@ class Potential(NamedTuple):
 
 
 @stage
-def position(slot: int, rule: Rule) -> int:
-    """Where the arrays of a State have a slot."""
-    gpu, k = slot // rule.num_slots, slot % rule.num_slots
-    node, of_node = gpu // rule.num_gpus, gpu % rule.num_gpus
-    at: int = (node * rule.num_slots + k) * rule.num_gpus + of_node
-    return at
-
-
-@stage
-def new_state(num_experts: int, num_replicas: int, num_gpus: int, most_samples: int) -> State:
-    """Room for the state of a layer."""
+def new_state(num_experts: int, num_replicas: int, num_gpus: int, num_nodes: int, most_samples: int) -> State:
+    """Room for the state of a layer; the tables are filled."""
     width = (most_samples + LANES - 1) // LANES * LANES
-    p, d = num_replicas, num_gpus
+    p, d, s, of_node = num_replicas, num_gpus, num_replicas // num_gpus, num_gpus // num_nodes
+    gpu, position = np.empty(p, np.int64), np.empty(p, np.int64)
+    for slot in range(p):
+        gpu[slot] = slot // s
+        position[slot] = (gpu[slot] // of_node * s + slot % s) * of_node + gpu[slot] % of_node
     return State(
         np.zeros((num_experts, width), np.float64),
         np.empty(p, np.int64),
         np.empty(num_experts, np.int64),
         np.empty(num_experts, np.int64),
         np.empty(p, np.int64),
+        gpu,
+        position,
+        np.empty((num_experts, width), np.float64),
         np.empty((width, p), np.float64),
         np.empty(p, np.float64),
         np.empty(p, np.float64),
@@ -97,24 +93,6 @@ def new_state(num_experts: int, num_replicas: int, num_gpus: int, most_samples: 
         np.empty(d, np.float64),
         np.empty(d, np.int64),
     )
-
-
-@in_any_order
-def sum_product(a: Doubles, b: Doubles) -> float:
-    """Sum of a * b, whole numbers; below 2^53, so that every order gives the same bits."""
-    total = 0.0
-    for t in range(a.size):
-        total += a[t] * b[t]
-    return total
-
-
-@in_any_order
-def sum_of(a: Doubles) -> float:
-    """Sum of a, whole numbers; below 2^53, so that every order gives the same bits."""
-    total = 0.0
-    for t in range(a.size):
-        total += a[t]
-    return total
 
 
 @stage
@@ -137,9 +115,22 @@ def state_of(state: State, rule: Rule) -> None:
     for slot in range(state.phy2log.size):
         state.counts[state.phy2log[slot]] += 1
     link_slots(state)
-    loads = np.empty(state.samples.shape[1], np.float64)
+    loads = state.replica
+    sums = np.empty((state.counts.size, 3), np.float64)
     for expert in range(state.counts.size):
-        set_replicas(state, rule, expert, loads)
+        if state.counts[expert] > 0:
+            mean, square, spread = replicas_of(
+                state.samples[expert], state.counts[expert], rule.num_samples, loads[expert]
+            )
+            sums[expert, 0], sums[expert, 1], sums[expert, 2] = mean, square, spread
+    d, s = rule.num_gpus, rule.num_slots
+    for first in range(0, state.score.size, d):
+        for k in range(s):
+            for o in range(d):  # neighbouring columns one after the other, that the cache lines of all samples stay
+                at, expert = first * s + k * d + o, state.phy2log[(first + o) * s + k]
+                for t in range(loads.shape[1]):
+                    state.loads[t, at] = loads[expert, t]
+                state.mean[at], state.square[at], state.spread[at] = sums[expert]
     for gpu in range(state.score.size):
         gpus_of(state, rule, gpu)
 
@@ -155,14 +146,15 @@ def link_slots(state: State) -> None:
 
 
 @stage
-def set_replicas(state: State, rule: Rule, expert: int, loads: Doubles) -> None:
-    """Fill what the replicas of an expert bring to their positions; loads [T]: room."""
+def set_replicas(state: State, rule: Rule, expert: int) -> None:
+    """Fill what the replicas of an expert bring to their positions."""
+    loads = state.replica[expert]
     if state.slots[expert] == NO_SLOT:
         return
     mean, square, spread = replicas_of(state.samples[expert], state.counts[expert], rule.num_samples, loads)
     slot = state.slots[expert]
     while slot != NO_SLOT:
-        at = position(slot, rule)
+        at = state.position[slot]
         for t in range(loads.size):
             state.loads[t, at] = loads[t]
         state.mean[at], state.square[at], state.spread[at] = mean, square, spread
@@ -173,7 +165,7 @@ def set_replicas(state: State, rule: Rule, expert: int, loads: Doubles) -> None:
 def gpus_of(state: State, rule: Rule, gpu: int) -> None:
     """Fill what a GPU carries, and the products of its slots."""
     carried = state.gpu_loads[gpu]
-    first, d = position(gpu * rule.num_slots, rule), rule.num_gpus
+    first, d = state.position[gpu * rule.num_slots], rule.num_gpus
     last = first + rule.num_slots * d
     for t in range(carried.size):
         load = 0.0

@@ -6,7 +6,8 @@ import numpy as np
 
 from eplb_triton.cpu.arith import Ints
 from eplb_triton.cpu.compiled import stage
-from eplb_triton.cpu.replanning_potential import State, sum_of
+from eplb_triton.cpu.replanning_potential import State
+from eplb_triton.cpu.replanning_sums import sum_of
 from eplb_triton.replan_status import (
     EMPTY_ON_NODES,
     EXPERTS_MISSING,

@@ -6,111 +6,22 @@ others of the donor grown, is found once; the inner products of that and the wan
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles, Flags, Ints
-from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.arith import Doubles
+from eplb_triton.cpu.compiled import inlined, stage
 from eplb_triton.cpu.replanning_potential import (
-    LANES,
     NO_SLOT,
     Potential,
     Rule,
     State,
-    position,
     powers,
     replicas_of,
     scores,
-    sum_of,
-    sum_product,
 )
-from eplb_triton.cpu.replanning_vectors import BANNED, UNIT, add_multiples, largest, subtract_powers
-
-
-class Move(NamedTuple):
-    """What a move gains a written slot, and what it writes; gain 0: no move."""
-
-    gain: int
-    slot: int
-    other: int  # the slot that is swapped with it, or the expert that comes there
-
-
-class Changes(NamedTuple):
-    """What becomes of some experts if each had one replica more, or fewer; T as in State."""
-
-    expert: Ints  # [n]
-    loads: Doubles  # [n, T], of one replica then
-    difference: Doubles  # [n, T], of that and one now
-    mean: Doubles  # [n], sum of the loads
-    square: Doubles  # [n], sum of their squares
-    spread: Doubles  # [n], of one replica then
-    spread_difference: Doubles  # [n]
-    fall: Ints  # [n], of F, nobody receiving or giving yet
-
-
-class ReplicaRoom(NamedTuple):
-    """For the search of a replica move; s slots of the heaviest GPU, d GPUs and n = s * d slots of its node."""
-
-    wanted: Changes  # of s experts, with one replica more
-    wanted_falls: Ints  # [s, d], of the power of each GPU of the node
-    donors: Changes  # of n // 2 experts, with one replica fewer
-    first: Ints  # [n // 2 + 1], first receiver of each donor
-    donor_of: Ints  # [E], which donor an expert is, or NO_SLOT
-    slot: Ints  # [n], of each receiver: by donor, then GPU; the lowest slot there
-    gpu: Ints  # [n], of the node
-    rest: Doubles  # [T, n], what its GPU carries without the replica given up
-    sums: Doubles  # [3, n]: mean, T * square + spread, spread of that
-    fall: Ints  # [n], of the power of its GPU while it has not given up its replica
-    shared: Ints  # [s, n // 2]: beyond the two falls alone, where GPUs hold both a wanted expert and a donor
-    gains: Doubles  # [s, n]
-    products: Doubles  # [n]
-    offset: Ints  # [n], of the gain: what the donor falls, and the power of the receiver before
-    donor: Ints  # [n], which donor
-    most: Doubles  # [s], bound of the gain of each wanted expert
-    looked_at: Flags  # [s]
-    row: Doubles  # [T]
-
-
-@stage
-def _new_changes(num_experts: int, width: int) -> Changes:
-    n = num_experts
-    return Changes(
-        np.empty(n, np.int64),
-        np.empty((n, width), np.float64),
-        np.empty((n, width), np.float64),
-        np.empty(n, np.float64),
-        np.empty(n, np.float64),
-        np.empty(n, np.float64),
-        np.empty(n, np.float64),
-        np.empty(n, np.int64),
-    )
-
-
-@stage
-def new_replica_room(num_experts: int, num_slots: int, num_gpus: int, width: int) -> ReplicaRoom:
-    """Room for replica moves on nodes of `num_gpus` GPUs; `width`: T."""
-    s, n = num_slots, num_slots * num_gpus
-    return ReplicaRoom(
-        _new_changes(s, width),
-        np.zeros((s, num_gpus), np.int64),
-        _new_changes(n // 2, width),
-        np.empty(n // 2 + 1, np.int64),
-        np.empty(num_experts, np.int64),
-        np.empty(n, np.int64),
-        np.empty(n, np.int64),
-        np.empty((width, n), np.float64),
-        np.empty((3, n), np.float64),
-        np.empty(n, np.int64),
-        np.empty((s, n // 2), np.int64),
-        np.empty((s, n), np.float64),
-        np.empty(n, np.float64),
-        np.empty(n, np.int64),
-        np.empty(n, np.int64),
-        np.empty(s, np.float64),
-        np.empty(s, np.bool_),
-        np.empty(width, np.float64),
-    )
+from eplb_triton.cpu.replanning_room import Move, ReplicaRoom
+from eplb_triton.cpu.replanning_sums import sum_of, sum_product
+from eplb_triton.cpu.replanning_vectors import BANNED, UNIT, largest, subtract_powers
 
 
 @stage
@@ -139,7 +50,7 @@ def best_replica_move(
         if room.most[w] < enough:
             break
         _fill_gains(state, rule, potential, w, n, room)
-        enough = max(enough, largest(room.gains[w, :n]) - 2 * margin)
+        enough = max(enough, largest(room.gains[w][:n]) - 2 * margin)
         room.most[w] = -BANNED
         room.looked_at[w] = True
     best, receiver, which = least, NO_SLOT, NO_SLOT
@@ -155,7 +66,7 @@ def best_replica_move(
     return Move(best, room.slot[receiver], room.wanted.expert[which])
 
 
-@stage
+@inlined
 def _fill_wanted(state: State, rule: Rule, potential: Potential, floor: int, room: ReplicaRoom) -> int:
     """Fill the distinct experts of the heaviest GPU that are worth one replica more; how many they are."""
     first, node = potential.heaviest * rule.num_slots, potential.heaviest // rule.num_gpus * rule.num_gpus
@@ -167,13 +78,22 @@ def _fill_wanted(state: State, rule: Rule, potential: Potential, floor: int, roo
             again = again or state.phy2log[earlier] == expert
         if again or state.counts[expert] >= rule.num_gpus:
             continue
-        _fill_change(state, rule, expert, 1, wanted, n)
+        mean, square, spread = _fill_change(
+            state.samples[expert],
+            state.replica[expert],
+            state.counts[expert] + 1,
+            rule.num_samples,
+            wanted.loads[n],
+            wanted.difference[n],
+        )
+        wanted.expert[n], wanted.mean[n], wanted.square[n], wanted.spread[n] = expert, mean, square, spread
+        wanted.spread_difference[n] = spread - state.spread[state.position[slot]]
         wanted.fall[n] = 0
         room.wanted_falls[n] = 0
         held = state.slots[expert]
         while held != NO_SLOT:
-            gpu, times = held // rule.num_slots, 0
-            while held != NO_SLOT and held // rule.num_slots == gpu:
+            gpu, times = state.gpu[held], 0
+            while held != NO_SLOT and state.gpu[held] == gpu:
                 times += 1
                 held = state.following[held]
             for t in range(room.row.size):
@@ -187,15 +107,15 @@ def _fill_wanted(state: State, rule: Rule, potential: Potential, floor: int, roo
 
 
 @stage
-def _fill_change(state: State, rule: Rule, expert: int, more: int, changes: Changes, k: int) -> None:
-    """Fill the k-th of some changes: `expert` with `more` replicas."""
-    count = state.counts[expert] + more
-    mean, square, spread = replicas_of(state.samples[expert], count, rule.num_samples, changes.loads[k])
-    at = position(state.slots[expert], rule)
-    for t in range(changes.loads.shape[1]):
-        changes.difference[k, t] = changes.loads[k, t] - state.loads[t, at]
-    changes.expert[k], changes.mean[k], changes.square[k], changes.spread[k] = expert, mean, square, spread
-    changes.spread_difference[k] = spread - state.spread[at]
+def _fill_change(
+    samples: Doubles, now: Doubles, count: int, num_samples: int, loads: Doubles, difference: Doubles
+) -> tuple[float, float, float]:
+    """Fill the loads [T] of one of `count` replicas of an expert, and how much more than `now` they are; as
+    `replicas_of`."""
+    sums = replicas_of(samples, count, num_samples, loads)
+    for t in range(loads.size):
+        difference[t] = loads[t] - now[t]
+    return sums
 
 
 @stage
@@ -204,34 +124,44 @@ def _power(loads: Doubles, spread: float, rule: Rule, top: float) -> int:
     return powers(scores(sum_of(loads), sum_product(loads, loads), spread, rule), top, rule.norm)
 
 
-@stage
+@inlined
 def _fill_receivers(state: State, rule: Rule, potential: Potential, room: ReplicaRoom) -> int:
     """Fill donors and receivers on the node of the heaviest GPU; how many receivers there are."""
-    node, donors, row = potential.heaviest // rule.num_gpus * rule.num_gpus, room.donors, room.row
+    node, donors = potential.heaviest // rule.num_gpus * rule.num_gpus, room.donors
     k, n = 0, 0
     for expert in range(state.counts.size):
         room.donor_of[expert] = NO_SLOT
-        if state.counts[expert] < 2 or not node <= state.slots[expert] // rule.num_slots < node + rule.num_gpus:
+        if state.counts[expert] < 2 or not node <= state.gpu[state.slots[expert]] < node + rule.num_gpus:
             continue
-        _fill_change(state, rule, expert, -1, donors, k)
+        donor_mean, donor_square, donor_spread = _fill_change(
+            state.samples[expert],
+            state.replica[expert],
+            state.counts[expert] - 1,
+            rule.num_samples,
+            donors.loads[k],
+            donors.difference[k],
+        )
+        donors.expert[k], donors.spread[k] = expert, donor_spread
+        difference = donor_spread - state.spread[state.position[state.slots[expert]]]
         room.donor_of[expert], room.first[k], donors.fall[k] = k, n, 0
         slot = state.slots[expert]
         while slot != NO_SLOT:
-            gpu, times = slot // rule.num_slots, 0
+            gpu, times = state.gpu[slot], 0
             room.slot[n], room.gpu[n] = slot, gpu - node
-            while slot != NO_SLOT and slot // rule.num_slots == gpu:
+            while slot != NO_SLOT and state.gpu[slot] == gpu:
                 times += 1
                 slot = state.following[slot]
-            for t in range(row.size):
-                row[t] = state.gpu_loads[gpu, t] + times * donors.difference[k, t]
-            spread = state.gpu_spread[gpu] + times * donors.spread_difference[k]
-            room.fall[n] = state.power[gpu] - _power(row, spread, rule, potential.top)
+            rest, given = room.rest[n], donors.loads[k]
+            for t in range(rest.size):
+                rest[t] = state.gpu_loads[gpu, t] + times * donors.difference[k, t] - given[t]
+            mean, square = sum_of(rest), sum_product(rest, rest)
+            spread = state.gpu_spread[gpu] + times * difference
+            carried = square + 2 * sum_product(rest, given) + donor_square
+            score = scores(mean + donor_mean, carried, spread, rule)
+            room.fall[n] = state.power[gpu] - powers(score, potential.top, rule.norm)
             donors.fall[k] += room.fall[n]
-            for t in range(row.size):
-                row[t] -= donors.loads[k, t]
-                room.rest[t, n] = row[t]
-            room.sums[0, n], room.sums[2, n] = sum_of(row), spread - donors.spread[k]
-            room.sums[1, n] = rule.num_samples * sum_product(row, row) + room.sums[2, n]
+            room.sums[0, n], room.sums[2, n] = mean, spread - donor_spread
+            room.sums[1, n] = rule.num_samples * square + room.sums[2, n]
             n += 1
         for r in range(room.first[k], n):
             room.donor[r] = k
@@ -241,7 +171,7 @@ def _fill_receivers(state: State, rule: Rule, potential: Potential, room: Replic
     return n
 
 
-@stage
+@inlined
 def _fill_shared(state: State, rule: Rule, potential: Potential, w: int, room: ReplicaRoom) -> None:
     """What the GPUs that hold a wanted expert and a donor fall, beyond the two falls of each expert alone."""
     wanted, donors, row = room.wanted, room.donors, room.row
@@ -250,8 +180,8 @@ def _fill_shared(state: State, rule: Rule, potential: Potential, w: int, room: R
     node = potential.heaviest // rule.num_gpus * rule.num_gpus
     slot = state.slots[expert]
     while slot != NO_SLOT:
-        gpu, times = slot // rule.num_slots, 0
-        while slot != NO_SLOT and slot // rule.num_slots == gpu:
+        gpu, times = state.gpu[slot], 0
+        while slot != NO_SLOT and state.gpu[slot] == gpu:
             times += 1
             slot = state.following[slot]
         for held in range(gpu * rule.num_slots, (gpu + 1) * rule.num_slots):
@@ -262,19 +192,19 @@ def _fill_shared(state: State, rule: Rule, potential: Potential, w: int, room: R
                 if room.slot[r] != held:  # the lowest slot of the donor there stands for all
                     continue
                 for t in range(row.size):
-                    row[t] = room.rest[t, r] + donors.loads[k, t] + times * wanted.difference[w, t]
+                    row[t] = room.rest[r, t] + donors.loads[k, t] + times * wanted.difference[w, t]
                 spread = room.sums[2, r] + donors.spread[k] + times * wanted.spread_difference[w]
                 fall = state.power[gpu] - _power(row, spread, rule, potential.top)
                 room.shared[w, k] += fall - room.fall[r] - room.wanted_falls[w, gpu - node]
 
 
-@stage
+@inlined
 def _fill_bounds(state: State, rule: Rule, potential: Potential, w: int, n: int, room: ReplicaRoom) -> float:
     """Fill the gains of all receivers of the w-th wanted expert were they without load then; the largest.
 
     In float64, BANNED off where the GPU holds it.
     """
-    wanted, gains = room.wanted, room.gains[w, :n]
+    wanted, gains = room.wanted, room.gains[w][:n]
     node = potential.heaviest // rule.num_gpus * rule.num_gpus
     for r in range(n):
         gains[r] = np.float64(room.offset[r] + room.shared[w, room.donor[r]] + wanted.fall[w]) * UNIT
@@ -283,33 +213,30 @@ def _fill_bounds(state: State, rule: Rule, potential: Potential, w: int, n: int,
         gains[room.first[own] : room.first[own + 1]] -= BANNED
     slot = state.slots[wanted.expert[w]]
     while slot != NO_SLOT:
-        gpu = slot // rule.num_slots - node
+        gpu = state.gpu[slot] - node
         for r in range(n):
             gains[r] -= BANNED if room.gpu[r] == gpu else 0.0
         slot = state.following[slot]
     return largest(gains)
 
 
-@stage
+@inlined
 def _fill_gains(state: State, rule: Rule, potential: Potential, w: int, n: int, room: ReplicaRoom) -> None:
     """Make the bounds of the w-th wanted expert the gains, in float64."""
-    wanted, gains = room.wanted, room.gains[w, :n]
+    wanted, gains = room.wanted, room.gains[w][:n]
     products = room.products[:n]
-    products[:] = 0
-    for t in range(0, room.rest.shape[0], LANES):
-        x, y, z, v = wanted.loads[w, t], wanted.loads[w, t + 1], wanted.loads[w, t + 2], wanted.loads[w, t + 3]
-        rest = room.rest[t : t + LANES, :n]
-        add_multiples(-x, -y, -z, -v, rest[0], rest[1], rest[2], rest[3], products)
+    for r in range(n):
+        products[r] = -sum_product(room.rest[r], wanted.loads[w])
     twice = rule.num_samples * wanted.square[w] + wanted.spread[w]
-    subtract_powers(room.sums[0, :n], room.sums[1, :n], products, wanted.mean[w], twice, rule, potential.top, gains)
+    subtract_powers(room.sums[0][:n], room.sums[1][:n], products, wanted.mean[w], twice, rule, potential.top, gains)
 
 
-@stage
+@inlined
 def _exact_gain(state: State, rule: Rule, potential: Potential, w: int, r: int, room: ReplicaRoom) -> int:
     """The gain of giving the w-th wanted expert the slot of receiver r."""
     wanted, row = room.wanted, room.row
     for t in range(row.size):
-        row[t] = room.rest[t, r] + wanted.loads[w, t]
+        row[t] = room.rest[r, t] + wanted.loads[w, t]
     power = _power(row, room.sums[2, r] + wanted.spread[w], rule, potential.top)
     gain: int = wanted.fall[w] + room.shared[w, room.donor[r]] + room.offset[r] - power
     return gain

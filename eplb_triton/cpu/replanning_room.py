@@ -1,0 +1,130 @@
+"""Replanning: a move, and the room that the search for one needs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from eplb_triton.cpu.arith import Doubles, Flags, Ints
+from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.replanning_potential import LANES, NO_SLOT
+
+
+class Move(NamedTuple):
+    """What a move gains a written slot, and what it writes; gain 0: no move."""
+
+    gain: int
+    slot: int
+    other: int  # the slot that is swapped with it, or the expert that comes there
+
+
+NO_MOVE = Move(np.int64(0), NO_SLOT, NO_SLOT)
+
+
+class Changes(NamedTuple):
+    """What becomes of some experts if each had one replica more, or fewer; T as in State."""
+
+    expert: Ints  # [n]
+    loads: Doubles  # [n, T], of one replica then
+    difference: Doubles  # [n, T], of that and one now
+    mean: Doubles  # [n], sum of the loads
+    square: Doubles  # [n], sum of their squares
+    spread: Doubles  # [n], of one replica then
+    spread_difference: Doubles  # [n]
+    fall: Ints  # [n], of F, nobody receiving or giving yet
+
+
+class ReplicaRoom(NamedTuple):
+    """For the search of a replica move; s slots of the heaviest GPU, d GPUs and n = s * d slots of its node."""
+
+    wanted: Changes  # of s experts, with one replica more
+    wanted_falls: Ints  # [s, d], of the power of each GPU of the node
+    donors: Changes  # of n // 2 experts, with one replica fewer
+    first: Ints  # [n // 2 + 1], first receiver of each donor
+    donor_of: Ints  # [E], which donor an expert is, or NO_SLOT
+    slot: Ints  # [n], of each receiver: by donor, then GPU; the lowest slot there
+    gpu: Ints  # [n], of the node
+    rest: Doubles  # [n, T], what its GPU carries without the replica given up
+    sums: Doubles  # [3, n]: mean, T * square + spread, spread of that
+    fall: Ints  # [n], of the power of its GPU while it has not given up its replica
+    shared: Ints  # [s, n // 2]: beyond the two falls alone, where GPUs hold both a wanted expert and a donor
+    gains: Doubles  # [s, n]
+    products: Doubles  # [n]
+    offset: Ints  # [n], of the gain: what the donor falls, and the power of the receiver before
+    donor: Ints  # [n], which donor
+    most: Doubles  # [s], bound of the gain of each wanted expert
+    looked_at: Flags  # [s]
+    row: Doubles  # [T]
+
+
+@stage
+def _new_changes(num_experts: int, width: int) -> Changes:
+    n = num_experts
+    return Changes(
+        np.empty(n, np.int64),
+        np.empty((n, width), np.float64),
+        np.empty((n, width), np.float64),
+        np.empty(n, np.float64),
+        np.empty(n, np.float64),
+        np.empty(n, np.float64),
+        np.empty(n, np.float64),
+        np.empty(n, np.int64),
+    )
+
+
+@stage
+def new_replica_room(num_experts: int, num_slots: int, num_gpus: int, width: int) -> ReplicaRoom:
+    """Room for replica moves on nodes of `num_gpus` GPUs; `width`: T."""
+    s, n = num_slots, num_slots * num_gpus
+    return ReplicaRoom(
+        _new_changes(s, width),
+        np.zeros((s, num_gpus), np.int64),
+        _new_changes(n // 2, width),
+        np.empty(n // 2 + 1, np.int64),
+        np.empty(num_experts, np.int64),
+        np.empty(n, np.int64),
+        np.empty(n, np.int64),
+        np.empty((n, width), np.float64),
+        np.empty((3, n), np.float64),
+        np.empty(n, np.int64),
+        np.empty((s, n // 2), np.int64),
+        np.empty((s, n), np.float64),
+        np.empty(n, np.float64),
+        np.empty(n, np.int64),
+        np.empty(n, np.int64),
+        np.empty(s, np.float64),
+        np.empty(s, np.bool_),
+        np.empty(width, np.float64),
+    )
+
+
+class Room(NamedTuple):
+    """For the search of a swap; s slots of the heaviest GPU, d GPUs of its node, n = s * d."""
+
+    partner: Ints  # [d], GPUs that a swap may pay with; m of them: q = k * m + o is slot k of the o-th
+    place: Ints  # [d], which of them each GPU is, or NO_SLOT
+    rows: Doubles  # [LANES, n], loads of theirs
+    products: Doubles  # [s, n], inner products of slots of the heaviest GPU and theirs
+    gains: Doubles  # [s, n]
+    light: Doubles  # [n], of one slot of the heaviest GPU
+    columns: Doubles  # [7, n], see _fill_columns; the sixth: the largest gain of each
+    gpus: Doubles  # [2, d]
+    replicas: ReplicaRoom
+
+
+@stage
+def new_room(num_experts: int, num_slots: int, num_gpus: int, width: int) -> Room:
+    """Room for moves on nodes of `num_gpus` GPUs; `width`: T, as in State."""
+    n = num_slots * num_gpus
+    return Room(
+        np.empty(num_gpus, np.int64),
+        np.empty(num_gpus, np.int64),
+        np.empty((LANES, n), np.float64),
+        np.empty((num_slots, n), np.float64),
+        np.empty((num_slots, n), np.float64),
+        np.empty(n, np.float64),
+        np.empty((7, n), np.float64),
+        np.empty((2, num_gpus), np.float64),
+        new_replica_room(num_experts, num_slots, num_gpus, width),
+    )
