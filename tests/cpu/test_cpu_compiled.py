@@ -196,8 +196,9 @@ compiled_rows(fields_of(POLICIES["deepseek"]))
 
 
 def test_at_a_terminal_it_is_said_on_stderr(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))  # of its own: what an earlier run left says nothing
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
 
     def thrice(x: int) -> int:
