@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from _pytest.mark.structures import ParameterSet
 from torch import Tensor
 
 from eplb_triton import Topology
@@ -88,13 +89,18 @@ def _parts() -> Iterator[tuple[str, int]]:
         yield from ((name, first) for first in range(0, RECORDED[name].history.shape[1], LAYERS_AT_ONCE))
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(("name", "first"), list(_parts()))
+def _marked() -> Iterator[ParameterSet]:
+    """All of them take hours in the interpreter: `make test-all` takes one of 40."""
+    for number, (name, first) in enumerate(_parts()):
+        yield pytest.param(name, first, marks=pytest.mark.slow if number % 40 else pytest.mark.full)
+
+
+@pytest.mark.parametrize(("name", "first"), list(_marked()))
 def test_all_recorded_plans_of_up_to_64_experts(name: str, first: int) -> None:
     _recorded(RECORDED[name], slice(first, first + LAYERS_AT_ONCE))
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_recorded_layer_of_deepseek_v3() -> None:
     _recorded(RECORDED["271"])
 
