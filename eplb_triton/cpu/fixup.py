@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Floats, Ints, quotient
+from eplb_triton.cpu.arith import Floats, Ints, divide
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.fields import DONORS_REPLICATED, PEAK_EXACT, PEAK_OTHERS, TIE_LEXICOGRAPHIC, TIE_SECOND_PEAK
 
@@ -64,8 +64,8 @@ def _judge(
 ) -> tuple[float, float]:
     """The peak after a move as `peak` sees it, and the second peak, which breaks ties."""
     if peak == PEAK_EXACT:
-        new_donor = quotient(weights[donor], counts[donor] - 1)
-        new_receiver = quotient(weights[receiver], counts[receiver] + 1)
+        new_donor = divide(weights[donor], counts[donor] - 1)
+        new_receiver = divide(weights[receiver], counts[receiver] + 1)
         return _largest_two_after(shares, donor, new_donor, receiver, new_receiver)
     others = np.float64(shares[heaviest if peak == PEAK_OTHERS and donor != heaviest else second])
     giving = np.float64(weights[donor]) / np.float64(counts[donor] - 1)
@@ -134,7 +134,7 @@ def move_replicas(
         return
     for _ in range(moves):
         for i in range(e):
-            shares[i] = quotient(weights[i], counts[i])
+            shares[i] = divide(weights[i], counts[i])
         _, _, donor, receiver = _best_move(weights, counts, shares, donors, peak, tie)
         if donor == NONE:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Flags, Floats, Ints, descending_order, flags, floats, ints, quotient
+from eplb_triton.cpu.arith import Flags, Floats, Ints, descending_order, divide, flags, floats, ints
 from eplb_triton.cpu.compiled import stage
 
 PAIR_GAIN = np.float32(1e-6)  # of the largest pair: a smaller gain is none
@@ -52,7 +52,7 @@ def _next_donor(weights: Floats, counts: Ints, tried: Flags) -> int:
     found, least = -1, INFINITE
     for i in range(weights.size):
         if counts[i] > 1 and not tried[i]:
-            share = quotient(weights[i], counts[i] - 1)
+            share = divide(weights[i], counts[i] - 1)
             if found < 0 or share < least:
                 found, least = i, share
     return found
@@ -65,7 +65,7 @@ def _largest_pair(
     """The largest of the pairs of the best pairing and its two experts, the heavier first; ties: the first pair."""
     k = 0
     for i in range(counts.size):
-        share = quotient(weights[i], counts[i])
+        share = divide(weights[i], counts[i])
         for _ in range(counts[i]):
             shares[k] = share
             expert[k] = i

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Floats, Ints, doubles, ints, ordered_sum, quotient
+from eplb_triton.cpu.arith import Floats, Ints, divide, doubles, ints, ordered_sum
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.tournament import (
     BRANCHES,
@@ -94,8 +94,8 @@ def pick_peak_aware(
     for k in range(start, stop):
         dhondt, sainte_lague = key_expert(top_d), key_expert(top_s)
         _, second = largest_two(top_d, trees[0], e)
-        new_d = quotient(weights[dhondt], counts[dhondt] + 1)
-        new_s = quotient(weights[sainte_lague], counts[sainte_lague] + 1)
+        new_d = divide(weights[dhondt], counts[dhondt] + 1)
+        new_s = divide(weights[sainte_lague], counts[sainte_lague] + 1)
         peak_d, peak_s = max(second, new_d), max(second, new_s)
         take_d = peak_d + EPSILON < peak_s or (
             abs(peak_d - peak_s) <= EPSILON and min(second, new_d) <= min(second, new_s)
@@ -139,8 +139,8 @@ def pick_gated(weights: Floats, counts: Ints, expert: Ints, rank: Ints, start: i
         mean, sainte_lague = _mean_and_tied(top_s, trees, e)
         largest, second = largest_two(top_d, trees[0], e)
         gamma = min(max(largest / max(mean, EPSILON) - ONE, ZERO), ONE)
-        new_d = quotient(weights[dhondt], counts[dhondt] + 1)
-        new_s = quotient(weights[sainte_lague], counts[sainte_lague] + 1)
+        new_d = divide(weights[dhondt], counts[dhondt] + 1)
+        new_s = divide(weights[sainte_lague], counts[sainte_lague] + 1)
         others_s = second if sainte_lague == dhondt else largest
         peak_d, second_d = max(second, new_d), min(second, new_d)
         peak_s, second_s = max(others_s, new_s), min(others_s, new_s)
@@ -187,7 +187,7 @@ def dispersion_tail(weights: Floats, num_redundant: int) -> int:
 def _largest_share(weights: Floats, counts: Ints) -> np.float32:
     largest: np.float32 = ZERO
     for i in range(weights.size):
-        largest = max(largest, quotient(weights[i], counts[i]))
+        largest = max(largest, divide(weights[i], counts[i]))
     return largest
 
 

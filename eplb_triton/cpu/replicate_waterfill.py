@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Floats, Ints, quotient
+from eplb_triton.cpu.arith import Floats, Ints, divide
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.tournament import (
     DHONDT,
@@ -108,8 +108,8 @@ def _add_singly(weights: Floats, counts: Ints, tail: int, trees: Ints) -> None:
         largest, second = largest_two(top, trees[0], e)
         others_d = second if dhondt == heaviest else largest
         others_s = second if sainte_lague == heaviest else largest
-        peak_d = max(others_d, quotient(weights[dhondt], counts[dhondt] + 1))
-        peak_s = max(others_s, quotient(weights[sainte_lague], counts[sainte_lague] + 1))
+        peak_d = max(others_d, divide(weights[dhondt], counts[dhondt] + 1))
+        peak_s = max(others_s, divide(weights[sainte_lague], counts[sainte_lague] + 1))
         # the smallest (peak, others, -w) wins; D'Hondt on equal keys
         take_s = peak_s < peak_d or (
             peak_s == peak_d

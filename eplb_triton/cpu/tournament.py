@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import LAST_INDEX, Floats, Ints, ordered_bits, quotient, value_of
+from eplb_triton.cpu.arith import LAST_INDEX, Floats, Ints, divide, ordered_bits, value_of
 from eplb_triton.cpu.compiled import inlined, stage
 
 Divisor = tuple[np.int64, np.int64]
@@ -85,7 +85,7 @@ def replace_leaf(tree: Ints, num_leaves: int, leaf: int, key: int) -> int:
 def _expert_key(weights: Floats, counts: Ints, divisor: Divisor, expert: int) -> int:
     """A key that is larger for a larger quotient; ties: lowest expert."""
     times, plus = divisor
-    share = quotient(weights[expert], times * counts[expert] + plus)
+    share = divide(weights[expert], times * counts[expert] + plus)
     return (ordered_bits(share) << 32) | (LAST_INDEX - expert)
 
 
