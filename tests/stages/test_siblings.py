@@ -43,6 +43,7 @@ OWN = {
     },
     "kernels": {
         "swaps": "what a swap needs to know, apart for the length of refine.py",
+        "splitting_levels": "the level of a class, apart for the length of splitting.py",
         "meetings": "what an exchange is worth, apart for the length of refine_exchange.py",
         "fused": "the kernel: calls the stages in order",
         "rows": "the loads of a row, for both kernels",
