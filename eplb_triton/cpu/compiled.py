@@ -16,6 +16,7 @@ import llvmlite.binding  # type: ignore[import-untyped]
 import numba
 from numba.core.caching import FunctionCache
 
+from eplb_triton import constants
 from eplb_triton.cpu.linking import LeanCompiler, PartCompiler
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -111,9 +112,9 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @cache
 def source_digest() -> str:
-    """16 hex digits over this package's sources, Numba's version and the processor that code is made for."""
+    """16 hex digits over the sources of this package and constants.py, Numba's version and the processor."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(constants.__file__)):
         digest.update(source.name.encode() + source.read_bytes())
     processor: Any = (llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten())
     digest.update(repr((numba.__version__, processor)).encode())

@@ -179,9 +179,9 @@ def refine_stage(fields: Fields) -> Callable[..., None]:
         if rule == REFINE_NEAREST:
             refine_nearest(replica_loads, gpu, slot, num_gpus, steps, lights, work, doubles(num_gpus))
         if rule == REFINE_CORNER:
-            totals = doubles(num_gpus)
-            gpu_steps = corner_gpu_steps(replica_loads, gpu, slot, num_gpus, steps, work, totals)
-            refine_corner(replica_loads, gpu, slot, num_gpus, gpu_steps, work, totals)
+            pack_loads = doubles(num_gpus)
+            gpu_steps = corner_gpu_steps(replica_loads, gpu, slot, num_gpus, steps, work, pack_loads)
+            refine_corner(replica_loads, gpu, slot, num_gpus, gpu_steps, work, pack_loads)
         if rule == REFINE_PEAK:
             refine_peak(replica_loads, expert, gpu, slot, num_gpus, work, doubles(num_gpus))
         if rule == REFINE_EXCHANGE:
