@@ -12,8 +12,8 @@ from torch import Tensor
 from bench import measure
 from bench.cases import Case
 from bench.loads import WINDOWS, digest
-from bench.peers import VLLM, vllm_in_float32
-from bench.planners import PUBLISHED, SOURCE, Planner, Skip, as_placement, one_line
+from bench.planners.ours import PUBLISHED, SOURCE, Planner, Skip, as_placement, one_line
+from bench.planners.peers import VLLM, vllm_in_float32
 from bench.quality import quality, same_layers
 from bench.style import UNPLANNED
 from bench.ties import causes

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.cases import Case
 from bench.measure import summary
-from bench.planners import one_line
+from bench.planners.ours import one_line
 from eplb_triton import plan
 
 _WARM_UP = 10

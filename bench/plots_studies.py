@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench import style
-from bench.planners import PUBLISHED
+from bench.planners.ours import PUBLISHED
 
 Result = dict[str, Any]
 

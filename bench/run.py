@@ -9,15 +9,16 @@ from typing import Any
 
 import click
 
-from bench import cold, results
+from bench import results
 from bench.case_run import run_case
 from bench.cases import CASES, select
 from bench.loads import MissingTraceError, series
 from bench.machine import environment
-from bench.peers import peers
-from bench.planners import PUBLISHED, Planner, Skip, best_backend, one_line, ours, probe
+from bench.planners.ours import PUBLISHED, Planner, Skip, best_backend, one_line, ours, probe
+from bench.planners.peers import peers
 from bench.progress import Steps
 from bench.report import write_report
+from bench.studies import cold
 from eplb_triton import POLICIES
 
 

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.peers import VLLM
-from bench.planners import PUBLISHED, SOURCE
+from bench.planners.ours import PUBLISHED, SOURCE
+from bench.planners.peers import VLLM
 from bench.style import UNPLANNED
 from bench.ties import CAUSES
 
@@ -124,8 +124,9 @@ def same_maps(result: Result) -> str:
     header = ["case", "ties", "planner", "layers with equal counts", "with equal maps", "the others, by cause"]
     note = (
         "Equal maps: equal counts, and on every node the sorted list over its GPUs of the sorted experts on them is "
-        "the same. vLLM divides and adds in float64, DeepSeek's published code and ours in float32; `vllm in float32` "
-        f"is vLLM's planner held in float32 by three edits (`bench/peers.py`), on the first window. {causes_note()}"
+        "the same. vLLM divides and adds in float64, DeepSeek's published code and ours in float32; `vllm in "
+        "float32` is vLLM's planner held in float32 by three edits (`bench/planners/peers.py`), on the first window. "
+        f"{causes_note()}"
     )
     return f"{table(header, rows)}\n\n{note}" if rows else ""
 

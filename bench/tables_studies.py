@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bench.planners import PUBLISHED
+from bench.planners.ours import PUBLISHED
 from bench.tables import Result, causes_note, layers, milliseconds, skipped, table
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench import balance, next_window, report, results, run, scale, tables_studies
+from bench import report, results, run, tables_studies
 from bench.machine import ROOT
+from bench.studies import balance, next_window, scale
 from bench.tables import source
 from eplb_triton import POLICIES, Topology
 

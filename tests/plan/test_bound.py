@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.exact import optimum
+from bench.studies.exact import optimum
 from eplb_triton import POLICIES, Topology, lower_bound, plan
 from tests.cases import FAMILIES, Shape, loads, shapes
 

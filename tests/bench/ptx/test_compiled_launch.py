@@ -10,16 +10,16 @@ import torch
 import triton
 from torch import Tensor
 
-from bench.compiled import compile_kernel
-from bench.launch_time import no_driver
+from bench.ptx.compiled import compile_kernel
 from bench.ptx.machine import FaultError
 from bench.ptx.plans import run_plan
+from bench.studies.launch_time import no_driver
 from eplb_triton import POLICIES, Policy, Topology, plan
 from eplb_triton.kernels.launcher import Launch, Outputs
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.policy import Fixup
 from eplb_triton.testing.families import loads
-from tests.kernels.test_compiled_plans import plant as plant  # noqa: PLC0414 - a fixture
+from tests.bench.ptx.test_compiled_plans import plant as plant  # noqa: PLC0414 - a fixture
 from tests.planting import Planter
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")

@@ -13,15 +13,15 @@ import torch
 import triton
 from torch import Tensor
 
-from bench.compiled import TARGETS, Compiled, compile_kernel
+from bench.ptx.compiled import TARGETS, Compiled, compile_kernel
+from bench.ptx.contract import broken_rules
 from bench.ptx.machine import Machine
 from bench.ptx.memory import Memory
-from bench.sass_cycles import GIGAHERTZ, estimate
+from bench.ptx.sass_cycles import GIGAHERTZ, estimate
 from eplb_triton import Topology, plan
 from eplb_triton.kernels.serve_launch import HASHED_IDS, IDS, spec, split_shape
 from eplb_triton.serving.dispatch import classify, slots_of, split, table
 from eplb_triton.synthetic import lognormal_series
-from tests.contract import broken_rules
 from tests.serving.shares import golden_shares
 from tests.sizes import chosen, full_unless
 

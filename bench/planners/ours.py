@@ -1,4 +1,4 @@
-"""Planners behind one signature: ours, one a policy and backend; `bench.peers` adds what others publish."""
+"""Planners behind one signature: ours, one a policy and backend; `bench.planners.peers` adds what others publish."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """CPU seconds from a shape to a compiled kernel, for sm_90, each in a fresh process with an empty cache.
 
-    python -m bench.compile_time [--cases v3-hierarchical,v3-global] [--policies balanced] [--output FILE.md]
+    python -m bench.studies.compile_time [--cases v3-hierarchical,v3-global] [--policies balanced] [--output FILE.md]
 
 What a first plan waits for, but for the loading of the module. Needs no GPU. User and system time of the process and of
 the ptxas that it runs; `import torch` and `import triton` are not in it.
@@ -21,8 +21,8 @@ from pathlib import Path
 import triton
 
 from bench.cases import CASES
-from bench.compiled import compile_plan
 from bench.machine import ROOT
+from bench.ptx.compiled import compile_plan
 from eplb_triton import POLICIES
 
 MEASURED = ("v3-hierarchical", "v3-global", "v3-144-gpus", "512-to-1024", "1024-to-2048")
@@ -43,7 +43,7 @@ def _cpu() -> float:
 
 
 def in_a_fresh_process(case: str, policy: str) -> float:
-    command = [sys.executable, "-m", "bench.compile_time", "--one", case, policy]
+    command = [sys.executable, "-m", "bench.studies.compile_time", "--one", case, policy]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout))

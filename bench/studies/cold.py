@@ -19,8 +19,8 @@ import click
 from bench.cases import CASES, Case
 from bench.loads import series
 from bench.machine import ROOT
-from bench.peers import peers
-from bench.planners import PUBLISHED, Planner, ours
+from bench.planners.ours import PUBLISHED, Planner, ours
+from bench.planners.peers import peers
 from eplb_triton import POLICIES
 
 MEASURED = ("v3-hierarchical", "512-to-1024")
@@ -53,7 +53,7 @@ def cold_call(case: str, planner: str, *, empty_cache: bool = False) -> dict[str
     Raises:
         RuntimeError: the process failed, or took too long.
     """
-    command = [sys.executable, "-m", "bench.cold", case, planner]
+    command = [sys.executable, "-m", "bench.studies.cold", case, planner]
     with tempfile.TemporaryDirectory() as scratch:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         if empty_cache:

@@ -15,8 +15,8 @@ from bench import measure, results
 from bench.cases import Case, select
 from bench.loads import series
 from bench.machine import environment
-from bench.peers import VLLM, peers
-from bench.planners import PUBLISHED, Planner, Skip, ours, probe
+from bench.planners.ours import PUBLISHED, Planner, Skip, ours, probe
+from bench.planners.peers import VLLM, peers
 from bench.progress import Steps
 from bench.report import write_report
 from eplb_triton import Topology
@@ -111,7 +111,7 @@ def measure_point(
 def main(planners: str, axes: str, seconds: float, threads: int, out: Path | None) -> None:
     """Cost curves of the published algorithm in L, E, P/E and D."""
     torch.set_num_threads(threads)
-    found = environment("bench.scale")
+    found = environment("bench.studies.scale")
     loaded, skips = peers()
     working, broken = probe([planner for planner in [*ours(), *loaded] if planner.algorithm == PUBLISHED])
     names = [planner.name for planner in working]

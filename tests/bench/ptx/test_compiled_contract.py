@@ -18,10 +18,10 @@ import triton
 from _pytest.mark.structures import ParameterSet
 
 from bench.cases import CASES
-from bench.compiled import TARGETS, compile_kernel, compile_plan
+from bench.ptx.compiled import TARGETS, compile_kernel, compile_plan
+from bench.ptx.contract import broken_rules
 from eplb_triton import POLICIES
 from eplb_triton.kernels.specs import launch_plan
-from tests.contract import broken_rules
 from tests.planting import Planter
 from tests.sizes import full_unless
 

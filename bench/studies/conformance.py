@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import results, vector_units
+from bench import results
 from bench.machine import ROOT, environment
-from bench.peers import VLLM, peers
-from bench.planners import PUBLISHED, SOURCE, Planner, Skip, one_line, ours, probe
+from bench.planners.ours import PUBLISHED, SOURCE, Planner, Skip, one_line, ours, probe
+from bench.planners.peers import VLLM, peers
 from bench.progress import Steps
 from bench.quality import same_layers
 from bench.random_cases import random_cases
 from bench.report import write_report
+from bench.studies import vector_units
 from bench.ties import causes
 from eplb_triton import POLICIES, Placement, Topology, plan
 
@@ -138,7 +139,7 @@ def against_deepseek(planners: Sequence[Planner], examples: Sequence[Example]) -
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the results")
 def main(count: int, seed: int, out: Path | None) -> None:
     """Compare backends with the golden plans and with each other, and peers with DeepSeek's published code."""
-    found = environment("bench.conformance")
+    found = environment("bench.studies.conformance")
     torch.set_num_threads(1)  # the cases are small: a second thread doubles the time on two busy cores
     loaded, skips = peers()
     working, broken = probe([*ours(), *loaded])

@@ -11,11 +11,11 @@ import pytest
 import torch
 import triton
 
-from bench.compiled import TARGETS, Compiled, compile_kernel
+from bench.ptx.compiled import TARGETS, Compiled, compile_kernel
+from bench.ptx.contract import broken_rules
 from bench.ptx.replans import run_replan
 from eplb_triton import Topology
 from eplb_triton.kernels.replanning_shapes import ReplanPlan, replan_plan
-from tests.contract import broken_rules
 from tests.replanning.cases import STEADY, golden
 from tests.sizes import full_unless
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.fetch_peers import FOLDER, MANIFEST
-from bench.planners import PUBLISHED, Call, Planner, Skip, one_line
+from bench.planners.fetch import FOLDER, MANIFEST
+from bench.planners.ours import PUBLISHED, Call, Planner, Skip, one_line
 from eplb_triton import Placement, Topology
 
 VLLM = "vllm"

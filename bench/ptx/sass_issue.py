@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.listing import Instruction
+from bench.ptx.listing import Instruction
 
 # Cycles from issue until the scoreboard of an instruction clears. Assumed: the hardware publishes none of them.
 # REDUX and SHFL 24, an L1 hit 36 (every load is taken for one; the first touch of a line costs 300 to 800); an atomic

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from bench import results
-from bench.exact import optimum
 from bench.machine import environment
-from bench.planners import PUBLISHED, Skip
+from bench.planners.ours import PUBLISHED, Skip
 from bench.progress import Steps
 from bench.report import write_report
+from bench.studies.exact import optimum
 from eplb_triton import EFFORTS, Topology, lower_bound, plan
 from eplb_triton.formats import FormatError, read_loads
 from eplb_triton.policy import Policy, named_policies
@@ -159,7 +159,7 @@ def tiny(instances: int, seed: int, begin: Callable[[str], None]) -> dict[str, A
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the results")
 def main(traces: Path | None, layers: int, seed: int, instances: int, out: Path | None) -> None:
     """Judge every policy by the lower bound, and say whether `balanced` keeps its promises; exit 1 if not."""
-    found = environment("bench.balance")
+    found = environment("bench.studies.balance")
     try:
         traced = list(recorded(traces)) if traces else []
     except FormatError as error:

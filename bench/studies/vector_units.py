@@ -19,8 +19,8 @@ from torch import Tensor
 from bench.cases import CASES
 from bench.loads import series
 from bench.machine import ROOT
-from bench.peers import VLLM, peers
-from bench.planners import PUBLISHED, Planner, ours
+from bench.planners.ours import PUBLISHED, Planner, ours
+from bench.planners.peers import VLLM, peers
 from eplb_triton import Topology
 from eplb_triton.testing import canonical
 
@@ -64,7 +64,7 @@ def compare() -> dict[str, Any]:
             path = Path(folder) / f"{at}.npz"
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
             environment["NPY_DISABLE_CPU_FEATURES"] = disabled
-            command = [sys.executable, "-m", "bench.vector_units", str(loads), str(path)]
+            command = [sys.executable, "-m", "bench.studies.vector_units", str(loads), str(path)]
             subprocess.run(command, cwd=ROOT, env=environment, check=True)
             with np.load(path) as archive:
                 maps[at] = {name: archive[name] for name in archive.files}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-FOLDER = Path(__file__).parent / ".peers"
+FOLDER = Path(__file__).parents[1] / ".peers"
 MANIFEST = "peers.json"
 
 # The planners are plain Python, the same in the wheels of every platform: one fixed platform serves all machines.

@@ -1,12 +1,12 @@
 """Estimated cycles of a plan, per loop and in all, without a GPU: an ESTIMATE, never a measurement.
 
-    python -m bench.sass_cycles --output bench/results/sass-cycles
+    python -m bench.ptx.sass_cycles --output bench/results/sass-cycles
 
 How: the kernels are compiled for sm_90 as the launcher would, but in one piece, with their stages inlined; their PTX is
 run on the CPU (bench.ptx) for a few rows of log-normal loads, of which the slowest counts, and that tells how often
 each basic block runs; each block of the SASS is matched to the block of the PTX that comes from the same source lines;
-and one warp issues it in order, with ptxas's stall counts and scoreboards and the latencies of bench.sass_issue. A loop
-counts its steady round times its rounds, the rest once.
+and one warp issues it in order, with ptxas's stall counts and scoreboards and the latencies of bench.ptx.sass_issue. A
+loop counts its steady round times its rounds, the rest once.
 
 Several warps: each is taken to issue the same code; a round takes at least its instructions times the warps that share
 one of the four schedulers, and a barrier 22 cycles, as if the warps arrived together. Left out: the launch (2 to 4 us),
@@ -33,11 +33,11 @@ import numpy as np
 import triton
 
 from bench.cases import CASES
-from bench.compiled import Compiled, compile_plan
-from bench.listing import Chain, Instruction, Listing, Loop, functions, parse_sass
+from bench.ptx.compiled import Compiled, compile_plan
+from bench.ptx.listing import Chain, Instruction, Listing, Loop, functions, parse_sass
 from bench.ptx.machine import Machine
 from bench.ptx.plans import run_plan
-from bench.sass_issue import LATENCY, each_round, straight
+from bench.ptx.sass_issue import LATENCY, each_round, straight
 from eplb_triton import POLICIES
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.testing.families import loads
@@ -223,8 +223,8 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     lines = [
         "# Cycles of a plan, ESTIMATED from SASS for sm_90; nothing here was measured",
         "",
-        f"{GIGAHERTZ} GHz, Triton {triton.__version__}; `python -m bench.sass_cycles --output ...`, whose text says "
-        "how and what is left out (the launch, 2 to 4 us, and cold misses). Assumed latencies in cycles: "
+        f"{GIGAHERTZ} GHz, Triton {triton.__version__}; `python -m bench.ptx.sass_cycles --output ...`, whose text "
+        "says how and what is left out (the launch, 2 to 4 us, and cold misses). Assumed latencies in cycles: "
         + ", ".join(f"{kind} {cycles}" for kind, cycles in LATENCY.items())
         + ". Loads: log-normal, sigma 1.",
         "",

@@ -17,7 +17,7 @@ import triton
 from _pytest.mark.structures import ParameterSet
 
 from bench.cases import CASES, Case
-from bench.compiled import compile_kernel, compile_plan
+from bench.ptx.compiled import compile_kernel, compile_plan
 from bench.ptx.machine import FaultError
 from bench.ptx.memory import Memory, OutOfBoundsError, RaceError
 from bench.ptx.plans import run_plan

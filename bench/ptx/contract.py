@@ -9,8 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from bench.compiled import Compiled
-from bench.listing import Instruction, Listing, functions, parse_functions, parse_sass
+from bench.ptx.compiled import Compiled
+from bench.ptx.listing import Instruction, Listing, functions, parse_functions, parse_sass
 
 REGISTERS = {1: 168, 4: 128, 8: 128, 16: 128}
 """Most registers a thread, by warps of the program. One warp: a few programs a multiprocessor, latency is all that

@@ -1,6 +1,6 @@
 """Host time of an eager launch, and that of a Planner, without a GPU: everything but the driver's own launch.
 
-    python -m bench.launch_time [--policies deepseek,balanced] [--calls 20000]
+    python -m bench.studies.launch_time [--policies deepseek,balanced] [--calls 20000]
 
 Triton's driver is replaced by one that compiles for sm_90, takes every argument's address as the real one does, and
 launches nothing; loads and maps lie in the memory of the CPU. Prints median microseconds a call of chunks of 100.

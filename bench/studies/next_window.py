@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bench import results
 from bench.machine import environment
-from bench.peers import peers
-from bench.planners import SOURCE, Planner, Skip, best_backend, one_line, ours, probe
+from bench.planners.ours import SOURCE, Planner, Skip, best_backend, one_line, ours, probe
+from bench.planners.peers import peers
 from bench.progress import Steps
 from bench.report import write_report
 from bench.run import choose
@@ -87,7 +87,7 @@ def study(planner: Planner | None, pairs: Sequence[tuple[str, Tensor, Tensor]], 
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the results")
 def main(traces: Path, planners: str, out: Path | None) -> None:
     """Judge plans on the window after the one they were made on: within a domain, and across a change of domain."""
-    found = environment("bench.next_window")
+    found = environment("bench.studies.next_window")
     loaded, skips = peers()
     working, broken = probe([*ours(), *loaded])
     skips += broken

@@ -82,7 +82,7 @@ def compile_kernel(
         spec: a kernel of a `LaunchPlan` made with `lanes` of the target.
         target: a name of `TARGETS`.
         inlined: compile in one piece what the launcher compiles as a function a stage: the same operations, in a form
-            that `bench.ptx` and `bench.sass_cycles`, which know no calls, can run.
+            that `bench.ptx` and `bench.ptx.sass_cycles`, which know no calls, can run.
         cache: folder of compiled kernels, in place of one beside the sources.
         options: instead of the launcher's own.
     """
