@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.cases import Case
+from bench.ptx.listing import Listing, parse_sass
 from eplb_triton.kernels.specs import KernelSpec, launch_plan
 from eplb_triton.policy import Policy
 
@@ -52,10 +54,12 @@ class Compiled:
     def amdgcn(self) -> str:
         return str(self.asm["amdgcn"])
 
-    def sass(self) -> str:
-        """Disassembly with encodings and, above each instruction, its source line and what that is inlined at."""
-        return self._tool("nvdisasm", "-c", "-hex", "-gi")
+    @cached_property
+    def sass_listing(self) -> Listing:
+        """The SASS, each instruction with its scheduling bits, its source line and what that is inlined at."""
+        return parse_sass(self._tool("nvdisasm", "-c", "-hex", "-gi"))
 
+    @cached_property
     def resources(self) -> dict[str, int]:
         """Registers a thread (REG), bytes of STACK, LOCAL and SHARED memory."""
         usage = self._tool("cuobjdump", "-res-usage")

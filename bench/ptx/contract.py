@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from bench.ptx.compiled import Compiled
-from bench.ptx.listing import Instruction, Listing, functions, parse_functions, parse_sass
+from bench.ptx.listing import Instruction, Listing, functions, parse_functions
 
 REGISTERS = {1: 168, 4: 128, 8: 128, 16: 128}
 """Most registers a thread, by warps of the program. One warp: a few programs a multiprocessor, latency is all that
@@ -97,11 +97,11 @@ def _slow_steps(loops: Iterable[list[Instruction]]) -> list[str]:
 
 
 def _in_sass(kernel: Compiled, registers: int) -> list[str]:
-    resources = kernel.resources()
+    resources = kernel.resources
     broken = [f"{name} {resources[name]}, must be 0" for name in ("STACK", "LOCAL") if resources[name]]
     if resources["REG"] > registers:
         broken.append(f"{resources['REG']} registers, must be at most {registers}")
-    spills = [i for i in parse_sass(kernel.sass()).instructions if i.opcode.split(".")[0] in ("LDL", "STL")]
+    spills = [i for i in kernel.sass_listing.instructions if i.opcode.split(".")[0] in ("LDL", "STL")]
     return broken + [_rule("register spilled to memory", instruction) for instruction in spills]
 
 

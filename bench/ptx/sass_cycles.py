@@ -1,9 +1,7 @@
-"""Estimated cycles of a plan, per loop and in all, without a GPU: an ESTIMATE, never a measurement.
-
-    python -m bench.ptx.sass_cycles --output bench/results/sass-cycles
+"""Estimated cycles of a program, per loop and in all, without a GPU: an ESTIMATE, never a measurement.
 
 How: the kernels are compiled for sm_90 as the launcher would, but in one piece, with their stages inlined; their PTX is
-run on the CPU (bench.ptx) for a few rows of log-normal loads, of which the slowest counts, and that tells how often
+run on the CPU (bench.ptx) and that tells how often
 each basic block runs; each block of the SASS is matched to the block of the PTX that comes from the same source lines;
 and one warp issues it in order, with ptxas's stall counts and scoreboards and the latencies of bench.ptx.sass_issue. A
 loop counts its steady round times its rounds, the rest once.
@@ -17,36 +15,23 @@ cycles each, about ten a plan), and what a second wave would add (none: all prog
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
-import numpy as np
-import triton
+from torch import Tensor
 
-from bench.cases import CASES
-from bench.ptx.compiled import Compiled, compile_plan
-from bench.ptx.listing import Chain, Instruction, Listing, Loop, functions, parse_sass
+from bench.ptx.compiled import Compiled
+from bench.ptx.listing import Instruction, Listing, Loop, functions
 from bench.ptx.machine import Machine
 from bench.ptx.plans import run_plan
-from bench.ptx.sass_issue import LATENCY, each_round, straight
-from eplb_triton import POLICIES
-from eplb_triton.kernels.specs import launch_plan
-from eplb_triton.testing.families import loads
+from bench.ptx.sass_issue import each_round, straight
+from bench.ptx.sass_runs import runs_of
+from eplb_triton.kernels.specs import LaunchPlan
+from eplb_triton.topology import Topology
 
 GIGAHERTZ = 1.7
-TARGETS_US = {"v3-hierarchical": 15.0, "v3-global": 30.0, "512-to-1024": 100.0, "1024-to-2048": 300.0}
-"""Microseconds asked of `deepseek`."""
-TWICE = ("v3-hierarchical", "v3-global")
-"""Cases in which the other policies may take twice that; in the large ones nothing is asked of them."""
 _SCHEDULERS = 4
 _COUNTED = ("REDUX", "SHFL", "LDG", "STG", "LDS", "STS", "BAR", "MUFU", "DADD")
 
@@ -77,8 +62,8 @@ class Estimate:
 
 def estimate(kernel: Compiled, machine: Machine) -> Estimate:
     """Cycles of one program, `machine` having run the PTX of `kernel` for one program."""
-    sass = parse_sass(kernel.sass())
-    runs = _runs(sass, machine)
+    sass = kernel.sass_listing
+    runs = runs_of(sass, machine)
     sharing = -(-kernel.num_warps // _SCHEDULERS)
     loops = []
     for loop in sass.loops:
@@ -93,60 +78,7 @@ def estimate(kernel: Compiled, machine: Machine) -> Estimate:
         code = [sass.instructions[at] for at in outside]
         once += calls * max(straight(code), len(code) * sharing)
     total = once + sum(loop.cycles for loop in loops)
-    return Estimate(kernel.name, kernel.num_warps, kernel.resources()["REG"], total, once, loops)
-
-
-def _runs(sass: Listing, machine: Machine) -> list[float]:
-    """How often each SASS instruction runs: as often as the PTX block that shares most source lines with its block,
-    less often by as much as ptxas unrolled it further. Lines that few blocks share say most."""
-    ptx = machine.listing
-    lines = [Counter(ptx.instructions[at].chain for at in block) for block in ptx.blocks]
-    spread = Counter(chain for block in lines for chain in block)
-    innermost = [Counter(ptx.instructions[at].chain[:1] for at in block) for block in ptx.blocks]
-    spread_innermost = Counter(chain for block in innermost for chain in block)
-    reachable = _reachable(sass)
-    runs = [0.0] * len(sass.instructions)
-    for number, block in enumerate(sass.blocks):
-        code = [sass.instructions[at] for at in block]
-        slow_path = any(i.opcode.startswith("CALL") and "__internal" in i.text for i in code)
-        if number not in reachable or slow_path:
-            continue
-        own = Counter(instruction.chain for instruction in code)
-        best = max(range(len(lines)), key=lambda at: _alike(own, lines[at], spread))
-        if not own.keys() & lines[best].keys():  # in functions, what the lines are inlined at is now and then wrong
-            own = Counter(instruction.chain[:1] for instruction in code)
-            best = max(range(len(lines)), key=lambda at: _alike(own, innermost[at], spread_innermost))
-        unrolled = _unrolled(code, [ptx.instructions[at] for at in ptx.blocks[best]])
-        for at in block:
-            runs[at] = float(machine.counts[ptx.blocks[best].start]) / unrolled
-    return runs
-
-
-def _alike(one: Counter[Chain], other: Counter[Chain], spread: Counter[Chain]) -> float:
-    return sum(min(number, other[chain]) / spread[chain] for chain, number in one.items() if chain in other)
-
-
-def _unrolled(sass: Sequence[Instruction], ptx: Sequence[Instruction]) -> int:
-    """Copies of the PTX block in the SASS block, by warp reductions, stores, float64 additions and, in a block of none
-    of these, loads at the same lines."""
-    for here, there in (("REDUX", "redux"), ("STG", "st.global"), ("DADD", "add.rn.f64"), ("LDG", "ld.global")):
-        before: Counter[Chain] = Counter(i.chain for i in ptx if i.opcode.startswith(there))
-        after: Counter[Chain] = Counter(i.chain for i in sass if i.opcode.startswith(here))
-        both = [chain for chain in before if chain in after]
-        if both:
-            return max(1, min(after[chain] // before[chain] for chain in both))
-    return 1
-
-
-def _reachable(listing: Listing) -> set[int]:
-    at = {block.start: number for number, block in enumerate(listing.blocks)}
-    stack = [at[entry] for entry in listing.entries]
-    seen = set(stack)
-    while stack:
-        fresh = set(listing.successors[stack.pop()]) - seen
-        seen |= fresh
-        stack += fresh
-    return seen
+    return Estimate(kernel.name, kernel.num_warps, kernel.resources["REG"], total, once, loops)
 
 
 def _loop(sass: Listing, loop: Loop, runs: Sequence[float], sharing: int) -> LoopEstimate | None:
@@ -180,129 +112,32 @@ def _loop(sass: Listing, loop: Loop, runs: Sequence[float], sharing: int) -> Loo
     )
 
 
-def estimate_plan(job: tuple[str, str], rows: int = 1) -> dict[str, object]:
-    """A line of the table: (case, policy), its kernels one after the other, of the slowest of `rows` programs.
+def slowest_program(
+    kernels: Sequence[Compiled],
+    launch: LaunchPlan,
+    topology: Topology,
+    weight: Tensor,
+    programs: Iterable[tuple[int, int]],
+) -> list[Estimate]:
+    """Each kernel of a plan of `weight` [L, E], of that one of `programs` (layer, node) that takes most cycles in all.
 
-    Of `balanced` alone much depends on the loads: it stops where a row can gain no more.
+    Ties: the first one. Programs that run every instruction as often as an earlier one are not estimated again.
     """
-    name, policy = job
-    case = next(case for case in CASES if case.name == name)
-    kernels = list(compile_plan(case, POLICIES[policy], "sm_90", want_log2phy=False, inlined=True))
-    launch = launch_plan(case.topology, case.experts, POLICIES[policy])
-    weight = loads("continuous", 1, case.layers, case.experts)
-    estimates: list[Estimate] = []
-    for program in list(np.ndindex(case.layers, case.topology.planned_nodes))[:rows]:
-        ran = run_plan(kernels, launch, case.topology, weight, programs=[program])
-        found = [estimate(kernel, machine) for kernel, machine in zip(kernels, ran.machines, strict=True)]
-        estimates = max(estimates, found, key=_cycles)
-    cycles = _cycles(estimates)
-    return {
-        "case": name,
-        "policy": policy,
-        "rows": rows,
-        "estimated_cycles": round(cycles),
-        "estimated_us": round(cycles / GIGAHERTZ / 1e3, 1),
-        "target_us": target_us(name, policy),
-        "kernels": [asdict(kernel) for kernel in estimates],
-    }
+    machines = [Machine(kernel.ptx, kernel.num_warps) for kernel in kernels]
+    seen: set[tuple[bytes, ...]] = set()
+    found: list[Estimate] = []
+    for program in programs:
+        for machine in machines:
+            machine.counts.fill(0)
+        run_plan(kernels, launch, topology, weight, programs=[program], machines=machines)
+        counts = tuple(machine.counts.tobytes() for machine in machines)
+        if counts not in seen:
+            seen.add(counts)
+            one = [estimate(kernel, machine) for kernel, machine in zip(kernels, machines, strict=True)]
+            found = max(found, one, key=cycles_of)
+    return found
 
 
-def _cycles(kernels: Sequence[Estimate]) -> float:
+def cycles_of(kernels: Iterable[Estimate]) -> float:
+    """Of kernels one after the other."""
     return sum(kernel.cycles for kernel in kernels)
-
-
-def target_us(case: str, policy: str) -> float | None:
-    """Microseconds asked of a policy, or None."""
-    if policy == "deepseek":
-        return TARGETS_US[case]
-    return 2 * TARGETS_US[case] if case in TWICE else None
-
-
-def table(rows: Sequence[dict[str, object]]) -> str:
-    """Markdown: totals, then every loop of 3% of its plan and more."""
-    lines = [
-        "# Cycles of a plan, ESTIMATED from SASS for sm_90; nothing here was measured",
-        "",
-        f"{GIGAHERTZ} GHz, Triton {triton.__version__}; `python -m bench.ptx.sass_cycles --output ...`, whose text "
-        "says how and what is left out (the launch, 2 to 4 us, and cold misses). Assumed latencies in cycles: "
-        + ", ".join(f"{kind} {cycles}" for kind, cycles in LATENCY.items())
-        + ". Loads: log-normal, sigma 1.",
-        "",
-        "| case | policy | rows | warps | registers | cycles | us | asked: at most |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    details = [
-        "",
-        "| case | policy | loop | rounds | cycles a round | cycles | share | instructions | of them |",
-        "|---|---|---|---:|---:|---:|---:|---:|---|",
-    ]
-    for row in rows:
-        kernels: list[dict[str, object]] = row["kernels"]  # type: ignore[assignment]
-        last = kernels[-1]
-        head = f"| {row['case']} | {row['policy']} |"
-        lines.append(
-            f"{head} {row['rows']} | {last['num_warps']} | {last['registers']} | {row['estimated_cycles']} | "
-            f"{row['estimated_us']} | "
-            f"{'–' if row['target_us'] is None else format(row['target_us'], 'g')} |"
-        )
-        for kernel in kernels:
-            details += _details(head, kernel, float(str(row["estimated_cycles"])))
-    return "\n".join([*lines, *details]) + "\n"
-
-
-def _details(head: str, kernel: dict[str, object], total: float) -> list[str]:
-    found: list[dict[str, object]] = kernel["loops"]  # type: ignore[assignment]
-    once = {
-        "function": "(once)",
-        "rounds": 1,
-        "cycles_each": "",
-        "cycles": kernel["straight_cycles"],
-        "instructions": "",
-        "mix": {},
-    }
-    lines = []
-    for loop in [*found, once]:
-        share = float(str(loop["cycles"])) / total
-        if share >= 0.03:
-            mix = " ".join(f"{kind} {number}" for kind, number in dict(loop["mix"]).items())  # type: ignore[call-overload]
-            lines.append(
-                f"{head} {kernel['kernel']}: {loop['function']} | {loop['rounds']} | {loop['cycles_each']} | "
-                f"{float(str(loop['cycles'])):.0f} | {share:.0%} | {loop['instructions']} | {mix} |"
-            )
-    return lines
-
-
-def _lines(path: Path) -> list[dict[str, object]]:
-    return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
-
-
-def _place(line: tuple[str, str]) -> tuple[int, int]:
-    """Where a line of the table stands: cases, then policies, in their order."""
-    return list(TARGETS_US).index(line[0]), list(POLICIES).index(line[1])
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="path without ending: .json and .md are written")
-    parser.add_argument("--cases", default=",".join(TARGETS_US), help="comma-separated, of bench.cases")
-    parser.add_argument("--policies", default=",".join(POLICIES))
-    parser.add_argument("--rows", type=int, default=1, help="programs run, of which the slowest counts")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    arguments = parser.parse_args()
-    jobs = [(case, policy) for case in arguments.cases.split(",") for policy in arguments.policies.split(",")]
-    path = arguments.output.with_suffix(".json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = {(str(line["case"]), str(line["policy"])): line for line in _lines(path)}  # of an earlier run, too
-    with ProcessPoolExecutor(arguments.workers) as pool:
-        for line in pool.map(partial(estimate_plan, rows=arguments.rows), jobs):
-            lines[str(line["case"]), str(line["policy"])] = line
-            rows = [lines[at] for at in sorted(lines, key=_place)]
-            found = {"estimate": True, "latency": LATENCY, "rows": rows}
-            path.write_text(json.dumps(found, indent=1) + "\n")
-            arguments.output.with_suffix(".md").write_text(table(rows))
-    print(table(rows))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,8 +9,8 @@ import triton
 from _pytest.mark.structures import ParameterSet
 
 from bench.ptx.listing import Instruction, parse_ptx, parse_sass
-from bench.ptx.sass_cycles import TARGETS_US, estimate_plan, target_us
 from bench.ptx.sass_issue import LATENCY, each_round, straight
+from bench.studies.cycles import TARGETS_US, estimate_plan, target_us
 from eplb_triton import POLICIES
 from tests.sizes import full_unless
 
