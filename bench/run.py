@@ -17,7 +17,6 @@ from bench.machine import environment
 from bench.planners.ours import PUBLISHED, Planner, Skip, best_backend, one_line, ours, probe
 from bench.planners.peers import peers
 from bench.progress import Steps
-from bench.report import write_report
 from bench.studies import cold
 from eplb_triton import POLICIES
 
@@ -69,8 +68,7 @@ def main(
         "cases": rows,
         "cold": first_calls,
     }
-    path = results.save("cases", found, body, out)
-    click.echo(f"results: {results.relative(path)}\nreport:  {results.relative(write_report(path.parent))}")
+    results.publish("cases", found, body, out)
 
 
 def choose(working: Sequence[Planner], patterns: str) -> list[Planner]:

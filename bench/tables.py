@@ -167,21 +167,6 @@ def quality(result: Result) -> str:
     return f"{table(header, rows)}\n\n{note}" if rows else ""
 
 
-def cold(result: Result) -> str:
-    """First calls in fresh processes, and their memory."""
-    rows = []
-    for found in result["cold"]:
-        name = f"`{found['planner']}`{', nothing compiled yet' if found['empty_cache'] else ''}"
-        seconds = [f"{found[key]:.3g}" for key in ("first_s", "second_s")]
-        rows.append([found["case"], name, *seconds, f"{found['added_mib']:.0f}", f"{found['peak_mib']:.0f}"])
-    header = ["case", "planner", "first call s", "second call s", "memory added MiB", "peak MiB"]
-    note = (
-        "One fresh process each. Memory: highest resident set during the two calls (VmHWM, reset before them), above "
-        "what was resident before, and in all; it counts code and thread stacks too, not tensors alone."
-    )
-    return f"{table(header, rows)}\n\n{note}" if rows else ""
-
-
 def gpu(result: Result) -> str:
     """Events and graph replays beside an empty kernel."""
     rows = []
@@ -201,3 +186,9 @@ def skipped(result: Result) -> str:
     for skip in result["skipped"]:
         lines.setdefault((skip["case"] or "everywhere", skip["reason"]), []).append(f"`{skip['planner']}`")
     return "\n".join(f"* {', '.join(names)}; {case}: {reason}" for (case, reason), names in lines.items())
+
+
+def with_skips(result: Result, text: str) -> str:
+    """`text`, and below it who took no part."""
+    lines = skipped(result)
+    return f"{text}\n\nTook no part:\n\n{lines}" if lines else text

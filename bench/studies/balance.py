@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import torch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
-from bench import results
+from bench import results, style, tables
 from bench.machine import environment
 from bench.planners.ours import PUBLISHED, Skip
 from bench.progress import Steps
-from bench.report import write_report
 from bench.studies.exact import optimum
 from eplb_triton import EFFORTS, Topology, lower_bound, plan
 from eplb_triton.formats import FormatError, read_loads
@@ -30,6 +30,8 @@ from eplb_triton.policy import Policy, named_policies
 
 ROUNDING = 1e-7
 """A layer is worse than another from here on: a unit in the last place of a float32 share."""
+SMALLEST_GAP = 1e-6
+"""A smaller one is drawn here: a logarithmic axis has no zero."""
 TINY = [
     (6, Topology(num_replicas=8, num_gpus=4)),
     (8, Topology(num_replicas=12, num_gpus=4)),
@@ -142,6 +144,91 @@ def tiny(instances: int, seed: int, begin: Callable[[str], None]) -> dict[str, A
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """Mean gap to the lower bound: the published algorithm, the best of its other improvements, and our efforts."""
+    efforts = result["efforts"]
+    rows = []
+    for row in result["cases"]:
+        gaps = {name: found["mean_gap"] for name, found in row["policies"].items()}
+        others = [gap for name, gap in gaps.items() if name != PUBLISHED and name not in efforts.values()]
+        published, low, medium, high = (gaps[name] for name in (PUBLISHED, *efforts.values()))
+        figures = [f"{gap:.3%}" for gap in (published, min(others), low)]
+        worse = row["policies"][efforts["medium"]][f"layers_worse_than_{PUBLISHED}"]
+        kept = [f"{row['promised']:.2%}", f"{worse} / {row['case']['layers']}"]
+        rows.append([row["case"]["name"], *figures, f"**{medium:.3%}**", f"{high:.3%}", *kept])
+    header = [
+        "case",
+        f"`{PUBLISHED}`",
+        "best other published",
+        "effort low",
+        f"**`{efforts['medium']}`**",
+        "effort high",
+        "promised",
+        f"layers worse than `{PUBLISHED}`",
+    ]
+    note = (
+        "How far the heaviest GPU is above the load that no placement can beat, plan and judgement on the same loads: "
+        f"mean over the layers. Promised, and layers worse: of `{efforts['medium']}`."
+    )
+    return tables.with_skips(result, f"{tables.table(header, rows)}\n\n{note}")
+
+
+def tiny_table(result: dict[str, Any]) -> str:
+    """Mean distance from the exact optimum, where a solver finds that."""
+    found = result["tiny"]
+    if not found["solved"]:
+        return ""
+    rows = [
+        ["lower bound" if name == "bound" else f"`{name}`", f"{distance:+.2%}"]
+        for name, distance in found["over_optimum"].items()
+    ]
+    sizes = {
+        "experts": [shape["experts"] for shape in found["shapes"]],
+        "GPUs": [shape["topology"]["num_gpus"] for shape in found["shapes"]],
+    }
+    span = ", ".join(f"{min(counts)} to {max(counts)} {name}" for name, counts in sizes.items())
+    note = f"Mean over the {found['solved']} of {found['instances']} instances that the solver finished: {span}."
+    return f"{tables.table(['', 'from the optimum'], rows)}\n\n{note}"
+
+
+def picture(result: dict[str, Any], path: Path) -> None:
+    """Mean gap to the lower bound of every policy, a line a case, and what the default policy promises."""
+    at, cases, efforts = result["environment"], result["cases"], result["efforts"]
+    others = ("other published policies", "#E69F00", "o", 5)
+    looks = {  # from the bottom to the top: where points meet, each leaves something of the one below in sight
+        PUBLISHED: (PUBLISHED, "#D55E00", "s", 9),
+        "": others,
+        efforts["low"]: ("effort low", "#56B4E9", "^", 12),
+        efforts["high"]: ("effort high", "#009E73", "D", 10),
+        efforts["medium"]: (efforts["medium"], "#0072B2", "o", 9),
+    }
+    title = "How far the heaviest GPU is above what no placement can beat"
+    made = style.figure(11, 2.0 + 0.42 * len(cases), title, f"{at['cpu']}, {at['cores']} cores, {at['date'][:10]}")
+    axes = made.add_subplot()
+    points: dict[tuple[str, str, str, int], list[tuple[float, int]]] = {kind: [] for kind in looks.values()}
+    for height, row in enumerate(cases):
+        gaps = {name: max(found["mean_gap"], SMALLEST_GAP) for name, found in row["policies"].items()}
+        axes.plot([min(gaps.values()), max(gaps.values())], [height, height], color=style.PLAIN, alpha=0.3, linewidth=1)
+        for name, mean in gaps.items():
+            points[looks.get(name, others)].append((mean, height))
+    for (label, colour, marker, size), found in points.items():
+        x, y = zip(*found, strict=True)
+        axes.plot(x, y, marker, color=colour, markersize=size, markeredgecolor="white", label=label)
+    promised = [row["promised"] for row in cases]
+    label = f"promised for {efforts['medium']}"
+    axes.plot(promised, range(len(cases)), "|", color=style.PLAIN, markersize=16, markeredgewidth=1.6, label=label)
+    axes.set_yticks(range(len(cases)), [row["case"]["name"] for row in cases])
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(10))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("gap to the lower bound, mean over the layers (less is better)")
+    style.tidy(axes)
+    made.legend(loc="outside lower center", ncols=3, frameon=False)
+    style.save(made, path)
+
+
 @click.command()
 @click.option(
     "--traces", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="EPLB_TRACES", help="recordings"
@@ -183,8 +270,7 @@ def main(traces: Path | None, layers: int, seed: int, instances: int, out: Path 
         "tiny": exact,
         "broken": lines,
     }
-    path = results.save("balance", found, body, out)
-    click.echo(f"results: {results.relative(path)}\nreport:  {results.relative(write_report(path.parent))}")
+    results.publish("balance", found, body, out)
     click.echo("\n".join(["A promise is broken.", *lines]) if lines else "All promises kept.")
     raise SystemExit(bool(lines))
 

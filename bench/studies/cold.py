@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from bench import tables
 from bench.cases import CASES, Case
 from bench.loads import series
 from bench.machine import ROOT
@@ -84,6 +85,21 @@ def _forget_peak() -> None:
     """Let the peak start again from what is resident now, where the system allows it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def table(result: dict[str, Any]) -> str:
+    """First calls in fresh processes, and their memory."""
+    rows = []
+    for found in result["cold"]:
+        name = f"`{found['planner']}`{', nothing compiled yet' if found['empty_cache'] else ''}"
+        seconds = [f"{found[key]:.3g}" for key in ("first_s", "second_s")]
+        rows.append([found["case"], name, *seconds, f"{found['added_mib']:.0f}", f"{found['peak_mib']:.0f}"])
+    header = ["case", "planner", "first call s", "second call s", "memory added MiB", "peak MiB"]
+    note = (
+        "One fresh process each. Memory: highest resident set during the two calls (VmHWM, reset before them), above "
+        "what was resident before, and in all; it counts code and thread stacks too, not tensors alone."
+    )
+    return f"{tables.table(header, rows)}\n\n{note}" if rows else ""
 
 
 @click.command()

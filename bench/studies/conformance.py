@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import results
+from bench import results, tables
 from bench.machine import ROOT, environment
 from bench.planners.ours import PUBLISHED, SOURCE, Planner, Skip, one_line, ours, probe
 from bench.planners.peers import VLLM, peers
 from bench.progress import Steps
 from bench.quality import same_layers
 from bench.random_cases import random_cases
-from bench.report import write_report
 from bench.studies import vector_units
 from bench.ties import causes
 from eplb_triton import POLICIES, Placement, Topology, plan
@@ -133,6 +132,37 @@ def against_deepseek(planners: Sequence[Planner], examples: Sequence[Example]) -
     return {kind: {name: asdict(tally) for name, tally in rows.items()} for kind, rows in tallies.items()}
 
 
+def golden_table(result: dict[str, Any]) -> str:
+    """Layers in which our backends give the golden plans, and the reference's on random cases."""
+    rows = []
+    for file, found in result["golden"].items():
+        for name, row in found.items():
+            rows.append([f"golden, {file}", f"`{name}`", f"{row['equal']} / {row['layers']}"])
+    for name, row in result["backends"].items():
+        rows.append([f"{result['random']} random, as the reference", f"`{name}`", f"{row['equal']} / {row['layers']}"])
+    note = (
+        "`placements`: counts and, on every node, the experts of its GPUs; `exact` and random: slot by slot. "
+        "Layers without a plan in a golden file are not counted."
+    )
+    return f"{tables.table(['plans', 'planner', 'equal layers'], rows)}\n\n{note}"
+
+
+def peers_table(result: dict[str, Any]) -> str:
+    """How peers, and our reference, compare with DeepSeek's published code, and on what they differ."""
+    if "peers" not in result:
+        return ""
+    rows = []
+    for kind, found in result["peers"].items():
+        for name, row in found.items():
+            rows.append([kind, f"`{name}`", *tables.layers(row), str(row["refused"])])
+    header = ["loads", "planner", "layers with its counts", "with its maps", "layers that differ, by cause", "refused"]
+    note = (
+        "Compared with SGLang's copy of DeepSeek's code. `sglang-vec` is a variant of the algorithm: it differs "
+        f"whatever the loads. {tables.causes_note()}"
+    )
+    return tables.with_skips(result, f"{tables.table(header, rows)}\n\n{note}")
+
+
 @click.command()
 @click.option("--random", "count", default=1000, show_default=True, help="random cases")
 @click.option("--seed", default=0, show_default=True)
@@ -164,8 +194,7 @@ def main(count: int, seed: int, out: Path | None) -> None:
                 body["vector_units"] = vector_units.compare()
             except vector_units.UnavailableError as error:
                 skips.append(Skip("vector units", one_line(error)))
-    path = results.save("conformance", found, {**body, "skipped": [asdict(skip) for skip in skips]}, out)
-    click.echo(f"results: {results.relative(path)}\nreport:  {results.relative(write_report(path.parent))}")
+    results.publish("conformance", found, {**body, "skipped": [asdict(skip) for skip in skips]}, out)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ import click
 import torch
 from torch import Tensor
 
-from bench import results
+from bench import results, style, tables
 from bench.machine import environment
 from bench.planners.ours import SOURCE, Planner, Skip, best_backend, one_line, ours, probe
 from bench.planners.peers import peers
 from bench.progress import Steps
-from bench.report import write_report
 from bench.run import choose
-from bench.style import UNPLANNED
 from eplb_triton import Placement, Topology
 from eplb_triton.formats import FormatError, Recording, read_loads
 
@@ -79,6 +77,74 @@ def study(planner: Planner | None, pairs: Sequence[tuple[str, Tensor, Tensor]], 
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """Balancedness on the window that was planned, on the one after it, and what replanning moves."""
+    rows = []
+    for row in result["rows"]:
+        for kind in ("within", "across"):
+            if kind not in row:
+                continue
+            found = row[kind]
+            means = [f"{found[key]['mean']:.4f}" for key in ("planned", "following", "replanned")]
+            fetched = f"{100 * found['fetched']['mean']:.1f}"
+            kinds = {"within": "same domain", "across": "change of domain"}
+            rows.append([f"`{row['planner']}`", str(row["tokens"]), kinds[kind], str(found["pairs"]), *means, fetched])
+    header = [
+        "planner",
+        "tokens",
+        "next window",
+        "pairs",
+        "on its window",
+        "on the next",
+        "next, replanned",
+        "fetched %",
+    ]
+    topology, model = result["topology"], result["model"]
+    note = (
+        f"{result['balancedness'][0].upper()}{result['balancedness'][1:]}; means over the pairs of windows. "
+        f"Traces {', '.join(result['domains'])}: {model['layers']} layers, {model['experts']} experts on "
+        f"{topology['num_replicas']} replicas, {topology['num_gpus']} GPUs. Fetched: experts that a GPU must fetch to "
+        "come from the plan of the one window to the plan of the next, share of all slots."
+    )
+    return tables.with_skips(result, f"{tables.table(header, rows)}\n\n{note}")
+
+
+def picture(result: dict[str, Any], path: Path) -> None:
+    """Balancedness on the planned window, and on the next one of the same and of another domain."""
+    rows = result["rows"]
+    tokens = list(dict.fromkeys(row["tokens"] for row in rows))
+    planners = list(dict.fromkeys(row["planner"] for row in rows))
+    made = style.figure(5.0 * len(tokens) + 1.5, 1.8 + 0.42 * len(planners), "A plan meets the next window")
+    panels = made.subplots(1, len(tokens), sharey=True, sharex=True, squeeze=False)[0]
+    looks = {
+        "on the window it was made for": ("within", "planned", "o", "white"),
+        "on the next window, same domain": ("within", "following", "o", None),
+        "on the next window, other domain": ("across", "following", "X", None),
+    }
+    for axes, size in zip(panels, tokens, strict=True):
+        for row in (row for row in rows if row["tokens"] == size):
+            height = planners.index(row["planner"])
+            colour, _ = style.look(row["planner"])
+            means = [row[kind][key]["mean"] for kind, key, _, _ in looks.values() if kind in row]
+            axes.plot([min(means), max(means)], [height, height], color=colour, alpha=0.35)
+            for kind, key, marker, face in looks.values():
+                if kind in row:
+                    mean = row[kind][key]["mean"]
+                    axes.plot(mean, height, marker, color=colour, markersize=8, markerfacecolor=face or colour)
+        axes.set_xlabel("balancedness (1 is perfect)")
+        style.tidy(axes, f"windows of {size} tokens")
+    panels[0].set_yticks(range(len(planners)), planners)
+    panels[0].set_ylim(len(planners) - 0.5, -0.5)
+    handles = [
+        panels[0].plot(
+            [], [], marker, color=style.PLAIN, markersize=8, markerfacecolor=face or style.PLAIN, label=text
+        )[0]
+        for text, (_, _, marker, face) in looks.items()
+    ]
+    made.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    style.save(made, path)
+
+
 @click.command()
 @click.option(
     "--traces", type=click.Path(path_type=Path, exists=True, file_okay=False), envvar="EPLB_TRACES", required=True
@@ -108,7 +174,7 @@ def main(traces: Path, planners: str, out: Path | None) -> None:
         for tokens in TOKENS:
             pairs = list(transitions(recordings, tokens))
             for planner in everyone:
-                name = planner.name if planner else UNPLANNED
+                name = planner.name if planner else style.UNPLANNED
                 steps.begin(f"{tokens} tokens: {name}")
                 try:
                     rows.append({"tokens": tokens, "planner": name, **study(planner, pairs, topology)})
@@ -121,8 +187,7 @@ def main(traces: Path, planners: str, out: Path | None) -> None:
         "skipped": [asdict(skip) for skip in skips],
         "rows": rows,
     }
-    path = results.save("next-window", found, body, out)
-    click.echo(f"results: {results.relative(path)}\nreport:  {results.relative(write_report(path.parent))}")
+    results.publish("next-window", found, body, out)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ import click
 import numpy as np
 import torch
 
-from bench import measure, results
+from bench import measure, results, style, tables
 from bench.cases import Case, select
 from bench.loads import series
 from bench.machine import environment
 from bench.planners.ours import PUBLISHED, Planner, Skip, ours, probe
 from bench.planners.peers import VLLM, peers
 from bench.progress import Steps
-from bench.report import write_report
 from eplb_triton import Topology
 
 Axis = Literal["L", "E", "P/E", "D"]
@@ -27,6 +26,14 @@ PLANNERS = "deepseek@reference,deepseek@cpu,deepseek@triton,vllm"
 """Curves drawn by default: SGLang's planner takes minutes at 1024 GPUs."""
 BEND = 1.25
 """A point off the fitted line by more than this factor has left it."""
+STRAIGHT = ("L", "P/E")
+"""Axes along which the same work is done more often."""
+_AXES = {
+    "L": "layers L (256 experts, 512 replicas, 64 GPUs)",
+    "E": "experts E (16 layers, 2 E replicas, 64 GPUs)",
+    "P/E": "replicas an expert P/E (16 layers, 256 experts, 64 GPUs)",
+    "D": "GPUs D (16 layers, 1024 experts, 2048 replicas)",
+}
 
 
 def sweeps() -> dict[Axis, list[tuple[float, Case]]]:
@@ -102,6 +109,70 @@ def measure_point(
     return {"value": value, "case": asdict(case), "results": summaries}
 
 
+def table(result: dict[str, Any]) -> str:
+    """Fitted exponents, and where each planner leaves its straight line."""
+    rows = []
+    for axis, sweep in result["axes"].items():
+        for name, curve in sweep["curves"].items():
+            values = curve["values"]
+            ends = [f"{tables.milliseconds(curve['median_ms'][at])} ms" for at in (0, -1)]
+            off = ", ".join(f"{value:g} ({ratio:.2g}×)" for value, ratio in curve["off_line"]) or "nowhere"
+            span = f"{values[0]:g} to {values[-1]:g}"
+            straight = _straight(values, curve["median_ms"]) if axis in STRAIGHT else "–"
+            rows.append([axis, f"`{name}`", span, " to ".join(ends), f"{curve['exponent']:.2f}", off, straight])
+    header = ["axis", "planner", "range", "time", "exponent", "off it at (measured / fitted)", "constant + slope"]
+    note = (
+        "Exponent: of time ∝ axis^exponent, least squares on log axes over the upper half of the points. "
+        f"Off it: by more than {result['bend']:g} times either way. "
+        "Constant + slope: time = constant + slope · axis, least squares of the relative error over all points, "
+        "and the largest error."
+    )
+    return tables.with_skips(result, f"{tables.table(header, rows)}\n\n{note}")
+
+
+def _straight(values: Sequence[float], medians: Sequence[float]) -> str:
+    times = np.asarray(medians)
+    slope, constant = np.polyfit(values, times, 1, w=1 / times)
+    error = np.abs((constant + slope * np.asarray(values)) / times - 1).max()
+    return f"{tables.milliseconds(constant)} + {tables.milliseconds(slope)} ms, within {error:.0%}"
+
+
+def picture(result: dict[str, Any], path: Path) -> None:
+    """Time against layers, experts, replicas and GPUs, with the fitted lines, dotted where they were not fitted."""
+    at = result["environment"]
+    sweeps = result["axes"]
+    columns = min(2, len(sweeps))
+    deep = -(-len(sweeps) // columns)
+    subtitle = f"{at['cpu']}, {at['cores']} cores, {at['date'][:10]}"
+    made = style.figure(7.5 * columns, 5 * deep, "What one plan costs as things grow", subtitle)
+    grid = list(made.subplots(deep, columns, squeeze=False).flat)
+    for axes, (axis, sweep) in zip(grid, sweeps.items(), strict=False):
+        points = {}
+        for name, curve in sweep["curves"].items():
+            colour, marker = style.look(name)
+            x, y = np.array(curve["values"]), np.array(curve["median_ms"])
+            line = curve["ms_at_1"] * x ** curve["exponent"]
+            fitted = (x >= curve["fitted_from"]) & (x <= curve["fitted_to"])
+            axes.plot(x, y, marker, color=colour, markersize=7, markeredgecolor="white")
+            axes.plot(x, line, color=colour, linewidth=0.8, linestyle=":")
+            axes.plot(x[fitted], line[fitted], color=colour, linewidth=1.6)
+            power = f"{'(P/E)' if axis == 'P/E' else axis}^{{{curve['exponent']:.2f}}}"
+            points[rf"{name}  $\propto {power}$"] = (float(x[-1]), float(y[-1]), colour)
+        axes.set_xscale("log", base=2)
+        values = next(iter(sweep["curves"].values()))["values"] if sweep["curves"] else []
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+        style.log_time(axes, "y")
+        axes.set_xlabel(_AXES[axis])
+        axes.set_ylabel("median time of one plan")
+        style.tidy(axes)
+        made.canvas.draw()
+        style.label_right(axes, points, fontsize=10)
+    for axes in grid[len(sweeps) :]:
+        axes.remove()
+    style.save(made, path)
+
+
 @click.command()
 @click.option("--planners", default=PLANNERS, show_default=True, help="names or globs")
 @click.option("--axes", default="", help="of L, E, P/E, D; all")
@@ -117,19 +188,18 @@ def main(planners: str, axes: str, seconds: float, threads: int, out: Path | Non
     names = [planner.name for planner in working]
     wanted = [pattern for pattern in planners.split(",") if _matches(pattern, names)]
     chosen = [planner for planner in working if planner.name in select(",".join(wanted), names, "planner")]
-    table = sweeps()
-    selected = [axis for axis in table if axis in select(axes, table, "axis")]
+    points_of = sweeps()
+    selected = [axis for axis in points_of if axis in select(axes, points_of, "axis")]
     measured: dict[str, Any] = {}
-    with Steps(sum(len(table[axis]) for axis in selected)) as steps:
+    with Steps(sum(len(points_of[axis]) for axis in selected)) as steps:
         for axis in selected:
             points = []
-            for value, case in table[axis]:
+            for value, case in points_of[axis]:
                 steps.begin(f"{axis} = {value:g}")
                 points.append(measure_point(case, value, chosen, seconds, skips))
             measured[axis] = {"points": points, "curves": curves(points)}
     body = {"bend": BEND, "skipped": [asdict(skip) for skip in [*skips, *broken]], "axes": measured}
-    path = results.save("scale", found, body, out)
-    click.echo(f"results: {results.relative(path)}\nreport:  {results.relative(write_report(path.parent))}")
+    results.publish("scale", found, body, out)
 
 
 def _matches(pattern: str, names: Sequence[str]) -> bool:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench import tables
 from bench.cases import CASES
 from bench.loads import series
 from bench.machine import ROOT
@@ -73,6 +74,24 @@ def compare() -> dict[str, Any]:
         rows[name] = {key: int((maps[at][key] != maps[0][key]).any(axis=1).sum()) for key in maps[0]}
     layers = {key: len(rows_of) for key, rows_of in maps[0].items()}
     return {"numpy": np.__version__, "disabled": names, "layers": layers, "differing_layers": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Layers whose map changes with the vector units NumPy may use."""
+    if "vector_units" not in result:
+        return ""
+    found = result["vector_units"]
+    names = list(found["layers"])
+    rows = []
+    for setting, differing in found["differing_layers"].items():
+        disabled = found["disabled"][setting]
+        label = f'{setting} (`NPY_DISABLE_CPU_FEATURES="{disabled}"`)' if disabled else setting
+        rows.append([label, *(f"{differing[name]} / {found['layers'][name]}" for name in names)])
+    note = (
+        f"Layers whose map is another one than on this CPU as it is; NumPy {found['numpy']}, the same loads, "
+        "one process a setting."
+    )
+    return f"{tables.table(['NumPy may use', *names], rows)}\n\n{note}"
 
 
 @click.command()
