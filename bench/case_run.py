@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from bench import measure
-from bench.cases import Case
-from bench.loads import WINDOWS, digest
+from bench.cases import WINDOWS, Case, digest
 from bench.planners.ours import PUBLISHED, SOURCE, Planner, Skip, as_placement, one_line
 from bench.planners.peers import VLLM, vllm_in_float32
-from bench.quality import quality, same_layers
+from bench.quality import causes, quality, same_layers
 from bench.style import UNPLANNED
-from bench.ties import causes
 from eplb_triton import Placement
 
 PLANNED = WINDOWS - 1

@@ -11,8 +11,7 @@ import click
 
 from bench import results
 from bench.case_run import run_case
-from bench.cases import CASES, select
-from bench.loads import MissingTraceError, series
+from bench.cases import CASES, MissingTraceError, select, series
 from bench.machine import environment
 from bench.planners.ours import PUBLISHED, Planner, Skip, best_backend, one_line, ours, probe
 from bench.planners.peers import peers

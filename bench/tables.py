@@ -8,8 +8,8 @@ from typing import Any
 
 from bench.planners.ours import PUBLISHED, SOURCE
 from bench.planners.peers import VLLM
+from bench.quality import CAUSES
 from bench.style import UNPLANNED
-from bench.ties import CAUSES
 
 Result = dict[str, Any]
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 import torch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
@@ -27,6 +26,7 @@ from bench.studies.exact import optimum
 from eplb_triton import EFFORTS, Topology, lower_bound, plan
 from eplb_triton.formats import FormatError, read_loads
 from eplb_triton.policy import Policy, named_policies
+from eplb_triton.synthetic import lognormal_loads
 
 ROUNDING = 1e-7
 """A layer is worse than another from here on: a unit in the last place of a float32 share."""
@@ -56,8 +56,7 @@ def drawn(layers: int, seed: int) -> Iterator[Case]:
         ("384 experts, 64 GPUs", 384, Topology(num_replicas=448, num_gpus=64), 0.8, 5e-4),
         ("512 -> 1024, 128 GPUs", 512, Topology(num_replicas=1024, num_gpus=128), 1.2, 2e-4),
     ):
-        random = np.random.default_rng(seed)
-        yield Case(name, torch.from_numpy(random.lognormal(0, sigma, (layers, experts))).float(), topology, promised)
+        yield Case(name, lognormal_loads(layers, experts, sigma=sigma, seed=seed), topology, promised)
 
 
 def recorded(folder: Path) -> Iterator[Case]:
@@ -123,12 +122,11 @@ def broken(row: Mapping[str, Any]) -> list[str]:
 
 def tiny(instances: int, seed: int, begin: Callable[[str], None]) -> dict[str, Any]:
     """Mean distance from the exact optimum over `instances` of each of `TINY`."""
-    random = np.random.default_rng(seed)
     over: dict[str, list[float]] = {"bound": [], "balanced": [], PUBLISHED: []}
     for experts, topology in TINY:
         for at in range(instances):
             begin(f"optimum of {experts} experts on {topology.num_gpus} GPUs, {at + 1} of {instances}")
-            weight = torch.from_numpy(random.lognormal(0, 0.8, (1, experts)))
+            weight = lognormal_loads(1, experts, seed=seed + at).double()
             best = optimum(weight[0].numpy(), topology)
             if best is None:
                 continue

@@ -17,8 +17,7 @@ from typing import Any
 import click
 
 from bench import tables
-from bench.cases import CASES, Case
-from bench.loads import series
+from bench.cases import CASES, Case, series
 from bench.machine import ROOT
 from bench.planners.ours import PUBLISHED, Planner, ours
 from bench.planners.peers import peers

@@ -17,17 +17,25 @@ from bench.machine import ROOT, environment
 from bench.planners.ours import PUBLISHED, SOURCE, Planner, Skip, one_line, ours, probe
 from bench.planners.peers import VLLM, peers
 from bench.progress import Steps
-from bench.quality import same_layers
-from bench.random_cases import random_cases
+from bench.quality import causes, same_layers
 from bench.studies import vector_units
-from bench.ties import causes
 from eplb_triton import POLICIES, Placement, Topology, plan
+from eplb_triton.synthetic import Family, load_windows
 
 GOLDEN = ROOT / "tests" / "golden"
 DEEPSEEK = "sglang"
 """The peer that is a copy of the published DeepSeek code: what the others are compared with."""
 _VARIANTS = ("sglang-vec",)
 """Peers that say they vary that algorithm."""
+
+
+KINDS: dict[str, Family] = {
+    "random, tie-free": "drift",
+    "random, few tokens": "ties",
+    "random, tie-free, a hot group": "hot-group",
+    "random, many idle experts": "idle",
+}
+"""Of random examples, and what their loads are drawn as."""
 
 
 @dataclass
@@ -57,6 +65,26 @@ class Example:
     kind: str
     loads: Tensor
     topology: Topology
+
+
+def random_cases(count: int, seed: int) -> Iterator[Example]:
+    """`count` examples of 3 layers, E up to 192; half of them without ties, half hierarchical."""
+    random = np.random.default_rng(seed)
+    for at in range(count):
+        kind = list(KINDS)[at % len(KINDS)]
+        topology, experts = _cluster(random, hierarchical=at // len(KINDS) % 2 == 1)
+        loads = load_windows(KINDS[kind], 1, 3, experts, seed=int(random.integers(1 << 32)))[0]
+        yield Example(kind, loads, topology)
+
+
+def _cluster(random: np.random.Generator, *, hierarchical: bool) -> tuple[Topology, int]:
+    """A topology and E that fit each other, drawn so that no draw is thrown away."""
+    nodes = int(random.choice([2, 4])) if hierarchical else 1
+    groups = nodes * int(random.integers(1, 5)) if hierarchical else 1
+    gpus = nodes * int(random.integers(1, 9))
+    experts = groups * int(random.integers(1, max(2, 192 // groups)))
+    slots = -(-experts // gpus) + int(random.integers(0, 3))
+    return Topology(num_replicas=slots * gpus, num_gpus=gpus, num_groups=groups, num_nodes=nodes), experts
 
 
 def golden_examples() -> Iterator[tuple[Example, str, str, Tensor, Tensor]]:
@@ -177,7 +205,7 @@ def main(count: int, seed: int, out: Path | None) -> None:
     mine = [planner for planner in working if planner.source == SOURCE and "+" not in planner.name]
     names = {DEEPSEEK, VLLM, *_VARIANTS, f"{PUBLISHED}@reference"}
     rivals = [planner for planner in working if planner.name in names]
-    examples = [Example(*row) for row in random_cases(count, seed)]
+    examples = list(random_cases(count, seed))
     body: dict[str, Any] = {"random": count, "seed": seed}
     with Steps(4) as steps:
         steps.begin("golden plans")

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from bench import measure, results, style, tables
-from bench.cases import Case, select
-from bench.loads import series
+from bench.cases import Case, select, series
 from bench.machine import environment
 from bench.planners.ours import PUBLISHED, Planner, Skip, ours, probe
 from bench.planners.peers import VLLM, peers

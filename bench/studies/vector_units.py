@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench import tables
-from bench.cases import CASES
-from bench.loads import series
+from bench.cases import CASES, series
 from bench.machine import ROOT
 from bench.planners.ours import PUBLISHED, Planner, ours
 from bench.planners.peers import VLLM, peers

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from bench import measure
 from bench.case_run import run_case
-from bench.cases import Case
-from bench.loads import series
+from bench.cases import Case, series
 from bench.machine import machine_class
 from bench.planners.fetch import MANIFEST
 from bench.planners.ours import Call, Planner, Skip, ours, probe
