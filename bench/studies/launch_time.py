@@ -23,12 +23,13 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from bench.gpu_shapes import V3
 from eplb_triton import POLICIES, Planner
 from eplb_triton.kernels import launcher
 from eplb_triton.kernels.launcher import Launch
+from eplb_triton.testing.models import MODELS
 
 CHUNK = 100
+V3 = MODELS["v3-hierarchical"]
 
 
 class NoDriver:
