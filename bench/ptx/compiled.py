@@ -25,6 +25,7 @@ from bench.cases import Case
 from bench.ptx.listing import Listing, parse_sass
 from eplb_triton.kernels.specs import KernelSpec, launch_plan
 from eplb_triton.policy import Policy
+from eplb_triton.testing.models import Model
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -44,6 +45,7 @@ class Compiled:
     arguments: tuple[str, ...]
     target: str
     num_warps: int
+    shared: int  # bytes that a launch asks for
     asm: dict[str, Any]
 
     @property
@@ -107,7 +109,8 @@ def compile_kernel(
         triton.knobs.cache.dir = str(cache or beside)
         built = triton.compile(source, target=TARGETS[target], options={**spec.options, **options})
     passed = tuple(name for name, _, kind in _flat(spec) if kind != "constexpr")
-    return Compiled(built.metadata.name, passed, target, built.metadata.num_warps, built.asm)
+    metadata = built.metadata
+    return Compiled(metadata.name, passed, target, metadata.num_warps, metadata.shared, built.asm)
 
 
 @contextmanager
@@ -142,10 +145,10 @@ def _flat(spec: KernelSpec) -> Iterator[tuple[str, tuple[int, ...], str]]:
 
 
 def compile_plan(
-    case: Case, policy: Policy, target: str, *, want_log2phy: bool = True, **options: Any
+    model: Case | Model, policy: Policy, target: str, *, want_log2phy: bool = True, **options: Any
 ) -> Iterator[Compiled]:
     """The kernels of a plan, in the order of their launches."""
     lanes = TARGETS[target].warp_size
-    width = case.topology.num_replicas - case.experts + 1 if want_log2phy else None
-    launch = launch_plan(case.topology, case.experts, policy, log2phy_width=width, lanes=lanes)
+    width = model.topology.num_replicas - model.experts + 1 if want_log2phy else None
+    launch = launch_plan(model.topology, model.experts, policy, log2phy_width=width, lanes=lanes)
     return (compile_kernel(spec, target, **options) for spec in launch.kernels)

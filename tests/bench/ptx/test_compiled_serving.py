@@ -13,13 +13,14 @@ import torch
 import triton
 from torch import Tensor
 
-from bench.ptx.compiled import TARGETS, Compiled, compile_kernel
+from bench.ptx.compiled import TARGETS, Compiled
 from bench.ptx.contract import broken_rules
 from bench.ptx.machine import Machine
 from bench.ptx.memory import Memory
 from bench.ptx.sass_cycles import GIGAHERTZ, estimate
+from bench.ptx.serving import TYPES, compile_serving
 from eplb_triton import Topology, plan
-from eplb_triton.kernels.serve_launch import HASHED_IDS, IDS, spec, split_shape
+from eplb_triton.kernels.serve_launch import HASHED_IDS, IDS, split_shape
 from eplb_triton.serving.dispatch import classify, slots_of, split, table
 from eplb_triton.synthetic import lognormal_series
 from tests.serving.shares import golden_shares
@@ -58,55 +59,9 @@ def _step() -> Step:
     return Step(phy2log, classes, ids, counts, offsets, quotas)
 
 
-TYPES: dict[str, dict[str, torch.dtype | None]] = {
-    "classify_layers": {"phy2log_ptr": INT64, "scratch_ptr": INT32, "classes_ptr": INT32},
-    "split_layers": {
-        "phy2log_ptr": INT64,
-        "classes_ptr": INT32,
-        "counts_ptr": INT32,
-        "offsets_ptr": INT32,
-        "scratch_ptr": INT32,
-        "quotas_ptr": INT32,
-    },
-    "count_chunks": {"topk_ids_ptr": INT32, "counts_ptr": INT32},
-    "route_exactly": {
-        "topk_ids_ptr": INT32,
-        "phy2log_ptr": INT64,
-        "quotas_ptr": INT32,
-        "offsets_ptr": INT32,
-        "counts_ptr": INT32,
-        "slots_ptr": INT32,
-    },
-    "route_by_hash": {
-        "topk_ids_ptr": INT32,
-        "phy2log_ptr": INT64,
-        "quotas_ptr": INT32,
-        "salt_ptr": None,
-        "slots_ptr": INT32,
-    },
-    "fill_tables": {"phy2log_ptr": INT64, "quotas_ptr": INT32, "table_ptr": INT64},
-    "add_ids": {"topk_ids_ptr": INT32, "ring_ptr": INT32, "position_ptr": INT64, "bad_ptr": INT32},
-    "add_slots": {
-        "tokens_ptr": INT32,
-        "phy2log_ptr": INT64,
-        "ring_ptr": INT32,
-        "position_ptr": INT64,
-        "bad_ptr": INT32,
-    },
-}
-CONSTANTS = {
-    "count_chunks": {"IDS": IDS},
-    "route_exactly": {"IDS": IDS},
-    "route_by_hash": {"IDS": HASHED_IDS, "K": K},
-    "add_ids": {"IDS": HASHED_IDS},
-}
-
-
 def _compiled(name: str, target: str, types: Mapping[str, torch.dtype | None], **sizes: int) -> Compiled:
-    lanes = TARGETS[target].warp_size
     wanted = {"num_experts": EXPERTS, "num_replicas": 288, "num_gpus": 32} | sizes
-    shape = split_shape(**wanted, lanes=lanes)
-    return compile_kernel(spec(name, shape, tuple(types.items()), lanes=lanes, **CONSTANTS.get(name, {})), target)
+    return compile_serving(name, target, types, top_k=K, **wanted)
 
 
 @pytest.mark.parametrize("target", chosen(TARGETS, "sm_90", "gfx942"))
