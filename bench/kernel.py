@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import triton
 
-from bench.ptx.compiled import TARGETS, Compiled, compile_kernel, compile_plan
+from bench.ptx.compiled import STEPS, TARGETS, Compiled, compile_plan
 from bench.ptx.machine import UnsupportedError
 from bench.ptx.replans import run_replan
 from bench.ptx.sass_cycles import GIGAHERTZ, Estimate, cycles_of, estimate, slowest_program
@@ -37,7 +37,6 @@ from eplb_triton.synthetic import awkward_loads
 from eplb_triton.testing.models import Model
 
 SPLITTING = "splitting"
-STEPS = 32
 AMD = {
     "vector_registers": "vgpr_count",
     "scalar_registers": "sgpr_count",
@@ -76,11 +75,7 @@ def compiled(policy: str, model: Model, target: str, *, log2phy: bool) -> list[C
     if policy == SPLITTING:
         sizes = {"num_replicas": model.topology.num_replicas, "num_gpus": model.topology.num_gpus}
         return [compile_serving(name, target, TYPES[name], num_experts=model.experts, **sizes) for name in TYPES]
-    chosen = POLICIES[policy]
-    if chosen.replan:
-        shape = replan_plan(model.topology, model.experts, chosen, steps=STEPS, warp=TARGETS[target].warp_size)
-        return [compile_kernel(shape.kernel(previous=True, want_log2phy=log2phy), target)]
-    return list(compile_plan(model, chosen, target, want_log2phy=log2phy))
+    return list(compile_plan(model, POLICIES[policy], target, want_log2phy=log2phy))
 
 
 def estimated(policy: str, model: Model, target: str, rows: int) -> list[Estimate]:
@@ -98,7 +93,7 @@ def estimated(policy: str, model: Model, target: str, rows: int) -> list[Estimat
         history = awkward_loads("continuous", 1, STEPS * rows, model.experts).view(STEPS, rows, model.experts)
         before = plan(history.sum(0), topology, policy="balanced").phy2log
         shape = replan_plan(topology, model.experts, chosen, steps=STEPS)
-        kernel = compile_kernel(shape.kernel(previous=True), target)
+        (kernel,) = compile_plan(model, chosen, target)
         each = []
         for row in range(rows):
             one = slice(row, row + 1)

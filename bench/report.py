@@ -19,7 +19,8 @@ Found = Mapping[str, dict[str, Any]]
 SECTIONS: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "headline": ("cases", "Planning time, published algorithm", tables.headline),
     "times": ("cases", "Planning time, all planners", tables.times),
-    "same-maps": ("cases", "Same maps as vLLM", tables.same_maps),
+    "same-maps-in-all": ("cases", "Same maps as vLLM", tables.same_maps_in_all),
+    "same-maps": ("cases", "Same maps as vLLM, case by case", tables.same_maps),
     "quality": ("cases", "Balance and movement", tables.quality),
     "cold": ("cases", "First call and memory", cold.table),
     "gpu": ("cases", "On the GPU", tables.gpu),

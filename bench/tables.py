@@ -105,30 +105,44 @@ def times(result: Result) -> str:
     return table(header, rows) if rows else ""
 
 
+_SAME_MAPS = ["case", "ties", "planner", "layers with equal counts", "with equal maps", "the others, by cause"]
+
+
 def same_maps(result: Result) -> str:
-    """Layers in which planners of the published algorithm have vLLM's counts and maps."""
-    rows: list[list[str]] = []
+    """Layers in which planners of the published algorithm have vLLM's counts and maps, case by case."""
+    rows = [
+        [row["case"]["name"], "no" if row["case"]["tie_free"] else "yes", f"`{name}`", *layers(found)]
+        for row in result["cases"]
+        for name, found in row["same_maps"].items()
+    ]
+    return f"{table(_SAME_MAPS, rows)}\n\n{_same_maps_note()}" if rows else ""
+
+
+def same_maps_in_all(result: Result) -> str:
+    """The same over all cases without ties, and over all with."""
     sums: dict[tuple[str, bool], Result] = {}
     for row in result["cases"]:
-        tie_free = row["case"]["tie_free"]
         for name, found in row["same_maps"].items():
-            rows.append([row["case"]["name"], "no" if tie_free else "yes", f"`{name}`", *layers(found)])
-            total = sums.setdefault((name, tie_free), {"layers": 0, "equal_counts": 0, "equal_maps": 0, "causes": {}})
+            empty = {"layers": 0, "equal_counts": 0, "equal_maps": 0, "causes": {}}
+            total = sums.setdefault((name, row["case"]["tie_free"]), empty)
             for key in ("layers", "equal_counts", "equal_maps"):
                 total[key] += found[key]
             for cause, count in found["causes"].items():
                 total["causes"][cause] = total["causes"].get(cause, 0) + count
-    for (name, tie_free), total in sums.items():
-        which = f"**all cases {'without' if tie_free else 'with'} ties**"
-        rows.append([which, "no" if tie_free else "yes", f"`{name}`", *layers(total)])
-    header = ["case", "ties", "planner", "layers with equal counts", "with equal maps", "the others, by cause"]
-    note = (
+    rows = [
+        [f"all {'without' if tie_free else 'with'} ties", "no" if tie_free else "yes", f"`{name}`", *layers(total)]
+        for (name, tie_free), total in sums.items()
+    ]
+    return f"{table(_SAME_MAPS, rows)}\n\n{_same_maps_note()}" if rows else ""
+
+
+def _same_maps_note() -> str:
+    return (
         "Equal maps: equal counts, and on every node the sorted list over its GPUs of the sorted experts on them is "
         "the same. vLLM divides and adds in float64, DeepSeek's published code and ours in float32; `vllm in "
         "float32` is vLLM's planner held in float32 by three edits (`bench/planners/peers.py`), on the first window. "
         f"{causes_note()}"
     )
-    return f"{table(header, rows)}\n\n{note}" if rows else ""
 
 
 def layers(found: Result) -> list[str]:

@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 
 from bench.cases import Case
 from bench.ptx.listing import Listing, parse_sass
+from eplb_triton.kernels.replanning_shapes import replan_plan
 from eplb_triton.kernels.specs import KernelSpec, launch_plan
 from eplb_triton.policy import Policy
 from eplb_triton.testing.models import Model
@@ -34,6 +35,8 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
     "gfx950": GPUTarget("hip", "gfx950", 64),
 }
+STEPS = 32
+"""Most steps of the history of a policy that replans."""
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -147,8 +150,12 @@ def _flat(spec: KernelSpec) -> Iterator[tuple[str, tuple[int, ...], str]]:
 def compile_plan(
     model: Case | Model, policy: Policy, target: str, *, want_log2phy: bool = True, **options: Any
 ) -> Iterator[Compiled]:
-    """The kernels of a plan, in the order of their launches."""
+    """The kernels of a plan, in the order of their launches; of a policy that replans, from a placement in force."""
     lanes = TARGETS[target].warp_size
+    if policy.replan:
+        shape = replan_plan(model.topology, model.experts, policy, steps=STEPS, warp=lanes)
+        yield compile_kernel(shape.kernel(previous=True, want_log2phy=want_log2phy), target, **options)
+        return
     width = model.topology.num_replicas - model.experts + 1 if want_log2phy else None
     launch = launch_plan(model.topology, model.experts, policy, log2phy_width=width, lanes=lanes)
-    return (compile_kernel(spec, target, **options) for spec in launch.kernels)
+    yield from (compile_kernel(spec, target, **options) for spec in launch.kernels)

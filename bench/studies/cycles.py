@@ -18,17 +18,16 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import triton
 
-from bench.cases import CASES
-from bench.ptx.compiled import compile_plan
-from bench.ptx.sass_cycles import GIGAHERTZ, cycles_of, slowest_program
+from bench.kernel import estimated
+from bench.ptx.sass_cycles import GIGAHERTZ, cycles_of
 from bench.ptx.sass_issue import LATENCY
 from eplb_triton import POLICIES
-from eplb_triton.kernels.specs import launch_plan
-from eplb_triton.testing.families import loads
+from eplb_triton.testing.models import MODELS
 
+PLANNED = [name for name, policy in POLICIES.items() if policy.replan is None]
+"""Policies estimated unless others are asked for: the PTX of replanning takes minutes to run."""
 TARGETS_US = {"v3-hierarchical": 15.0, "v3-global": 30.0, "512-to-1024": 100.0, "1024-to-2048": 300.0}
 """Microseconds asked of `deepseek`."""
 TWICE = ("v3-hierarchical", "v3-global")
@@ -41,12 +40,7 @@ def estimate_plan(job: tuple[str, str], rows: int = 1) -> dict[str, object]:
     Of `balanced` alone much depends on the loads: it stops where a row can gain no more.
     """
     name, policy = job
-    case = next(case for case in CASES if case.name == name)
-    kernels = list(compile_plan(case, POLICIES[policy], "sm_90", want_log2phy=False, inlined=True))
-    launch = launch_plan(case.topology, case.experts, POLICIES[policy])
-    weight = loads("continuous", 1, case.layers, case.experts)
-    programs = list(np.ndindex(case.layers, case.topology.planned_nodes))[:rows]
-    estimates = slowest_program(kernels, launch, case.topology, weight, programs)
+    estimates = estimated(policy, MODELS[name], "sm_90", rows)
     cycles = cycles_of(estimates)
     return {
         "case": name,
@@ -63,7 +57,7 @@ def target_us(case: str, policy: str) -> float | None:
     """Microseconds asked of a policy, or None."""
     if policy == "deepseek":
         return TARGETS_US[case]
-    return 2 * TARGETS_US[case] if case in TWICE else None
+    return 2 * TARGETS_US[case] if case in TWICE and policy in PLANNED else None
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
@@ -134,7 +128,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="path without ending: .json and .md are written")
     parser.add_argument("--cases", default=",".join(TARGETS_US), help="comma-separated, of bench.cases")
-    parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--policies", default=",".join(PLANNED))
     parser.add_argument("--rows", type=int, default=1, help="programs run, of which the slowest counts")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     arguments = parser.parse_args()

@@ -97,7 +97,7 @@ def test_the_table_of_gpu_times_has_a_line_for_an_error() -> None:
     assert lines[0].endswith("| warm floor | cold floor | host |")
     assert lines[2:] == [
         "| a | b | 1.0 | 3.0 | 1.0 | 3.0 | 1.0 | 3.0 | 2.0 | 4.0 | 5.0 |",
-        "| a | c | RuntimeError: no |",
+        "| a | c | ValueError: no |",
     ]
 
 
