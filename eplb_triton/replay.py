@@ -5,7 +5,6 @@ Nothing is kept but the steps that a planner is given: a day of steps may be str
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -31,8 +30,6 @@ class Rules:
         layer_steps: steps that the deployment of a layer takes; 0: a plan is in force at once; between 0 and 1: several
             layers come into force in a step.
         least_load: loads below it are judged as if they were it: of experts that nobody asked for in a step.
-        in_force: part of `layer_steps` after which a layer is in force; 0.5 for one that stands for several, which come
-            into force one after the other.
 
     Raises:
         ValueError: an argument outside its range.
@@ -42,14 +39,11 @@ class Rules:
     keep: int = 4096
     layer_steps: float = 1.0
     least_load: float = 0.0
-    in_force: float = 1.0
 
     def __post_init__(self) -> None:
         for name, least in {"interval": 1, "keep": 1, "layer_steps": 0, "least_load": 0}.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"Rules.{name}={getattr(self, name)!r} must be at least {least}")
-        if not 0 <= self.in_force <= 1:
-            raise ValueError(f"Rules.in_force={self.in_force!r} must be 0 to 1, a part of layer_steps")
 
 
 class Step(NamedTuple):
@@ -124,9 +118,6 @@ def replay_steps(steps: Iterable[Tensor], start: Placement | None, plan: Plan, r
     live = start
     waiting: deque[tuple[int, Tensor]] = deque()  # layers to deploy, with their slots
     due, ready = rules.interval + (1 if rules.layer_steps and start is not None else 0), 0.0
-    early = (
-        1 - rules.in_force
-    ) * rules.layer_steps  # steps between a layer's coming into force and the next one's turn
     for number, loads in enumerate(steps, 1):
         judged = None if live is None else _gpu_loads(loads, live, rules.least_load)
         history.append(loads)
@@ -136,7 +127,7 @@ def replay_steps(steps: Iterable[Tensor], start: Placement | None, plan: Plan, r
             live, written = _deploy(live, waiting, int(ready / rules.layer_steps))
             ready -= rules.layer_steps * int(ready / rules.layer_steps)
             if not waiting:
-                due = number + max(0, math.ceil(early - ready)) + rules.interval + 1
+                due, ready = number + rules.interval + 1, 0.0
         elif number == due:
             began = time.perf_counter()
             ahead = plan(torch.stack(list(history)), live)
@@ -148,7 +139,6 @@ def replay_steps(steps: Iterable[Tensor], start: Placement | None, plan: Plan, r
                 live, due = ahead, number + rules.interval
             else:
                 waiting.extend(_queue(ahead))
-                ready = early
                 due = number + rules.interval + 1
         if judged is not None:
             yield Step(judged.amax(1), judged.mean(1), written, seconds)

@@ -17,8 +17,9 @@ import itertools
 import json
 import os
 import statistics
+import time
 from argparse import ArgumentParser
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.peers import peers
-from bench.planners import Planner as Peer
-from bench.planners import probe
+from bench.planners.ours import Planner as Peer
+from bench.planners.ours import probe
+from bench.planners.peers import peers
 from bench.style import figure, save
 from eplb_triton import POLICIES, Placement, Planner, Topology
 from eplb_triton.replans import replan_price
@@ -93,17 +94,48 @@ def of_peer(peer: Peer, topology: Topology) -> Plan:
     return lambda history, live: peer.placement(history[-LAST:].sum(0).float(), topology)
 
 
-def simulate(case: Case, steps: Iterable[Tensor], plan: Plan, interval: int) -> dict[str, float]:
-    """PAR, slots written (of all layers) and modelled seconds of one planner on one case."""
-    rules = Rules(interval, layer_steps=case.num_layers / LAYERS, least_load=1, in_force=0.5)
-    summary = Summary.of(replay_steps(steps, case.start, plan, rules))
-    slots = summary.written * case.num_layers / LAYERS
+def simulate(case: Case, loads: Tensor, plan: Plan, interval: int) -> dict[str, float]:
+    """PAR, slots written (of all layers) and modelled seconds of one planner on one case.
+
+    loads: [n, L, E] float32. Placements change at few steps only: those between are judged together.
+    """
+    live, judged, due = case.start, 0, interval + 1
+    par, written, seconds = 0.0, 0, []
+    while due < len(loads):
+        began = time.perf_counter()
+        ahead = plan(loads[:due], live)
+        seconds.append(time.perf_counter() - began)
+        order = ahead.deployment_order().tolist() if ahead.changes is not None else range(LAYERS)
+        layers = [layer for layer in order if layer >= 0]
+        for k, layer in enumerate(layers):  # the k-th stands for those that come into force up to num_layers / LAYERS
+            at = due - (2 * k + 1) * case.num_layers // (-2 * LAYERS)  # steps later: their middle, rounded up
+            if at > len(loads):
+                break
+            par, judged = par + _par(loads[judged:at], live), at
+            phy2log = live.phy2log.clone()
+            written += int((phy2log[layer] != ahead.phy2log[layer]).sum())
+            phy2log[layer] = ahead.phy2log[layer]
+            live = Placement.from_phy2log(phy2log, case.num_experts, case.topology)
+        due += -(len(layers) * case.num_layers // -LAYERS) + interval + 1
+    par = (par + _par(loads[judged:], live)) / (len(loads) * LAYERS)
+    slots = written * case.num_layers / LAYERS
     return {
-        "par": summary.peak_over_mean,
+        "par": par,
         "slots": slots,
-        "seconds": BALANCED_SECONDS * summary.peak_over_mean + slots * SLOT_BYTES / BANDWIDTH,
-        "plan_ms": 1e3 * statistics.median(summary.plan_seconds) if summary.plan_seconds else 0.0,
+        "seconds": BALANCED_SECONDS * par + slots * SLOT_BYTES / BANDWIDTH,
+        "plan_ms": 1e3 * statistics.median(seconds) if seconds else 0.0,
     }
+
+
+def _par(loads: Tensor, live: Placement) -> float:
+    """Sum over steps and layers of max / mean GPU load; counts of zero are one."""
+    total = 0.0
+    for steps in loads.split(256):
+        of_replica = steps.double().clamp(min=1) / live.logcnt
+        of_slot = of_replica.gather(2, live.phy2log.expand(len(steps), -1, -1))
+        by_gpu = of_slot.view(len(steps), LAYERS, live.topology.num_gpus, -1).sum(3)
+        total += float((by_gpu.amax(2) / by_gpu.mean(2)).sum())
+    return total
 
 
 def price_of(case: Case, interval: int) -> float:
@@ -118,7 +150,7 @@ def drawn(
     rows = []
     for case, seed in itertools.product(cases, seeds):
         series = serving_steps(STEPS, LAYERS, case.num_experts, mixed=case.kind == "Mix", seed=seed)
-        steps = [step.float() for step in series]
+        loads = torch.stack([step.float() for step in series])
         for interval in intervals:
             price, newest = price_of(case, interval), max(LEAST_STEPS, interval)
             wanted = names if interval != BASELINE[1] or BASELINE[0] in names else [BASELINE[0], *names]
@@ -126,7 +158,7 @@ def drawn(
             plans |= {peer.name: of_peer(peer, case.topology) for peer in others}
             for name, plan in plans.items():
                 row = {"planner": name, "interval": interval, "kind": case.kind, "gpus": case.num_gpus, "seed": seed}
-                rows.append(row | simulate(case, steps, plan, interval))
+                rows.append(row | simulate(case, loads, plan, interval))
                 print(rows[-1], flush=True)
     return rows
 

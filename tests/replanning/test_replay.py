@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.studies.serving import CASES, recorded_steps, scores
 from eplb_triton import Placement, Planner, Topology
+from eplb_triton.formats import read_loads
 from eplb_triton.replay import Plan, Rules, Summary, replay_steps
 from eplb_triton.synthetic import serving_steps
 from tests.backends import CPU_BACKENDS
@@ -69,36 +69,6 @@ def test_layers_may_take_longer_or_come_together(layer_steps: float, written: li
     assert [step.written for step in judged] == [0, 0, 0, *written]
 
 
-def test_a_layer_that_stands_for_several() -> None:
-    """In force in the middle of their steps; the next plan waits for the end of the last ones."""
-    seen: list[tuple[list[float], bool]] = []
-    rules = Rules(interval=2, layer_steps=4, in_force=0.5)
-    judged = list(replay_steps(steps(19), START, recording(seen), rules))
-    assert [step.written > 0 for step in judged] == [number in (5, 9, 13) for number in range(1, 20)]
-    assert [len(history) for history, _ in seen] == [3, 3 + 3 * 4 + 2 + 1]
-    later = list(replay_steps(steps(19), START, recording([]), Rules(interval=2, layer_steps=4)))
-    assert [step.written > 0 for step in later] == [number in (7, 11, 15) for number in range(1, 20)]
-
-
-def test_scores_of_the_study() -> None:
-    """Cases of a kind count alike, or by their times together; kinds count 3, 1 and 3 times."""
-    rows = []
-    for case in CASES:
-        row = {"kind": case.kind, "gpus": case.num_gpus, "seed": 1}
-        before = 2.0 * case.num_gpus
-        rows.append(row | {"planner": "deepseek", "interval": 1024, "seconds": before})
-        after = before if case.kind != "Mix" else before / 2 if case.num_gpus == 256 else before * 2
-        rows.append(row | {"planner": "other", "interval": 64, "seconds": after})
-    found = scores(rows)
-    assert found["deepseek", 1024] == pytest.approx(100)
-    assert found["other", 64] == pytest.approx((3 * 100 + (50 + 50 + 50 + 200) / 4 + 3 * 100) / 7)
-    start = CASES[0].start
-    start.validate()
-    assert start.phy2log[0, :19].tolist() == [*range(8), 7, *range(8, 16), 15, 16]
-    mixed = 100 * (32 + 64 + 128 + 256) / (64 + 128 + 256 + 128)
-    assert scores(rows, summed=True)["other", 64] == pytest.approx((6 * 100 + mixed) / 7)
-
-
 def test_windows_without_a_placement_at_first() -> None:
     """The first window is only recorded; each later one is judged by the plan on all before it."""
     seen: list[tuple[list[float], bool]] = []
@@ -128,11 +98,6 @@ def test_judged_by_the_placement_in_force() -> None:
 def test_rules_out_of_range(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"Rules\.{field}={value} must be at least"):
         Rules(**{"interval": 1, field: value})  # type: ignore[arg-type]
-
-
-def test_in_force_is_a_part() -> None:
-    with pytest.raises(ValueError, match=r"Rules\.in_force=1\.5 must be 0 to 1"):
-        Rules(interval=1, in_force=1.5)
 
 
 def test_drawn_steps() -> None:
@@ -176,7 +141,8 @@ def test_floors_on_recorded_traffic(trace: str, least: float) -> None:
     folder = os.environ.get("EPLB_TRACES")
     if not folder or not (Path(folder) / f"{trace}.npz").is_file():
         pytest.skip("EPLB_TRACES names no folder with this trace")
-    series = list(recorded_steps(Path(folder) / f"{trace}.npz", mixed=False))
+    recording = read_loads(Path(folder) / f"{trace}.npz", kind="topk_ids")
+    series = [recording.loads(at, at + 128).float() for at in range(0, recording.length - 127, 128)]
     levelled, written = next_window(series, "steady", "cpu")
     assert levelled >= least
     assert written <= 20
