@@ -19,6 +19,7 @@ from eplb_triton.placement_rules import (
 )
 from eplb_triton.replans import Changes, deployment_order
 from eplb_triton.serving import dispatch
+from eplb_triton.serving.transfers import Transfers, list_transfers
 from eplb_triton.topology import Topology
 
 BALANCEDNESS = "balancedness = mean GPU load summed over layers / max GPU load summed over layers"
@@ -287,6 +288,16 @@ class Placement:
         check_alike(self, previous)
         changed = self.phy2log != previous.phy2log.to(self.phy2log.device)
         return Moved(changed.sum(1), slot_maps.fetched_experts(self, previous))
+
+    def transfers(self, live: Placement, out: Transfers | None = None) -> Transfers:
+        """What has to be fetched to come from `live` to this placement, from where, and in which batch; see
+        `serving.transfers.list_transfers`. With `out` nothing is allocated on a GPU, and nothing waits.
+
+        Raises:
+            ValueError: the two differ in layers, experts, replicas, GPUs, dtype or device.
+        """
+        check_alike(self, live)
+        return list_transfers(self.phy2log, live.phy2log, self.num_experts, self.topology, out=out)
 
     def duplicates(self) -> Tensor:
         """[L] int64: replicas that share their GPU with another replica of their expert."""
