@@ -209,8 +209,8 @@ def _do_jobs(work: _Work, group: distributed.ProcessGroup | None, stream: torch.
                     message.wait()
                 if stream is not None:
                     stream.synchronize()
-            except RuntimeError as error:
-                work.lost[job.peer] = str(error).strip().splitlines()[0].partition(". This is")[0]
+            except Exception as error:  # the reports name the peer
+                work.lost[job.peer] = str(error).strip().partition("\n")[0].partition(". This is")[0]
         work.waits_for = _NOBODY
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eplb_triton.backends import resolve_backend
 from eplb_triton.serving import host
-from eplb_triton.serving.checks import check, check_placement, output
+from eplb_triton.serving.checks import check, check_placement, gpus_of_node, output
 from eplb_triton.topology import Topology
 
 COUNTS = ("copied", "fetched", "from_afar", "missing", "batches")
@@ -101,8 +101,7 @@ def list_transfers(
     backend = resolve_backend(backend, ahead.device)
     check_placement(ahead, topology)
     check("live", live, tuple(ahead.shape), (ahead.dtype,), ahead.device)
-    gpus, nodes = topology.num_gpus, topology.num_nodes
-    sizes = num_experts, gpus, gpus // nodes if gpus % nodes == 0 else gpus
+    sizes = num_experts, topology.num_gpus, gpus_of_node(topology)
     if out is None:
         out = Transfers.empty(ahead.shape[0], ahead.shape[1], ahead.device)
     shapes = (*ahead.shape,), (*ahead.shape,), (len(ahead), len(COUNTS))

@@ -1,4 +1,4 @@
-"""The expert-parallel example: outputs are those of one process, whatever moves; faults are seen, and every rank ends."""
+"""The expert-parallel example: outputs are those of one process; faults are seen, and every rank ends."""
 
 from __future__ import annotations
 

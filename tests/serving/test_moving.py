@@ -194,6 +194,18 @@ def test_a_process_alone_copies() -> None:
     assert (moved.slots_fetched, moved.bytes_sent, moved.slots_copied) == (0, 0, int(ahead.moved(live).slots.sum()))
 
 
+def test_ranks_need_a_backend_for_the_cpu_to_talk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is sent: all ranks have the same backends, so that all refuse."""
+    monkeypatch.setattr(distributed, "get_rank", lambda _: 0)
+    monkeypatch.setattr(distributed, "get_world_size", lambda _: 2)
+    monkeypatch.setattr(distributed, "get_backend_config", lambda _: "cuda:nccl")
+    live = maps(0, 2)
+    with pytest.raises(
+        ValueError, match=r"group has backends cuda:nccl, none for the CPU; pass control=agreement.own_"
+    ):
+        move_weights(weights(live, 0), live.transfers(live), object())  # type: ignore[arg-type]
+
+
 def test_refusals() -> None:
     live, ahead = (maps(seed, 1) for seed in range(2))
     held, todo = weights(live, 0), ahead.transfers(live)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,24 @@ def test_outputs_that_do_not_fit() -> None:
 def test_no_layers() -> None:
     for backend in CPU_BACKENDS:
         assert list_transfers(MAP[:0], MAP[:0], 1, TOPOLOGY, backend=backend).counts.shape == (0, 5)
+
+
+def test_milliseconds_of_one_core() -> None:
+    """58 layers of DeepSeek-V3 of which 83 % of the slots move: 0.8 ms of processor time where this was written."""
+    topology, random = Topology(num_replicas=288, num_gpus=32, num_nodes=4), np.random.default_rng(0)
+    live = np.stack([random.permutation(288) % 256 for _ in range(58)])
+    ahead = live.copy()
+    for row in ahead:
+        moved = random.permutation(288)[:240]
+        row[moved] = row[random.permutation(moved)]
+    maps, out = (torch.from_numpy(ahead), torch.from_numpy(live)), Transfers.empty(58, 288)
+    seconds = []
+    for _ in range(6):  # the first one compiles
+        began = time.process_time()
+        list_transfers(*maps, 256, topology, backend="cpu", out=out)
+        seconds.append(time.process_time() - began)
+    assert 0.8 < (ahead != live).mean() < 0.84
+    assert min(seconds) < 5e-3
 
 
 def test_few_batches_at_the_size_of_deepseek_v3() -> None:
