@@ -62,6 +62,7 @@ class _Work:
     batches: int = 0
     waits_for: int = _NOBODY
     lost: dict[int, str] = field(default_factory=dict)  # what was said of a peer that failed
+    stream: torch.cuda.Stream | None = None  # of the tensors; None on the CPU
 
 
 def move_weights(
@@ -112,12 +113,11 @@ def move_weights(
         work = _prepare(tensors, transfers, rank, ranks)
     except Exception as error:  # the others wait for this rank's word
         refused, work = error, _Work()
-    if ranks > 1:
-        state = _FAILED if refused else _READY
-        _refuse_other_plans(call_roll((state, *work.digest), talk, timeout), refused)
+    reports = call_roll((_FAILED if refused else _READY, *work.digest), talk, timeout) if ranks > 1 else []
     if refused:
         raise refused
     if ranks > 1:
+        _refuse_other_plans(reports)
         _exchange(work, group, talk, timeout)
     with torch.no_grad():
         for slot, staged in work.staged:
@@ -145,6 +145,8 @@ def _prepare(tensors: Sequence[Sequence[Tensor]], transfers: Transfers, rank: in
     words = digest.digest()
     work = _Work(digest=(int.from_bytes(words[:7], "big"), int.from_bytes(words[7:14], "big")))
     work.batches = int(transfers.counts[:, -1].sum())
+    device = next((part.device for parts in tensors for part in parts), source.device)
+    work.stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     for layer, parts in enumerate(tensors):
         for slot, place, number in _own_transfers(source[layer], batch[layer], rank, size):
             taker, giver = slot // size, place // size
@@ -178,22 +180,21 @@ def _exchange(
     Raises:
         MoveError: names those that have not.
     """
-    devices = {part.device for job in work.jobs for part in job.parts if part.device.type != "cpu"}
-    stream = torch.cuda.current_stream(devices.pop()) if devices else None
     until = time.monotonic() + timeout
-    done = in_time(lambda: _do_jobs(work, group, stream), timeout)
+    done = in_time(lambda: _do_jobs(work, group), timeout)
+    lost = dict(work.lost)  # the thread may still go on
     if not done and work.waits_for != _NOBODY:
-        work.lost.setdefault(work.waits_for, f"did not take part in {timeout:g} s")
-    at_fault = min(work.lost, default=_NOBODY)
+        lost.setdefault(work.waits_for, f"did not take part in {timeout:g} s")
     grace = 5.0 + timeout / 10  # for others whose time began later
-    state = _READY if done and not work.lost else _FAILED
-    reports = call_roll((state, at_fault), talk, until - time.monotonic() + grace)
-    _refuse_lost_ranks(reports, work.lost)
+    state = _READY if done and not lost else _FAILED
+    reports = call_roll((state, min(lost, default=_NOBODY)), talk, until - time.monotonic() + grace)
+    _refuse_lost_ranks(reports, lost)
 
 
-def _do_jobs(work: _Work, group: distributed.ProcessGroup | None, stream: torch.cuda.Stream | None) -> None:
+def _do_jobs(work: _Work, group: distributed.ProcessGroup | None) -> None:
     """Every transfer of this rank, in order. One with a peer that failed is passed over: the other peers need not wait
     for this rank because of it."""
+    stream = work.stream
     with nullcontext() if stream is None else torch.cuda.stream(stream):
         if stream is not None:  # NCCL wants all ranks in the first exchange of a group
             distributed.all_reduce(torch.zeros(1, device=stream.device), group=group)
@@ -214,10 +215,8 @@ def _do_jobs(work: _Work, group: distributed.ProcessGroup | None, stream: torch.
         work.waits_for = _NOBODY
 
 
-def _refuse_other_plans(reports: Sequence[tuple[int, ...] | None], refused: Exception | None) -> None:
+def _refuse_other_plans(reports: Sequence[tuple[int, ...] | None]) -> None:
     _refuse_absent(reports, {})
-    if refused:
-        return
     failed = [rank for rank, report in enumerate(reports) if report is not None and report[0] == _FAILED]
     if failed:
         raise MoveError(f"{_named(failed)} cannot move weights and says why itself; nothing was written", failed)

@@ -113,10 +113,10 @@ def on_rank(rank: int) -> dict[str, Any]:
     return {"all": everything, "killed": (attempt(held, todo, timeout=30.0), same(held, before))}
 
 
-def die_halfway(work: Any, group: distributed.ProcessGroup | None, stream: torch.cuda.Stream | None) -> None:
+def die_halfway(work: moving._Work, group: distributed.ProcessGroup | None) -> None:
     """After the first transfers of this rank: others have received from it."""
     del work.jobs[2:]
-    as_it_was(work, group, stream)
+    as_it_was(work, group)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
