@@ -137,6 +137,13 @@ def test_outputs_that_do_not_fit() -> None:
         list_transfers(MAP, MAP, 1, TOPOLOGY, out=Transfers(MAP.int(), MAP.int(), torch.zeros(3, 5).int()))
 
 
+def test_more_slots_than_a_key_of_the_kernel_has_room_for() -> None:
+    pytest.importorskip("triton")
+    slots = torch.zeros(1, 20_000, dtype=torch.int64)
+    with pytest.raises(ValueError, match="num_replicas=20000 must be at most 16384 for backend 'triton'"):
+        list_transfers(slots, slots, 1, Topology(num_replicas=20_000, num_gpus=4), backend="triton")
+
+
 def test_no_layers() -> None:
     for backend in CPU_BACKENDS:
         assert list_transfers(MAP[:0], MAP[:0], 1, TOPOLOGY, backend=backend).counts.shape == (0, 5)
