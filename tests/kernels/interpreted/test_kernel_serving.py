@@ -140,8 +140,8 @@ def test_transfers_of_what_is_no_expert() -> None:
     pair = drawn_pair(502)
     odd = torch.rand(2, *pair.live.shape, generator=torch.Generator().manual_seed(0)) < 0.2
     junk = torch.where(torch.arange(pair.live.shape[1]) % 2 == 0, pair.experts, -9)
-    maps = [torch.where(odd[number], junk, slots) for number, slots in enumerate((pair.ahead, pair.live))]
-    cleaned = [slots.masked_fill(odd[number], -1) for number, slots in enumerate((pair.ahead, pair.live))]
-    found = list_transfers(*maps, pair.experts, pair.topology, backend="triton")
-    want = list_transfers(*cleaned, pair.experts, pair.topology, backend="reference")
+    ahead, live = torch.where(odd[0], junk, pair.ahead), torch.where(odd[1], junk, pair.live)
+    found = list_transfers(ahead, live, pair.experts, pair.topology, backend="triton")
+    ahead, live = pair.ahead.masked_fill(odd[0], -1), pair.live.masked_fill(odd[1], -1)
+    want = list_transfers(ahead, live, pair.experts, pair.topology, backend="reference")
     assert all(torch.equal(mine, its) for mine, its in zip(found.tensors, want.tensors, strict=True))
