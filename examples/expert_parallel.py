@@ -39,6 +39,7 @@ LAYERS, EXPERTS, TOP_K, HIDDEN, INNER = 3, 16, 2, 32, 64
 TOKENS = 96  # of a rank and step
 SPARE_SLOTS = 2  # of a rank, beside its share of the experts
 WIDTH = 16  # entries of an expert in the table that splits its tokens
+PATIENCE = timedelta(minutes=5)  # a first plan compiles, on a busy machine; a rank that dies is noticed at once
 FAULTS = ("none", "perturb", "other-map", "kill")
 
 
@@ -121,7 +122,7 @@ class Rank:
         self.live, self.ahead = self.planner.empty(), self.planner.empty()
         self.live.copy_(Placement.spread_in_order(LAYERS, EXPERTS, topology))
         self.window = LoadWindow(interval, LAYERS, EXPERTS, device)
-        self.control = own_group(timedelta(seconds=30))
+        self.control = own_group(PATIENCE)
         self.model = Model.drawn(device)
         own = self.live.phy2log[:, self.rank * self.size : (self.rank + 1) * self.size]
         self.weights = [
@@ -205,7 +206,7 @@ class Rank:
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         todo = self.todo.of(layer)
-        moved = move_weights([self.weights[layer]], todo, control=self.control, timeout=30.0)
+        moved = move_weights([self.weights[layer]], todo, control=self.control, timeout=PATIENCE.total_seconds())
         self.live.phy2log[layer].copy_(self.ahead.phy2log[layer])
         self.live.refresh()
         self.follow_the_map(self.loads)
@@ -270,9 +271,7 @@ def main() -> int:
     if "RANK" not in os.environ:
         print("start it by: torchrun --nproc-per-node 4 examples/expert_parallel.py", file=sys.stderr)
         return 2
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if _has_gpus() else "gloo", timeout=timedelta(minutes=5)
-    )  # a first plan compiles
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if _has_gpus() else "gloo", timeout=PATIENCE)
     device = torch.device("cpu")
     if _has_gpus():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
