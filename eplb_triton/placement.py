@@ -10,9 +10,10 @@ from torch import Tensor
 
 from eplb_triton import judging, slot_maps
 from eplb_triton.buffers import check_buffers, copy_maps, new_buffers
-from eplb_triton.placement_rules import check_commit, check_placement, check_slot_map, refuse_bad
+from eplb_triton.placement_rules import check_alike, check_commit, check_placement, check_slot_map, refuse_bad
 from eplb_triton.replans import Changes, deployment_order
 from eplb_triton.serving import dispatch
+from eplb_triton.serving.transfers import Transfers, list_transfers
 from eplb_triton.slot_maps import Moved
 from eplb_triton.topology import Topology
 
@@ -281,6 +282,12 @@ class Placement:
             ValueError: the two differ in layers, experts, replicas or GPUs.
         """
         return slot_maps.moved(self, previous)
+
+    def transfers(self, live: Placement, out: Transfers | None = None) -> Transfers:
+        """From where each slot is filled when this placement follows `live`, and in which batch; see
+        `serving.transfers.list_transfers`. On a GPU nothing waits, and with `out` nothing is allocated."""
+        check_alike(self, live)
+        return list_transfers(self.phy2log, live.phy2log, self.num_experts, self.topology, out=out)
 
     def duplicates(self) -> Tensor:
         """[L] int64: replicas that share their GPU with another replica of their expert."""
