@@ -33,6 +33,18 @@ class OwnPolicy:
         return own_map(weight.shape[0], weight.shape[1], num_replicas)
 
 
+class EplbModelState:
+    """What vLLM keeps of one model."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def rearrange(policy: Any, states: list[EplbModelState], loads: list[Tensor], *others: Any) -> list[Tensor]:
+    """As vLLM plans for its models in turn: the call does not say for which."""
+    return [policy.rebalance_experts(load, *others) for eplb_model_state, load in zip(states, loads, strict=True)]
+
+
 class UnknownPolicy:
     """Of another signature."""
 
@@ -85,7 +97,7 @@ def fake_vllm(group: object = None, policy: type = OwnPolicy) -> dict[str, Modul
         _module(f"vllm.distributed.{name}") for name in ("eplb.policy", "eplb.eplb_state", "parallel_state")
     )
     policies.EPLB_POLICIES = {"default": policy}
-    state.compute_logical_maps = compute_logical_maps
+    state.compute_logical_maps, state.EplbModelState = compute_logical_maps, EplbModelState
     parallel.get_eplb_group = lambda: SimpleNamespace(cpu_group=group)
     parents = [_module(name) for name in ("vllm", "vllm.distributed", "vllm.distributed.eplb")]
     return {module.__name__: module for module in (*parents, policies, state, parallel)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,16 @@ from torch import Tensor
 from eplb_triton import Placement, Topology
 from eplb_triton.integrations import vllm
 from eplb_triton.integrations.history import Windows
-from tests.serving.frameworks import ComingPolicy, OwnPolicy, UnknownPolicy, fake_vllm, loop_of_maps, own_map
+from tests.serving.frameworks import (
+    ComingPolicy,
+    EplbModelState,
+    OwnPolicy,
+    UnknownPolicy,
+    fake_vllm,
+    loop_of_maps,
+    own_map,
+    rearrange,
+)
 
 LAYERS, EXPERTS, REPLICAS, RANKS = 2, 8, 12, 3
 
@@ -270,6 +280,21 @@ def test_two_models_in_turn_share_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         assert torch.equal(got, want[seed])
 
 
+def test_a_main_model_and_a_draft_model_of_equal_counts_share_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's call does not say which of the two it is for; each gets what it gets alone."""
+    arguments = REPLICAS, 1, 1, RANKS, in_order()
+    loads = [[random_loads(seed), random_loads(seed).flip(1)] for seed in range(3)]
+    alone = []
+    for which in (0, 1):
+        policy, state = registered(monkeypatch), EplbModelState("alone")
+        alone.append([rearrange(policy, [state], [both[which]], *arguments)[0] for both in loads])
+    policy, states = registered(monkeypatch), [EplbModelState("main"), EplbModelState("draft")]
+    for window, both in enumerate(loads):
+        got = rearrange(policy, states, both, *arguments)
+        assert all(torch.equal(got[which], alone[which][window]) for which in (0, 1)), window
+    assert not torch.equal(alone[0][2], alone[1][2])
+
+
 def test_windows_are_bounded_and_start_anew_when_ranks_change() -> None:
     windows = Windows(steps=3, models=2)
     for seed in range(5):
@@ -278,8 +303,31 @@ def test_windows_are_bounded_and_start_anew_when_ranks_change() -> None:
     assert len(windows.add(torch.zeros_like(random_loads(0)), REPLICAS)) == 3
     assert len(windows.add(random_loads(0), REPLICAS + 3)) == 1
     assert len(windows.add(random_loads(0), REPLICAS)) == 1
-    windows.forget(LAYERS, EXPERTS, REPLICAS)
+    windows.forget(LAYERS, EXPERTS)
     assert len(windows.add(random_loads(0), REPLICAS)) == 1
+
+
+def test_windows_of_a_model_end_with_it_and_those_used_least_recently_go_first() -> None:
+    windows, models = Windows(models=2), [EplbModelState(str(number)) for number in range(3)]
+    for model in models[:2]:
+        assert len(windows.add(random_loads(0), REPLICAS, model)) == 1
+    assert len(windows.add(random_loads(1), REPLICAS, models[0])) == 2
+    assert len(windows.add(random_loads(0), REPLICAS, models[2])) == 1
+    assert len(windows.add(random_loads(2), REPLICAS, models[0])) == 3
+    assert len(windows.add(random_loads(1), REPLICAS, models[1])) == 1  # it went when the third came
+    reference = weakref.ref(models.pop(0))
+    assert reference() is None
+
+
+def test_a_change_of_ranks_of_one_model_leaves_the_history_of_another() -> None:
+    windows, main, draft = Windows(), EplbModelState("main"), EplbModelState("draft")
+    for model in (main, draft):
+        windows.add(random_loads(0), REPLICAS, model)
+    assert len(windows.add(random_loads(1), REPLICAS + 3, main)) == 1
+    assert len(windows.add(random_loads(1), REPLICAS, draft)) == 2
+    windows.forget(LAYERS, EXPERTS, draft)
+    assert len(windows.add(random_loads(1), REPLICAS + 3, main)) == 2
+    assert len(windows.add(random_loads(1), REPLICAS, draft)) == 1
 
 
 def context_of(seed: int) -> Any:
