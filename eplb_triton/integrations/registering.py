@@ -70,12 +70,13 @@ def refuse_unknown(framework: str, what: str) -> None:
     )
 
 
-def guarded(framework: str, register: Callable[[Settings], None]) -> None:
-    """Run a registration; one that fails is a log line, for one that raises ends the engine."""
+def guarded(framework: str, register: Callable[[Settings], bool]) -> bool:
+    """Whether a registration took place; one that fails is a log line, for one that raises ends the engine."""
     try:
         settings = asked_settings(framework)
         if settings is not None:
             log_as(framework)
-            register(settings)
+            return register(settings)
     except Exception:
         logger.exception("%s: not registered; its own planner plans", framework)
+    return False

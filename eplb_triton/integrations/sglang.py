@@ -100,17 +100,21 @@ class Hooks:
         return self._group
 
 
-def register() -> None:
-    """Entry point `sglang.srt.plugins`. Does nothing unless EPLB_TRITON_SGLANG=1; never raises."""
-    guarded(FRAMEWORK, _register)
+def register() -> bool:
+    """Entry point `sglang.srt.plugins`. Does nothing unless EPLB_TRITON_SGLANG=1; never raises.
+
+    Returns:
+        Whether this package plans from now on.
+    """
+    return guarded(FRAMEWORK, _register)
 
 
-def _register(settings: Settings) -> None:
+def _register(settings: Settings) -> bool:
     registry = import_module("sglang.srt.plugins.hook_registry")
     algorithms, location = import_module("sglang.srt.eplb.eplb_algorithms"), import_module(LOCATION)
     if not takes(getattr(algorithms, "rebalance_experts", None), PLANNER_ARGUMENTS):
         refuse_unknown(FRAMEWORK, PLANNER)
-        return
+        return False
     tell_version(FRAMEWORK)
     hooks = Hooks(settings)
     hooks.replanner.warm()
@@ -119,6 +123,7 @@ def _register(settings: Settings) -> None:
         registry.HookRegistry.register(DISPATCH, hooks.dispatch, registry.HookType.AROUND)
     else:
         refuse_unknown(FRAMEWORK, DISPATCH)
+    return True
 
 
 def _in_force(num_layers: int) -> Tensor | None:

@@ -191,21 +191,25 @@ _OWN: dict[str, Any] = {}
 """vLLM's own of what is replaced or looked for, by name."""
 
 
-def register() -> None:
-    """Entry point `vllm.general_plugins`. Does nothing unless EPLB_TRITON_VLLM=1; never raises."""
-    guarded(FRAMEWORK, _register)
+def register() -> bool:
+    """Entry point `vllm.general_plugins`. Does nothing unless EPLB_TRITON_VLLM=1; never raises.
+
+    Returns:
+        Whether this package plans from now on.
+    """
+    return guarded(FRAMEWORK, _register)
 
 
-def _register(settings: Settings) -> None:
+def _register(settings: Settings) -> bool:
     policies = import_module("vllm.distributed.eplb.policy").EPLB_POLICIES
     own = policies.get("default")
     if own is TritonEplbPolicy:
-        return  # vLLM may load plugins twice in a process
+        return True  # vLLM may load plugins twice in a process
     today = takes(getattr(own, "rebalance_experts", None), TODAY)
     coming = takes(getattr(own, "plan_rebalance", None), COMING)
     if not (today or coming):
         refuse_unknown(FRAMEWORK, 'EPLB_POLICIES["default"]')
-        return
+        return False
     tell_version(FRAMEWORK)
     TritonEplbPolicy.own, TritonEplbPolicy.windows = own, Windows()
     TritonEplbPolicy.replanner = Replanner(FRAMEWORK, settings)
@@ -221,6 +225,7 @@ def _register(settings: Settings) -> None:
     else:
         refuse_unknown(FRAMEWORK, "compute_logical_maps")
     policies["default"] = TritonEplbPolicy
+    return True
 
 
 def _model_of_caller() -> object | None:

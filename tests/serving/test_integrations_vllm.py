@@ -16,6 +16,7 @@ from torch import Tensor
 from eplb_triton import Placement, Topology
 from eplb_triton.integrations import vllm
 from eplb_triton.integrations.history import Windows
+from eplb_triton.integrations.replanner import Replanner
 from tests.serving.frameworks import (
     ComingPolicy,
     EplbModelState,
@@ -36,6 +37,7 @@ def _nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("EPLB_TRITON_VLLM", "EPLB_TRITON_SGLANG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(OwnPolicy, "fails", False)
+    monkeypatch.setattr(Replanner, "_backends", lambda *_: ["reference"])  # a planted fault compiles no other
     yield
     vllm.TritonEplbPolicy.weighted = None
 
@@ -100,6 +102,17 @@ def test_an_unknown_signature_is_one_warning_and_no_replacement(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "0.33.0" in record.getMessage()
+
+
+def test_registering_warms_up_and_says_whether_it_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left to compile for the first plan."""
+    warmed = []
+    monkeypatch.setattr(Replanner, "warm", lambda self: warmed.append(self.framework))
+    assert registered(monkeypatch) is vllm.TritonEplbPolicy
+    assert warmed == ["vllm"]
+    assert vllm.register()
+    assert registered(monkeypatch, UnknownPolicy) is UnknownPolicy
+    assert not vllm.register()
 
 
 def test_registering_twice_keeps_the_own_policy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,10 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
+from eplb_triton import Placement, Topology
+from eplb_triton.formats import LoadSeries, read_loads, write_map
 from tests.serving.frameworks import loop_of_maps
 from tests.serving.real.ranks import Heard, answers_of, offer_entry_point, planted, print_as_json, replaced
 from tests.serving.real.stub_model import (
@@ -183,6 +185,40 @@ def scenarios(rank: int) -> dict[str, Any]:
         keep(way, serving)
     configuration.moe.eplb_algorithm = "auto"
     switches(rank, replanner, keep)
+    found["files"] = files(rank, configuration)
+    return found
+
+
+def files(rank: int, configuration: Configuration) -> dict[str, bool]:
+    """Whether we read what its recorder writes, and it what we write."""
+    recorder: Any = import_module("sglang.srt.eplb.expert_distribution")
+    location = import_module(LOCATION)
+    recorder.reports_expert_balancedness = lambda: False
+    folder = Path(os.environ["EPLB_REAL_STOP"]).parent
+    live = location.ExpertLocationMetadata.init_trivial(None, rank)
+    of_ranks = [[shifting_loads(in_order(), step, each) for step in range(STEPS)] for each in range(RANKS)]
+    tokens = torch.stack([torch.stack(steps) for steps in of_ranks]).sum(0)
+    want = torch.zeros(STEPS, LAYERS, EXPERTS, dtype=torch.int64)
+    want.scatter_add_(2, in_order().expand(STEPS, -1, -1), tokens)
+    found = {}
+    for name in ("_StatAccumulator", "_DetailAccumulator"):
+        os.environ["SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR"] = str(folder / name)
+        accumulator = getattr(recorder, name)(live, rank)
+        for number, counts in enumerate(of_ranks[rank]):
+            accumulator.append(number, "primary", {"global_physical_count": counts.int()}, {})
+        accumulator.dump("file")
+        distributed.barrier()
+        dumps = sorted((folder / name).iterdir())
+        series = read_loads(dumps[0] if len(dumps) == 1 else folder / name)
+        found[name] = isinstance(series, LoadSeries) and series.steps.tolist() == want.tolist()
+    topology = Topology(num_replicas=REPLICAS, num_gpus=RANKS)
+    placement = Placement.from_phy2log(in_order().flip(1).contiguous(), EXPERTS, topology)
+    for suffix in ("json", "pt"):
+        path = folder / f"{rank}.{suffix}"
+        write_map(path, placement, "sglang")
+        configuration.moe.init_expert_location = str(path)
+        made = location.compute_initial_expert_location_metadata(None, rank)
+        found[suffix] = torch.equal(made.physical_to_logical_map, placement.phy2log)
     return found
 
 

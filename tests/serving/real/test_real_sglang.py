@@ -94,3 +94,8 @@ def test_sglangs_own_planner_plans_where_it_is_to(ranks: list[Any], name: str) -
 def test_the_map_of_static_dispatch_is_made_without_the_loop(found: list[Any]) -> None:
     ours, own = found[0]["seconds"]
     assert 5 * ours <= own, f"{1e3 * ours:.1f} ms, SGLang {1e3 * own:.1f} ms"
+
+
+def test_its_recorders_files_are_read_and_it_reads_ours(ranks: list[Any]) -> None:
+    for rank in ranks:
+        assert rank["files"] == {"_StatAccumulator": True, "_DetailAccumulator": True, "json": True, "pt": True}
