@@ -29,12 +29,10 @@ def asked_settings(framework: str) -> Settings | None:
 
 
 def log_as(framework: str) -> None:
-    """Let our lines go where the framework's go, if it configures its own logger alone and nobody ours."""
-    ours, theirs = logging.getLogger("eplb_triton"), logging.getLogger(framework)
-    if not ours.handlers and theirs.handlers:
-        for handler in theirs.handlers:
-            ours.addHandler(handler)
-        ours.setLevel(logging.INFO)
+    """Let our lines go where the framework's go, now and after it configures its logger: unless ours has a handler."""
+    ours = logging.getLogger("eplb_triton")
+    if not ours.handlers:
+        ours.parent = logging.getLogger(framework)  # its handlers and its level are asked for at each line
 
 
 def tell_version(framework: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import logging.config
+import logging.handlers
 import sys
 import weakref
 from collections.abc import Iterator
@@ -113,6 +115,34 @@ def test_registering_warms_up_and_says_whether_it_replaces(monkeypatch: pytest.M
     assert vllm.register()
     assert registered(monkeypatch, UnknownPolicy) is UnknownPolicy
     assert not vllm.register()
+
+
+@pytest.fixture
+def _own_logger() -> Iterator[None]:
+    """What a test does to the loggers of ours and of vLLM is undone."""
+    ours, theirs = logging.getLogger("eplb_triton"), logging.getLogger("vllm")
+    before = ours.parent, theirs.propagate, theirs.level, list(theirs.handlers)
+    yield
+    ours.parent, theirs.propagate, _, theirs.handlers = before
+    theirs.setLevel(before[2])
+
+
+@pytest.mark.usefixtures("_own_logger")
+def test_lines_go_where_vllms_go_also_where_it_configures_logging_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's logger has a handler and a level of its own, and passes nothing on."""
+    policy = registered(monkeypatch)
+    for level, lines in ((logging.INFO, 1), (logging.ERROR, 0)):
+        heard = logging.handlers.BufferingHandler(capacity=99)
+        logging.config.dictConfig(
+            {
+                "version": 1,
+                "disable_existing_loggers": False,
+                "handlers": {"heard": {"()": lambda heard=heard: heard}},
+                "loggers": {"vllm": {"handlers": ["heard"], "level": level, "propagate": False}},
+            }
+        )
+        policy.rebalance_experts(random_loads(1), REPLICAS, 1, 1, RANKS, in_order())
+        assert ["policy=steady" in record.getMessage() for record in heard.buffer] == [True] * lines
 
 
 def test_registering_twice_keeps_the_own_policy(monkeypatch: pytest.MonkeyPatch) -> None:

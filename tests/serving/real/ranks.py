@@ -85,7 +85,7 @@ def print_as_json(found: Any) -> None:
 
 
 def answers_of_program(name: str, folder: str, **environment: str) -> list[Any]:
-    """What a program of this folder prints of itself, run in a process of its own.
+    """What a program of this folder finds, run in a process of its own; last, all else that it prints.
 
     Raises:
         AssertionError: it failed, with what it wrote.
@@ -102,7 +102,8 @@ def answers_of_program(name: str, folder: str, **environment: str) -> list[Any]:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     lines = done.stdout.splitlines()
-    return [json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK)]
+    found = [json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK)]
+    return [*found, [line for line in (*lines, *done.stderr.splitlines()) if not line.startswith(MARK)]]
 
 
 def answers_of(function: Callable[[int], dict[str, Any]], ranks: int, seconds: float) -> list[Any]:

@@ -49,6 +49,17 @@ def test_the_entry_point_replaces_the_policy_and_the_logical_maps(found: list[An
         assert policy == "eplb_triton.integrations.vllm"
 
 
+def test_the_lines_of_plans_are_among_vllms(found: list[Any]) -> None:
+    """In its format; rank 0 alone says what was planned."""
+    plans = [line for line in found[2] if "policy=steady" in line]
+    assert len(plans) == sum("policy=steady" in line for name in found[1][0] for line in _said(found[1][0][name]))
+    assert all("INFO" in line and "[replanner.py:" in line for line in plans)
+
+
+def _said(answer: Any) -> list[str]:
+    return answer["lines"] if isinstance(answer, dict) else []
+
+
 def test_logical_maps_are_vllms_on_1000_random_maps_and_five_times_as_fast(found: list[Any]) -> None:
     assert found[0]["equal"] == 1000
     for layers, (ours, own) in found[0]["seconds"].items():

@@ -272,5 +272,7 @@ if __name__ == "__main__":
     offer_entry_point("vllm.general_plugins")
     without_accelerator()
     import_module("vllm.plugins").load_general_plugins()
+    configuration = import_module("vllm.config.logging").LoggingConfig()
+    import_module("vllm.logger").configure_logging(configuration)  # as an engine does after it has loaded plugins
     print_as_json(logical_maps())
     print_as_json(answers_of(scenarios, RANKS, 240))
