@@ -137,11 +137,12 @@ class HookRegistry:
 
 def fake_sglang() -> dict[str, ModuleType]:
     """Modules for sys.modules; `expert_location.now.metadata` is the placement in force."""
-    algorithms, location, registry, elastic, context = (
+    algorithms, location, recorder, registry, elastic, context = (
         _module(f"sglang.srt.{name}")
         for name in (
             "eplb.eplb_algorithms",
             "eplb.expert_location",
+            "eplb.expert_distribution",
             "plugins.hook_registry",
             "elastic_ep.elastic_ep",
             "runtime_context",
@@ -170,11 +171,12 @@ def fake_sglang() -> dict[str, ModuleType]:
     location._prefer_same_node_experts = lambda: True
     location.compute_logical_to_rank_dispatch_physical_map = compute_logical_to_rank_dispatch_physical_map
     algorithms.rebalance_experts, algorithms.EplbAlgorithm = rebalance_experts, EplbAlgorithm
+    recorder.get_global_expert_distribution_recorder = lambda: recorder.now  # its ring, once a test has made one
     registry.HookRegistry, registry.HookType = HookRegistry, HookType
     elastic.ElasticEPStateManager = SimpleNamespace(instance=lambda: None)
     context.get_parallel = lambda: SimpleNamespace(nnodes=2)
     HookRegistry.hooks = {}
-    return {module.__name__: module for module in (algorithms, location, registry, elastic, context)}
+    return {module.__name__: module for module in (algorithms, location, recorder, registry, elastic, context)}
 
 
 def _module(name: str) -> Any:

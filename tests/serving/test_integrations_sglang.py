@@ -35,6 +35,7 @@ def srt(monkeypatch: pytest.MonkeyPatch) -> Any:
         algorithms=modules["sglang.srt.eplb.eplb_algorithms"],
         location=modules["sglang.srt.eplb.expert_location"],
         elastic=modules["sglang.srt.elastic_ep.elastic_ep"],
+        recorder=modules["sglang.srt.eplb.expert_distribution"],
         other=other,
     )
 
@@ -160,6 +161,26 @@ def test_rows_that_were_not_recorded_change_nothing(srt: Any, monkeypatch: pytes
     hooked(monkeypatch, POLICY=policy)
     in_force(srt, in_order())
     assert torch.equal(call(srt, history())[0], call(srt, history()[:5])[0])
+
+
+@pytest.mark.parametrize("steps", [5, 8])
+def test_the_ring_of_steps_is_put_in_order_of_time(srt: Any, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Traffic has changed: the newest steps count, wherever in the ring they lie; of a file's loads, as they lie."""
+    hooked(monkeypatch)
+    in_force(srt, in_order())
+    loads = history(steps=8)[:8]
+    loads[:4, :, 0] *= 50
+    loads[4:, :, 5] *= 50
+    loads[steps:] = 0
+    want = call(srt, loads)[0]
+    others = []
+    for at in range(1, 8):
+        ring = SimpleNamespace(_buffer=loads, _curr_index=(steps + at) % 8)
+        srt.recorder.now = SimpleNamespace(_accumulator=SimpleNamespace(_global_physical_count_of_buffered_step=ring))
+        assert torch.equal(call(srt, loads.roll(at, 0))[0], want), at
+        del srt.recorder.now
+        others.append(torch.equal(call(srt, loads.roll(at, 0))[0], want))
+    assert steps < 8 or not all(others)
 
 
 def test_the_placement_in_force_is_planned_on(srt: Any, monkeypatch: pytest.MonkeyPatch) -> None:

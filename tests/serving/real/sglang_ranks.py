@@ -96,38 +96,43 @@ class Serving:
 
     def __init__(self, rank: int, seed: int = 0) -> None:
         self.rank, self.seed, self.passes = rank, seed, 0
-        self.location = import_module(LOCATION)
+        self.totals: list[int] = []  # tokens of each pass on all ranks
+        self.location, recorder = import_module(LOCATION), import_module("sglang.srt.eplb.expert_distribution")
         self.weights = weights_of(of_rank(in_order(), rank))
         manager = import_module("sglang.srt.eplb.eplb_manager")
-        updater = import_module("sglang.srt.eplb.expert_location_updater")
-        made = self.location.ExpertLocationMetadata.init_trivial(None, rank)
-        self.location.set_global_expert_location_metadata(made, allow_overwrite=True)
+        updater = import_module("sglang.srt.eplb.expert_location_updater").ExpertLocationUpdater()
+        live = self.location.ExpertLocationMetadata.init_trivial(None, rank)
+        self.location.set_global_expert_location_metadata(live, allow_overwrite=True)
+        self._accumulator = recorder._StatAccumulator(live, rank)
+        import_module("sglang.srt.runtime_context").get_resources().expert_distribution_recorder = self
         model = SimpleNamespace(routed_experts_weights_of_layer=dict(enumerate(self.weights)))
-        one = updater.ExpertLocationUpdater()
-        with replaced(manager, "get_global_expert_distribution_recorder", lambda: self):
-            self.manager = manager.EPLBManager(
-                model_config=None,
-                get_model=lambda: model,
-                get_expert_location_updater=lambda: one,
-                get_expert_backup_client=lambda: None,
-                get_weight_updater=lambda: SimpleNamespace(update_weights_from_disk=None),
-            )
-        self.module = manager
+        self.manager = manager.EPLBManager(
+            model_config=None,
+            get_model=lambda: model,
+            get_expert_location_updater=lambda: updater,
+            get_expert_backup_client=lambda: None,
+            get_weight_updater=lambda: SimpleNamespace(update_weights_from_disk=None),
+        )
 
     recording = True
 
-    def dump_record(self, output_mode: str) -> dict[str, Any]:
-        """What the recorder has: the steps since the last plan, and rows that it has not filled."""
-        experts = torch.arange(EXPERTS).expand(LAYERS, -1)
-        steps = [shifting_loads(experts, self.passes + step, 0, self.seed).int() for step in range(STEPS)]
-        empty = torch.zeros(2, LAYERS, EXPERTS, dtype=torch.int32)
-        return {"logical_count": torch.cat((torch.stack(steps), empty)), "average_utilization_rate_over_window": None}
+    def dump_record(self, output_mode: str) -> Any:
+        """As SGLang's recorder: of its accumulator, which starts anew."""
+        made = self._accumulator.dump(output_mode)
+        self._accumulator.reset()
+        return made
 
     def run(self, passes: int) -> None:
-        with replaced(self.module, "get_global_expert_distribution_recorder", lambda: self):
-            for _ in range(passes):
-                self.manager.on_forward_pass_end()
-                self.passes += 1
+        """Serve: tokens of a pass, then the manager's turn."""
+        for _ in range(passes):
+            live = self.location.get_global_expert_location_metadata().physical_to_logical_map
+            counts = shifting_loads(live, self.passes, self.rank, self.seed).int()
+            self._accumulator.append(self.passes, "primary", {"global_physical_count": counts}, {})
+            total = counts.sum()
+            distributed.all_reduce(total)
+            self.totals.append(int(total))
+            self.manager.on_forward_pass_end()
+            self.passes += 1
 
     def found(self) -> dict[str, Any]:
         live = self.location.get_global_expert_location_metadata()
@@ -157,6 +162,8 @@ def _near(slots: Tensor, dispatch: Tensor, rank: int) -> bool:
 def scenarios(rank: int) -> dict[str, Any]:
     """All scenarios in turn."""
     heard, registry = Heard(), import_module("sglang.srt.plugins.hook_registry").HookRegistry
+    recorder: Any = import_module("sglang.srt.eplb.expert_distribution")
+    recorder.reports_expert_balancedness = lambda: False
     hooked = registry._hooks["sglang.srt.eplb.eplb_algorithms.rebalance_experts"]
     replanner = hooked[0][1].__self__.replanner
     configuration = Configuration()
@@ -168,8 +175,11 @@ def scenarios(rank: int) -> dict[str, Any]:
         found[name] = {"models": [serving.found()], "lines": heard.taken()}
 
     serving = Serving(rank)
-    serving.run(6 * STEPS)
+    histories: list[Tensor] = []
+    with replaced(replanner, "_loads", _heard_by(replanner._loads, histories)):
+        serving.run(6 * STEPS)
     keep("plans", serving)
+    found["passes"] = [[serving.totals.index(int(step.sum())) for step in history] for history in histories]
     configuration.parallel.nnodes = RANKS  # dispatch knows nodes, and groups do not fit them: planned globally
     serving.run(2 * STEPS)
     keep("a node a rank", serving)
@@ -193,7 +203,6 @@ def files(rank: int, configuration: Configuration) -> dict[str, bool]:
     """Whether we read what its recorder writes, and it what we write."""
     recorder: Any = import_module("sglang.srt.eplb.expert_distribution")
     location = import_module(LOCATION)
-    recorder.reports_expert_balancedness = lambda: False
     folder = Path(os.environ["EPLB_REAL_STOP"]).parent
     live = location.ExpertLocationMetadata.init_trivial(None, rank)
     of_ranks = [[shifting_loads(in_order(), step, each) for step in range(STEPS)] for each in range(RANKS)]
@@ -220,6 +229,16 @@ def files(rank: int, configuration: Configuration) -> dict[str, bool]:
         made = location.compute_initial_expert_location_metadata(None, rank)
         found[suffix] = torch.equal(made.physical_to_logical_map, placement.phy2log)
     return found
+
+
+def _heard_by(loads: Callable[..., Any], histories: list[Tensor]) -> Callable[..., Any]:
+    """`loads`, which keeps what it gives."""
+
+    def heard(history: Callable[[], Tensor]) -> Any:
+        histories.append(history())
+        return loads(history)
+
+    return heard
 
 
 def switches(rank: int, replanner: Any, keep: Callable[[str, Serving], None]) -> None:

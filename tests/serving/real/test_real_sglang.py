@@ -72,6 +72,13 @@ def test_ours_are_the_plans_and_rank_0_says_so(ranks: list[Any], name: str) -> N
     assert others == [[], []]
 
 
+def test_the_ring_of_recorded_steps_is_planned_for_in_order_of_time(ranks: list[Any]) -> None:
+    """Layers move in two chunks, a pass apart, so that each window begins one row further in the ring."""
+    for rank in ranks:
+        assert len(rank["passes"]) == 4
+        assert all(passes == list(range(passes[0], passes[0] + 4)) for passes in rank["passes"])
+
+
 def test_ranks_that_differ_keep_the_map_and_each_says_so(ranks: list[Any]) -> None:
     assert live(ranks, "another plan on rank 1") == in_order().tolist()
     for number, rank in enumerate(ranks):

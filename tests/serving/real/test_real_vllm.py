@@ -20,9 +20,10 @@ ELASTIC = ("scale up", "scale down")
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """The logical maps, and what each rank found."""
+    """Of one process, of each rank, and all that is printed."""
     stop = str(tmp_path_factory.mktemp("real") / "stop")
-    return answers_of_program("vllm_ranks", FOLDER, EPLB_TRITON_BACKEND="reference", EPLB_REAL_STOP=stop)
+    environment = {"EPLB_TRITON_BACKEND": "reference", "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY": "EPLB_TRITON_"}
+    return answers_of_program("vllm_ranks", FOLDER, EPLB_REAL_STOP=stop, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,10 @@ def lines(ranks: list[Any], name: str) -> list[list[str]]:
 def test_the_entry_point_replaces_the_policy_and_the_logical_maps(found: list[Any]) -> None:
     for policy in (found[0]["module"], *(rank["policy"] for rank in found[1])):
         assert policy == "eplb_triton.integrations.vllm"
+
+
+def test_rays_workers_get_the_variables(found: list[Any]) -> None:
+    assert {"EPLB_TRITON_VLLM", "EPLB_TRITON_BACKEND"} <= set(found[0]["ray"])
 
 
 def test_the_lines_of_plans_are_among_vllms(found: list[Any]) -> None:

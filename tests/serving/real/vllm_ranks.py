@@ -151,8 +151,10 @@ def dispatched(table: Tensor, count: Tensor, slots: Tensor) -> bool:
     )
 
 
-def logical_maps() -> dict[str, Any]:
-    """Ours and vLLM's `compute_logical_maps`, in one process: results on 1,000 random maps, least seconds of five."""
+def in_one_process() -> dict[str, Any]:
+    """Ours and vLLM's `compute_logical_maps`, in one process: results on 1,000 random maps, least seconds of five; and
+    the variables that vLLM copies to Ray's workers.
+    """
     state = import_module("vllm.distributed.eplb.eplb_state")
     ours, own = state.compute_logical_maps, import_module("eplb_triton.integrations.vllm")._OWN["compute_logical_maps"]
     draw, equal, seconds = torch.Generator().manual_seed(0), 0, {}
@@ -165,7 +167,8 @@ def logical_maps() -> dict[str, Any]:
     for layers in (1, 58):
         slots = (torch.arange(288) % 256).repeat(layers, 1)
         seconds[layers] = [min(_seconds(partial(f, slots, 256)) for _ in range(5)) for f in (ours, own)]
-    return {"module": ours.__module__, "equal": equal, "seconds": seconds}
+    copied = import_module("vllm.ray.ray_env").get_env_vars_to_copy()
+    return {"module": ours.__module__, "equal": equal, "seconds": seconds, "ray": sorted(copied)}
 
 
 def _seconds(call: Any) -> float:
@@ -274,5 +277,5 @@ if __name__ == "__main__":
     import_module("vllm.plugins").load_general_plugins()
     configuration = import_module("vllm.config.logging").LoggingConfig()
     import_module("vllm.logger").configure_logging(configuration)  # as an engine does after it has loaded plugins
-    print_as_json(logical_maps())
+    print_as_json(in_one_process())
     print_as_json(answers_of(scenarios, RANKS, 240))
