@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.listing import Instruction, Listing, parse_ptx
+from bench.ptx.listing import Instruction, Listing, parse_ptx
 from bench.ptx.memory import Array, Memory, OutOfBoundsError, RaceError
 from bench.ptx.operands import constant, split_operands, state_spaces
 from bench.ptx.operations import ATOMIC, DTYPES, Operand, compute, reduce_warps, shuffle

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.peers import peers
-from bench.planners import Planner as Peer
-from bench.planners import probe
+from bench.planners.ours import Planner as Peer
+from bench.planners.ours import probe
+from bench.planners.peers import peers
 from bench.style import figure, save
 from eplb_triton import POLICIES, Placement, Planner, Topology
 from eplb_triton.replans import replan_price
