@@ -19,9 +19,8 @@ from tests.comparing import assert_same
 
 def a_plan() -> Placement:
     weight = torch.from_numpy(np.random.default_rng(1).integers(1, 100, (3, 8)))
-    return plan(
-        weight, Topology(num_replicas=12, num_gpus=4, num_groups=2, num_nodes=2), policy="hybrid_tail_waterfill"
-    )
+    topology = Topology(num_replicas=12, num_gpus=4, num_groups=2, num_nodes=2)
+    return plan(weight, topology, policy="hybrid_tail_waterfill", backend="reference")
 
 
 @pytest.mark.parametrize("log2phy", [True, False])
