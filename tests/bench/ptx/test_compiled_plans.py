@@ -21,7 +21,7 @@ from bench.ptx.compiled import compile_kernel, compile_plan
 from bench.ptx.machine import FaultError
 from bench.ptx.memory import Memory, OutOfBoundsError, RaceError
 from bench.ptx.plans import run_plan
-from eplb_triton import POLICIES, plan
+from eplb_triton import POLICIES, Topology, plan
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.testing.families import loads
 from tests.comparing import assert_same
@@ -31,7 +31,10 @@ from tests.sizes import full_unless
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
 
 BY_NAME = {case.name: case for case in CASES}
+BY_NAME["12-gpus"] = Case("12-gpus", 1, 40, Topology(num_replicas=60, num_gpus=12), "drift")
+BY_NAME["12-gpus-of-2"] = Case("12-gpus-of-2", 1, 20, Topology(num_replicas=24, num_gpus=12), "drift")
 V3 = ("v3-hierarchical", "v3-global")
+UNEVEN = ("v3-144-gpus", "12-gpus", "12-gpus-of-2")  # rows of GPUs that are no power of two; GPUs of two slots
 LARGE = ("qwen3", "kimi-k2", "512-to-1024", "1024-to-2048")
 
 
@@ -45,6 +48,10 @@ def _plans() -> Iterator[ParameterSet]:
     for number, policy in enumerate(name for name, policy in POLICIES.items() if policy.replan is None):
         for case in V3:
             yield pytest.param(policy, case, marks=full_unless(case == V3[number % 2]))
+        for case in UNEVEN:
+            chosen = policy == "balanced" and case == "12-gpus-of-2"
+            rest = pytest.mark.full if policy in ("deepseek", "balanced") else pytest.mark.slow
+            yield pytest.param(policy, case, marks=() if chosen else rest)
         for case in LARGE:
             yield pytest.param(policy, case, marks=pytest.mark.slow)
 
