@@ -16,7 +16,7 @@ from eplb_triton.formats import SUFFIXES_OF, FormatError, LoadSeries, SlotMap, r
 from eplb_triton.synthetic import lognormal_series
 
 TOPOLOGY = Topology(num_replicas=12, num_gpus=4)
-PLACEMENT = plan(lognormal_series(1, 3, 8, seed=1)[0], TOPOLOGY)
+PLACEMENT = plan(lognormal_series(1, 3, 8, seed=1)[0], TOPOLOGY, backend="reference")
 MAP = PLACEMENT.phy2log.tolist()
 OF_DEVICES = [
     {

@@ -16,13 +16,14 @@ from torch import distributed
 def run_ranks(
     function: Callable[[int], Any], ranks: int, folder: Path, seconds: float = 120, dying: int | None = None
 ) -> list[Any]:
-    """What function(rank) returns on each rank; spawned, for a fork of a process with threads may hang. The rank
-    `dying` ends itself before it returns: None for it.
+    """What function(rank) returns on each rank; of a server's forks, for a fork of a process with threads may hang. The
+    rank `dying` ends itself before it returns: None for it.
 
     Raises:
         AssertionError: a rank raised, or did not answer in time; it is ended then.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "eplb_reference", "eplb_triton"])  # imported once a test run
     answers = context.Queue()
     store = folder / "store"  # a file: no port that another test might take
     processes = [
