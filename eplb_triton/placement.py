@@ -197,8 +197,7 @@ class Placement:
         `replans.deployment_order`. ValueError where nothing is predicted, as the policy does not replan."""
         if self.changes is None:
             raise ValueError(f"a placement of policy={self.policy!r} has no predictions, one of 'steady' has")
-        made = self.changes
-        return deployment_order(made.peak_before, made.peak_after, made.written, made.fills)
+        return deployment_order(self.changes)
 
     def split(
         self,
@@ -262,9 +261,8 @@ class Placement:
     def gap(self, loads: Tensor, *, pairing: bool = True) -> Tensor:
         """[L] float64 on the CPU: how far each layer's heaviest GPU is above the load that none can beat, relative.
 
-        0 is provably the best there is; 0.001 is at most 0.1 % from it. A layer without load has 0.
-
-        `pairing` as in `lower_bound`.
+        0 is provably the best there is; 0.001 is at most 0.1 % from it. A layer without load has 0. `pairing` as in
+        `lower_bound`.
         """
         return judging.gap(self, loads, pairing=pairing)
 
@@ -276,11 +274,8 @@ class Placement:
         return slot_maps.fingerprint_of(self)
 
     def moved(self, previous: Placement) -> Moved:
-        """What has to move to come from `previous` to this placement, per layer.
-
-        Raises:
-            ValueError: the two differ in layers, experts, replicas or GPUs.
-        """
+        """What has to move to come from `previous` to this placement, per layer. ValueError where the two differ in
+        layers, experts, replicas or GPUs."""
         return slot_maps.moved(self, previous)
 
     def transfers(self, live: Placement, out: Transfers | None = None) -> Transfers:
