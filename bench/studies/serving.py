@@ -130,7 +130,8 @@ def simulate(case: Case, loads: Tensor, plan: Plan, interval: int) -> dict[str, 
 def _par(loads: Tensor, live: Placement) -> float:
     """Sum over steps and layers of max / mean GPU load; counts of zero are one."""
     total = 0.0
-    for steps in torch.split(loads, 256):
+    for first in range(0, len(loads), 256):
+        steps = loads[first : first + 256]
         of_replica = steps.double().clamp(min=1) / live.logcnt
         of_slot = of_replica.gather(2, live.phy2log.expand(len(steps), -1, -1))
         by_gpu = of_slot.view(len(steps), LAYERS, live.topology.num_gpus, -1).sum(3)
