@@ -1,6 +1,6 @@
 """What a planner is worth to a deployment: the busiest GPU of the steps that follow its plans, and the slots it writes.
 
-    python -m bench.studies.serving --output PATH [--traces FOLDER] [--seeds 2001] [--all]     (.json, .md, .png)
+    python -m bench.studies.serving --output PATH [--traces FOLDER] [--seeds 2001 2002 2003] [--all]
 
 Rules: 60 s of balanced work; a layer's step takes as long as its busiest GPU; a written slot is an expert of BF16
 DeepSeek-V3 over 900 GB/s. A plan is made `interval` + 1 steps after the last one was deployed, a layer a step. Score =
@@ -293,7 +293,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--traces", type=Path, default=os.environ.get("EPLB_TRACES"))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[2001])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[2001, 2002, 2003])
     parser.add_argument("--intervals", type=int, nargs="*", default=INTERVALS, help="1024 is what is compared with")
     parser.add_argument("--planners", nargs="*", default=["deepseek", "balanced", "steady"])
     parser.add_argument("--gpus", type=int, nargs="*", help="only cases of so many GPUs")
