@@ -25,7 +25,7 @@ import torch
 import triton
 
 from bench.ptx.compiled import STEPS, TARGETS, Compiled, compile_plan
-from bench.ptx.machine import UnsupportedError
+from bench.ptx.registers import UnsupportedError
 from bench.ptx.replans import run_replan
 from bench.ptx.sass_cycles import GIGAHERTZ, Estimate, cycles_of, estimate, slowest_program
 from bench.ptx.serving import TYPES, compile_serving

@@ -45,12 +45,20 @@ TYPES: dict[str, dict[str, torch.dtype | None]] = {
         "position_ptr": INT64,
         "bad_ptr": INT32,
     },
+    "transfer_layers": {
+        "ahead_ptr": INT64,
+        "live_ptr": INT64,
+        "source_ptr": INT32,
+        "batch_ptr": INT32,
+        "counts_ptr": INT32,
+    },
 }
 _CONSTANTS = {
     "count_chunks": {"IDS": IDS},
     "route_exactly": {"IDS": IDS},
     "route_by_hash": {"IDS": HASHED_IDS, "K": 8},
     "add_ids": {"IDS": HASHED_IDS},
+    "transfer_layers": {"GPUS_PER_NODE": 8},
 }
 """Of each kernel, but for what depends on the call."""
 

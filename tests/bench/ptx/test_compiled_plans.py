@@ -2,7 +2,7 @@
 
 What a GPU test would prove but for the hardware itself, and for missing barriers more: compute-sanitizer's racecheck
 does not look at global memory. `make test` runs one of the two shapes of DeepSeek-V3 a policy, in turn, as the contract
-compiles them; larger shapes are behind `-m slow`.
+compiles them, and 12 GPUs; larger shapes are behind `-m slow`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import pytest
 import triton
 from _pytest.mark.structures import ParameterSet
 
-from bench.cases import CASES, Case
 from bench.ptx.compiled import compile_kernel, compile_plan
 from bench.ptx.machine import FaultError
 from bench.ptx.memory import Memory, OutOfBoundsError, RaceError
@@ -24,14 +23,17 @@ from bench.ptx.plans import run_plan
 from eplb_triton import POLICIES, plan
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.testing.families import loads
+from eplb_triton.testing.models import MODELS, ODD, Model
 from tests.comparing import assert_same
 from tests.planting import Planter
 from tests.sizes import full_unless
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
 
-BY_NAME = {case.name: case for case in CASES}
+SHAPES = MODELS | {"12 GPUs": ODD["hierarchical"], "48 GPUs of 2 slots": ODD["in rounds"]}
 V3 = ("v3-hierarchical", "v3-global")
+ODD_GPUS = ("v3-144-gpus", "12 GPUs", "48 GPUs of 2 slots")
+"""GPUs that are no power of two, so that rows end inside a tile; the first and the last have two slots."""
 LARGE = ("qwen3", "kimi-k2", "512-to-1024", "1024-to-2048")
 
 
@@ -45,13 +47,15 @@ def _plans() -> Iterator[ParameterSet]:
     for number, policy in enumerate(name for name, policy in POLICIES.items() if policy.replan is None):
         for case in V3:
             yield pytest.param(policy, case, marks=full_unless(case == V3[number % 2]))
+        for case in ODD_GPUS:
+            yield pytest.param(policy, case, marks=full_unless(policy == "balanced" and case == "12 GPUs"))
         for case in LARGE:
             yield pytest.param(policy, case, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("policy", "case"), list(_plans()))
 def test_equals_the_reference(policy: str, case: str) -> None:
-    shape = BY_NAME[case]
+    shape = SHAPES[case]
     kernels = list(compile_plan(shape, POLICIES[policy], "sm_90", inlined=True))
     launch = launch_plan(shape.topology, shape.experts, POLICIES[policy], log2phy_width=_width(shape))
     for family in ("continuous", "mostly idle"):
@@ -63,12 +67,12 @@ def test_equals_the_reference(policy: str, case: str) -> None:
         assert (got["bad"] == -1).all()
 
 
-def _width(shape: Case) -> int:
+def _width(shape: Model) -> int:
     return shape.topology.num_replicas - shape.experts + 1
 
 
 def test_bad_loads_count_as_zero() -> None:
-    shape = BY_NAME["v3-hierarchical"]
+    shape = SHAPES["v3-hierarchical"]
     kernels = list(compile_plan(shape, POLICIES["deepseek"], "sm_90", inlined=True))
     launch = launch_plan(shape.topology, shape.experts, POLICIES["deepseek"], log2phy_width=_width(shape))
     weight = loads("continuous", 0, 1, shape.experts)
@@ -85,7 +89,7 @@ def test_bad_loads_count_as_zero() -> None:
 
 
 def _run_planted(specs: Any) -> None:
-    shape = BY_NAME["v3-hierarchical"]
+    shape = SHAPES["v3-hierarchical"]
     launch = specs.launch_plan(shape.topology, shape.experts, POLICIES["deepseek"], log2phy_width=_width(shape))
     kernels = [compile_kernel(spec, "sm_90", inlined=True) for spec in launch.kernels]
     run_plan(kernels, launch, shape.topology, loads("continuous", 3, 1, shape.experts))
@@ -120,6 +124,30 @@ class TestMemory:
         memory.load(np.array([33, 1]), place.repeat(2), 4)
         with pytest.raises(RaceError, match="loaded"):
             memory.store(np.array([33]), place, np.ones((1, 4), np.uint8))
+
+    def test_remembers_a_read_of_one_warp_after_that_of_another(self) -> None:
+        memory = Memory(4096, 96)
+        place = np.array([memory.own(np.zeros(8, np.int32))])
+        memory.warp_barrier(np.array([1]))  # the warps have met unequally often
+        for reader in (0, 33):
+            memory.load(np.array([reader]), place, 4)
+        with pytest.raises(RaceError, match="loaded"):
+            memory.store(np.array([33]), place, np.ones((1, 4), np.uint8))
+        memory.warp_barrier(np.array([0, 1]))
+        with pytest.raises(RaceError, match="loaded"):  # each warp is past its own read, not past the other's
+            memory.store(np.array([33]), place, np.ones((1, 4), np.uint8))
+        memory.barrier()
+        memory.store(np.array([33]), place, np.ones((1, 4), np.uint8))
+
+    def test_orders_reads_of_one_warp_by_its_barrier(self) -> None:
+        memory = Memory(4096, 64)
+        place = np.array([memory.own(np.zeros(8, np.int32))])
+        memory.load(np.array([0, 1]), place.repeat(2), 4)
+        memory.load(np.array([2]), place, 4)
+        with pytest.raises(RaceError, match="loaded"):
+            memory.store(np.array([0]), place, np.ones((1, 4), np.uint8))
+        memory.warp_barrier(np.array([0]))
+        memory.store(np.array([0]), place, np.ones((1, 4), np.uint8))
 
     def test_one_value_of_many_threads_is_no_race(self) -> None:
         memory = Memory(4096, 32)

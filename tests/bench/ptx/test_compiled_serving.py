@@ -3,34 +3,28 @@ reference and without a race; their estimated time. DeepSeek-V3's size, 32 GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 import triton
 from torch import Tensor
 
-from bench.ptx.compiled import TARGETS, Compiled
+from bench.ptx.compiled import TARGETS
 from bench.ptx.contract import broken_rules
-from bench.ptx.machine import Machine
-from bench.ptx.memory import Memory
-from bench.ptx.sass_cycles import GIGAHERTZ, estimate
-from bench.ptx.serving import TYPES, compile_serving
+from bench.ptx.serving import TYPES
 from eplb_triton import Topology, plan
 from eplb_triton.kernels.serve_launch import HASHED_IDS, IDS, split_shape
 from eplb_triton.serving.dispatch import classify, slots_of, split, table
 from eplb_triton.synthetic import lognormal_series
+from tests.bench.ptx.serving import EXPERTS, INT32, INT64, TOKENS, K, compiled, poison, run
 from tests.serving.shares import golden_shares
 from tests.sizes import chosen, full_unless
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
 
-EXPERTS, TOKENS, K = 256, 4096, 8
 TOPOLOGY = Topology(num_replicas=288, num_gpus=32)
-INT64, INT32 = torch.int64, torch.int32
 
 
 class Step(NamedTuple):
@@ -59,20 +53,20 @@ def _step() -> Step:
     return Step(phy2log, classes, ids, counts, offsets, quotas)
 
 
-def _compiled(name: str, target: str, types: Mapping[str, torch.dtype | None], **sizes: int) -> Compiled:
-    wanted = {"num_experts": EXPERTS, "num_replicas": 288, "num_gpus": 32} | sizes
-    return compile_serving(name, target, types, top_k=K, **wanted)
-
-
 @pytest.mark.parametrize("target", chosen(TARGETS, "sm_90", "gfx942"))
 @pytest.mark.parametrize("name", TYPES)
 def test_contract(name: str, target: str) -> None:
-    assert broken_rules(_compiled(name, target, TYPES[name])) == []
+    assert broken_rules(compiled(name, target, TYPES[name])) == []
 
 
 @pytest.mark.parametrize("target", [pytest.param(t, marks=full_unless(t == "sm_90")) for t in TARGETS])
 @pytest.mark.parametrize(
-    ("name", "change"), [("split_layers", {"counts_ptr": torch.float32, "offsets_ptr": None}), ("fill_tables", {})]
+    ("name", "change"),
+    [
+        ("split_layers", {"counts_ptr": torch.float32, "offsets_ptr": None}),
+        ("fill_tables", {}),
+        ("transfer_layers", {}),
+    ],
 )
 @pytest.mark.parametrize("sizes", [(256, 288, 144), (1024, 2048, 256)])
 def test_contract_of_large_placements(
@@ -80,47 +74,14 @@ def test_contract_of_large_placements(
 ) -> None:
     experts, replicas, gpus = sizes
     wide = {"num_experts": experts, "num_replicas": replicas, "num_gpus": gpus}
-    assert broken_rules(_compiled(name, target, TYPES[name] | change, **wide)) == []
-
-
-class Ran(NamedTuple):
-    found: dict[str, Tensor]
-    microseconds: float
-
-
-def _run(
-    name: str,
-    programs: list[int],
-    tensors: Mapping[str, Tensor | None],
-    sizes: Mapping[str, int] | None = None,
-    **numbers: int,
-) -> Ran:
-    """What a kernel compiled for sm_90 leaves in its tensors, and the estimated time of the slowest program."""
-    types = {at: None if given is None else given.dtype for at, given in tensors.items()}
-    kernel = _compiled(name, "sm_90", types, **(sizes or {}))
-    arrays: dict[str, Any] = {at: given.numpy() for at, given in tensors.items() if given is not None}
-    memory = Memory(sum(array.nbytes + 1024 for array in arrays.values()) // 4 * 4 + 4096, 32 * kernel.num_warps)
-    at = {argument: memory.own(array) for argument, array in arrays.items()} | numbers
-    slowest = 0.0
-    for program in programs:
-        machine = Machine(kernel.ptx, kernel.num_warps)
-        machine.run(memory, [at[argument] for argument in kernel.arguments] + [0, 0], (program, 0))
-        slowest = max(slowest, estimate(kernel, machine).cycles / GIGAHERTZ / 1e3)
-    left = {argument: torch.from_numpy(memory.tensor(at[argument], array)) for argument, array in arrays.items()}
-    return Ran(left, slowest)
-
-
-def _poison(*shape: int, dtype: torch.dtype = INT32) -> Tensor:
-    filled = torch.empty(shape, dtype=dtype)
-    filled.numpy().view(np.uint8)[...] = 0xAB
-    return filled
+    assert broken_rules(compiled(name, target, TYPES[name] | change, **wide)) == []
 
 
 def test_classes() -> None:
     step = _step()
     scratch = split_shape(EXPERTS, 288, 32, lanes=32).class_scratch
-    given = {"phy2log_ptr": step.phy2log, "scratch_ptr": _poison(2, scratch), "classes_ptr": _poison(2, EXPERTS)}
-    ran = _run("classify_layers", [0, 1], given)
+    given = {"phy2log_ptr": step.phy2log, "scratch_ptr": poison(2, scratch), "classes_ptr": poison(2, EXPERTS)}
+    ran = run("classify_layers", [0, 1], given)
     assert torch.equal(ran.found["classes_ptr"], step.classes)
     assert 1 < ran.microseconds < 12
 
@@ -132,11 +93,11 @@ def test_split_and_its_time() -> None:
         "phy2log_ptr": step.phy2log,
         "classes_ptr": step.classes,
         "counts_ptr": step.counts,
-        "offsets_ptr": _poison(2, EXPERTS),
-        "scratch_ptr": _poison(2, 3 * EXPERTS + 17 * 288),
-        "quotas_ptr": _poison(2, 288),
+        "offsets_ptr": poison(2, EXPERTS),
+        "scratch_ptr": poison(2, 3 * EXPERTS + 17 * 288),
+        "quotas_ptr": poison(2, 288),
     }
-    ran = _run("split_layers", [0, 1], given, num_layers=2, num_ranks=2, rank=1, rounds=8)
+    ran = run("split_layers", [0, 1], given, num_layers=2, num_ranks=2, rank=1, rounds=8)
     assert torch.equal(ran.found["quotas_ptr"], step.quotas)
     assert torch.equal(ran.found["offsets_ptr"], step.offsets)
     assert 1 < ran.microseconds <= 12
@@ -152,11 +113,11 @@ def test_split_of_recorded_placements(name: str) -> None:
         "classes_ptr": case.arrays["classes"].int().unsqueeze(0),
         "counts_ptr": case.counts,
         "offsets_ptr": None,
-        "scratch_ptr": _poison(1, 3 * case.experts + 17 * replicas),
-        "quotas_ptr": _poison(1, replicas),
+        "scratch_ptr": poison(1, 3 * case.experts + 17 * replicas),
+        "quotas_ptr": poison(1, replicas),
     }
     sizes = {"num_experts": case.experts, "num_replicas": replicas, "num_gpus": case.topology.num_gpus}
-    ran = _run("split_layers", [0], given, sizes, num_layers=1, num_ranks=1, rank=0, rounds=8)
+    ran = run("split_layers", [0], given, sizes, num_layers=1, num_ranks=1, rank=0, rounds=8)
     assert torch.equal(ran.found["quotas_ptr"][0].long(), case.arrays["quota8"])
 
 
@@ -166,11 +127,11 @@ def test_slots_by_counting_and_their_time() -> None:
         [torch.bincount(ids, minlength=EXPERTS) for ids in torch.split(step.ids.flatten(), IDS)]
     ).int()
     ids = {"topk_ids_ptr": step.ids}
-    first = _run("count_chunks", [0, chunks - 1], ids | {"counts_ptr": _poison(chunks, EXPERTS)}, num_ids=TOKENS * K)
+    first = run("count_chunks", [0, chunks - 1], ids | {"counts_ptr": poison(chunks, EXPERTS)}, num_ids=TOKENS * K)
     assert torch.equal(first.found["counts_ptr"][[0, -1]], counted[[0, -1]])
     placed = {"phy2log_ptr": step.phy2log, "quotas_ptr": step.quotas, "offsets_ptr": step.offsets}
-    given = ids | placed | {"counts_ptr": counted, "slots_ptr": _poison(TOKENS, K)}
-    second = _run("route_exactly", [0, chunks - 1], given, num_ids=TOKENS * K, layer=1)
+    given = ids | placed | {"counts_ptr": counted, "slots_ptr": poison(TOKENS, K)}
+    second = run("route_exactly", [0, chunks - 1], given, num_ids=TOKENS * K, layer=1)
     want = slots_of(
         step.ids, 1, step.quotas, step.phy2log, EXPERTS, TOPOLOGY, offsets=step.offsets, backend="reference"
     )
@@ -186,9 +147,9 @@ def test_slots_by_hash_and_their_time() -> None:
         "phy2log_ptr": step.phy2log,
         "quotas_ptr": step.quotas,
         "salt_ptr": None,
-        "slots_ptr": _poison(TOKENS, K),
+        "slots_ptr": poison(TOKENS, K),
     }
-    ran = _run("route_by_hash", [3], given, num_ids=TOKENS * K, layer=1, salt=-77)
+    ran = run("route_by_hash", [3], given, num_ids=TOKENS * K, layer=1, salt=-77)
     want = slots_of(step.ids, 1, step.quotas, step.phy2log, EXPERTS, TOPOLOGY, salt=-77, backend="reference")
     chunk = slice(3 * HASHED_IDS, 4 * HASHED_IDS)
     assert torch.equal(ran.found["slots_ptr"].flatten()[chunk], want.flatten()[chunk])
@@ -197,8 +158,8 @@ def test_slots_by_hash_and_their_time() -> None:
 
 def test_tables() -> None:
     step = _step()
-    entries = {"table_ptr": _poison(2, EXPERTS, 16, dtype=INT64)}
-    ran = _run("fill_tables", [1], {"phy2log_ptr": step.phy2log, "quotas_ptr": step.quotas} | entries, width=16)
+    entries = {"table_ptr": poison(2, EXPERTS, 16, dtype=INT64)}
+    ran = run("fill_tables", [1], {"phy2log_ptr": step.phy2log, "quotas_ptr": step.quotas} | entries, width=16)
     want = table(step.quotas, 16, step.phy2log, EXPERTS, TOPOLOGY, backend="reference")
     assert torch.equal(ran.found["table_ptr"][1], want[1])
 
@@ -207,7 +168,7 @@ def test_window_and_its_time() -> None:
     step = _step()
     window = {"ring_ptr": torch.zeros(4, 2, EXPERTS, dtype=INT32), "position_ptr": torch.tensor([2])}
     window |= {"bad_ptr": torch.zeros(1, dtype=INT32)}
-    ran = _run("add_ids", [1], {"topk_ids_ptr": step.ids} | window, num_ids=TOKENS * K, layer=1, num_layers=2)
+    ran = run("add_ids", [1], {"topk_ids_ptr": step.ids} | window, num_ids=TOKENS * K, layer=1, num_layers=2)
     want = torch.zeros(4, 2, EXPERTS, dtype=INT32)
     want[2, 1] = torch.bincount(step.ids.flatten()[HASHED_IDS : 2 * HASHED_IDS], minlength=EXPERTS)
     assert torch.equal(ran.found["ring_ptr"], want)
@@ -215,5 +176,5 @@ def test_window_and_its_time() -> None:
     assert ran.microseconds <= 5
     full = window | {"ring_ptr": torch.full((4, 2, EXPERTS), 2**31 - 1, dtype=INT32)}
     tokens = torch.ones(2, 288, dtype=INT32)
-    ran = _run("add_slots", [0], {"tokens_ptr": tokens, "phy2log_ptr": step.phy2log} | full, num_layers=2)
+    ran = run("add_slots", [0], {"tokens_ptr": tokens, "phy2log_ptr": step.phy2log} | full, num_layers=2)
     assert int(ran.found["bad_ptr"]) == 1
