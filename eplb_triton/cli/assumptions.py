@@ -101,7 +101,8 @@ def of_setting(setting: Setting) -> list[Assumption]:
             setting.price,
             f"{setting.price:.3g}",
             "what a written slot must save of the mean GPU load to pay: (slot / bandwidth) / (layer time x "
-            f"max(1024, 2 x {setting.interval}) steps)",
+            f"max(1024, 2 x {setting.interval}) steps)"
+            + (f", times {setting.price_times:g}, as that saved more" if setting.price_times != 1 else ""),
             given=False,
         ),
         Assumption(
@@ -111,6 +112,15 @@ def of_setting(setting: Setting) -> list[Assumption]:
             f"then {setting.interval} steps{'' if at_once else ' and one'} until the next plan; at first experts are "
             "in order, slot k holds expert k mod E",
             given=at_once,
+        ),
+        Assumption(
+            "judged",
+            setting.judged_from,
+            f"from step {setting.judged_from:,}",
+            "the first, in which experts stand as they happened to, too"
+            if setting.judged_from == 0
+            else "by then the first plan is in force, whose slots are not counted; --from-start counts all",
+            given=False,
         ),
         Assumption(
             "looking back",

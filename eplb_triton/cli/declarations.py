@@ -112,6 +112,11 @@ def compare_command(**arguments: Any) -> None:
     help="A planner to replay; repeat it for several. Default: deepseek, balanced, steady.",
 )
 @click.option("--at-once", is_flag=True, help="Plans come into force at once. Default: a layer a step.")
+@click.option(
+    "--from-start",
+    is_flag=True,
+    help="Judge the steps before the first plan too. Default: from where the first plan is in force.",
+)
 @click.option("--json", "json_wanted", is_flag=True, help="Print all figures as JSON, and nothing else.")
 @click.option(
     "--report",

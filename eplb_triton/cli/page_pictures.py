@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from eplb_triton.cli.replay_study import FORESIGHT, ONCE, UNPLANNED, Outcome
+from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED, Outcome
 from eplb_triton.cli.replay_tables import label
 from eplb_triton.replay import EVEN, IN_STEP
 
@@ -24,8 +24,17 @@ _COLOURS = tuple(f"#03000{number}" for number in range(1, 9))
 _VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)"} | {
     colour: f"var(--s{number})" for number, colour in enumerate(_COLOURS, 1)
 }
-_ROLES = {UNPLANNED: 0, "steady": 1, "deepseek": 2, "balanced": 3, ONCE: 4, FORESIGHT: 5}
-_DASHES = {UNPLANNED: (0, (1, 1)), FORESIGHT: (0, (5, 2)), ONCE: (0, (3, 1, 1, 1))}
+_ROLES = {
+    UNPLANNED: 0,
+    "steady": 1,
+    "deepseek": 2,
+    "balanced": 3,
+    "steady" + KEPT: 4,
+    "balanced" + KEPT: 7,
+    FORESIGHT: 5,
+}
+_DASHES = {UNPLANNED: (0, (1, 1)), FORESIGHT: (0, (5, 2))}
+_KEPT = (0, (3, 1, 1, 1))
 WIDTH = 6.6  # inches: at 10 points a line of text stays readable on a telephone
 _LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -149,7 +158,8 @@ def _colour(outcome: Outcome) -> str:
 
 
 def _line(outcome: Outcome) -> dict[str, Any]:
-    return {"color": _colour(outcome), "linestyle": _DASHES.get(outcome.name, "-"), "linewidth": 1.5}
+    dashes = _KEPT if outcome.name.endswith(KEPT) else _DASHES.get(outcome.name, "-")
+    return {"color": _colour(outcome), "linestyle": dashes, "linewidth": 1.5}
 
 
 def _svg(figure: Figure, axes: Axes | None, name: str) -> str:

@@ -19,7 +19,8 @@ from eplb_triton.replay import EVEN, Costs, Deployment, Foresight, History, Plan
 from eplb_triton.replay.splits import TABLE_STEPS
 
 UNPLANNED = "experts in order"
-ONCE = "once"
+KEPT = ", one plan kept"
+"""What follows the policy in the name of a deployment that plans once."""
 FORESIGHT = "next steps known"
 WINDOW = 1024
 """Steps that a policy looks back on which levels their sum."""
@@ -38,6 +39,8 @@ class Setting:
         backend: as in `Planner`.
         start: in force at first; None: experts in order, slot k holds expert k mod E.
         least_load: as of `Rules`.
+        price_times: what the price that follows from the costs is multiplied by.
+        judged_from: steps at the beginning that are served but not judged, nor their moves counted.
     """
 
     topology: Topology
@@ -48,11 +51,13 @@ class Setting:
     backend: str = "auto"
     start: Placement | None = None
     least_load: float = 0.0
+    price_times: float = 1.0
+    judged_from: int = 0
 
     @property
     def price(self) -> float:
         """What a written slot must save, a share of the mean GPU load."""
-        return self.costs.price(self.interval)
+        return self.costs.price(self.interval) * self.price_times
 
     def looks_back(self, policy: str) -> int:
         """Steps that a plan of `policy` is made from, at most."""
@@ -76,11 +81,12 @@ class Outcome:
     """What one deployment did.
 
     Args:
-        name: a policy, or `UNPLANNED`, `ONCE` or `FORESIGHT`.
+        name: a policy, alone or with `KEPT`, or `UNPLANNED` or `FORESIGHT`.
         policy: what planned; None: nothing.
         setting: how it was run.
         tallies: of every split.
         slots: [buckets], slots written over time.
+        written: slots written, of all layers, since steps are judged; `plans` made alike.
         plan_seconds: of every plan.
         placement: in force at the end.
     """
@@ -90,6 +96,8 @@ class Outcome:
     setting: Setting
     tallies: dict[str, Tally]
     slots: NDArray[np.int64]
+    written: int = 0
+    plans: int = 0
     plan_seconds: list[float] = field(default_factory=list)
     placement: Placement | None = None
 
@@ -97,20 +105,13 @@ class Outcome:
         """Count a step in."""
         even = self.tallies[EVEN]
         self.slots[even.bucket_of(even.steps)] += step.written
+        if even.steps >= self.setting.judged_from:
+            self.written += step.written
+            self.plans += step.planned > 0
         if step.planned:
             self.plan_seconds.append(step.planned)
         for split, tally in self.tallies.items():
             tally.add(step.gpu_loads[split])
-
-    @property
-    def written(self) -> int:
-        """Slots written, of all layers."""
-        return int(self.slots.sum())
-
-    @property
-    def plans(self) -> int:
-        """Plans made."""
-        return len(self.plan_seconds)
 
     @property
     def slots_a_plan(self) -> float:
@@ -165,8 +166,8 @@ def replay_all(
 
     Args:
         stream: the steps.
-        settings: of each deployment its setting and its name, a policy or `UNPLANNED`, `ONCE` or `FORESIGHT`; the last
-            two plan by `DEFAULT_REPLAN_POLICY`.
+        settings: of each deployment its setting and its name, see `Outcome`; `FORESIGHT` plans by
+            `DEFAULT_REPLAN_POLICY`.
         splits: how tokens are split, `EVEN` first.
         advance: called after each step.
 
@@ -203,7 +204,12 @@ def _one_thread() -> Iterator[None]:
 
 def policy_of(name: str) -> str:
     """The policy that plans a deployment of this name."""
-    return DEFAULT_REPLAN_POLICY if name in (UNPLANNED, ONCE, FORESIGHT) else name
+    return DEFAULT_REPLAN_POLICY if name in (UNPLANNED, FORESIGHT) else name.removesuffix(KEPT)
+
+
+def plans_on(name: str) -> bool:
+    """Whether a deployment of this name can be had, and plans again and again."""
+    return name not in (UNPLANNED, FORESIGHT) and not name.endswith(KEPT)
 
 
 def replans(policy: str) -> bool:
@@ -216,7 +222,9 @@ def _run(stream: StepStream, setting: Setting, name: str, history: History, spli
     start = setting.start or Placement.spread_in_order(layers, experts, setting.topology)
     policy = policy_of(name)
     shape = stream.length, layers, setting.topology.num_gpus
-    tallies = {split: Tally(*shape, heat=split == EVEN and len(splits) > 1) for split in splits}
+    tallies = {
+        split: Tally(*shape, heat=split == EVEN and len(splits) > 1, skip=setting.judged_from) for split in splits
+    }
     outcome = Outcome(
         name, None if name == UNPLANNED else policy, setting, tallies, np.zeros(tallies[EVEN].buckets, np.int64)
     )
@@ -224,7 +232,7 @@ def _run(stream: StepStream, setting: Setting, name: str, history: History, spli
         free = setting.plan(policy, layers, experts, price=0.0)
         return _Run(Foresight(start, free, setting.interval, splits, setting.least_load), outcome)
     plan = None if name == UNPLANNED else setting.plan(policy, layers, experts)
-    return _Run(Deployment(start, plan, setting.rules(policy, once=name == ONCE), history, splits), outcome)
+    return _Run(Deployment(start, plan, setting.rules(policy, once=name.endswith(KEPT)), history, splits), outcome)
 
 
 def first_tokens(stream: StepStream, most: int) -> tuple[float, bool]:

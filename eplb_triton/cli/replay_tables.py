@@ -9,13 +9,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eplb_triton.cli.replay_study import FORESIGHT, ONCE, UNPLANNED, Outcome
+from eplb_triton.cli.replay_study import FORESIGHT, UNPLANNED, Outcome, plans_on
 from eplb_triton.cli.terminal import say
 from eplb_triton.replay import EVEN
 
 LABELS = {
     UNPLANNED: "none: experts in order",
-    ONCE: "one plan, kept",
     FORESIGHT: "knows what comes, moves free",
 }
 NOTHING = "-"
@@ -51,7 +50,7 @@ def print_deployments(out: Console, outcomes: Sequence[Outcome]) -> None:
         "saved: of the seconds without a plan; pays back after: the steps until the moves of one plan have paid",
     ):
         out.print(line)
-    times = ", ".join(f"{label(o)} {o.plan_ms:,.1f} ms" for o in outcomes if o.plans and o.name not in LABELS)
+    times = ", ".join(f"{label(o)} {o.plan_ms:,.1f} ms" for o in outcomes if plans_on(o.name))
     say(out, f"a plan took on this machine: {times}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from eplb_triton.cli.assumptions import Assumption, costs_of, of_setting
 from eplb_triton.cli.inputs import check_backend, check_output
 from eplb_triton.cli.options import Counts, LoadsFile
 from eplb_triton.cli.refusals import Refused, refusing
-from eplb_triton.cli.replay_study import FORESIGHT, ONCE, UNPLANNED, Outcome, Setting, replans, replay_all
+from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED, Outcome, Setting, replay_all
 from eplb_triton.cli.replay_tables import print_deployments, print_sweep
 from eplb_triton.cli.terminal import console, progress, say
 from eplb_triton.cli.verdict import NOTHING, as_json, in_words
@@ -26,6 +27,8 @@ from eplb_triton.printing import printable, shown
 from eplb_triton.replay import EVEN, SPLITS
 
 POLICIES = ("deepseek", "balanced", "steady")
+KEPT_POLICIES = ("balanced", "steady")
+"""Those whose first plan is also served without a second."""
 INTERVAL = 256
 FEWEST_PLANS = 8
 
@@ -57,6 +60,7 @@ def replay(
     bandwidth: float | None,
     layer_time: float | None,
     at_once: bool,
+    from_start: bool,
     backend: str,
     json_wanted: bool,
     report: Path | None,
@@ -67,8 +71,11 @@ def replay(
     stream = open_stream(traces, step_tokens)
     pairs = list(product(topologies(stream, gpus, nodes, groups, replicas), checked_intervals(stream, intervals)))
     costs, assumptions = costs_of(stream, gpus, slot_bytes, bandwidth, layer_time)
+    layer_steps = 0.0 if at_once else 1.0
+    skipped = 0 if from_start else settled(stream, [interval for _, interval in pairs], layer_steps)
     settings = [
-        Setting(topology, interval, costs, window, 0.0 if at_once else 1.0, backend) for topology, interval in pairs
+        Setting(topology, interval, costs, window, layer_steps, backend, judged_from=skipped)
+        for topology, interval in pairs
     ]
     chosen = list(dict.fromkeys(policies or POLICIES))
     found = find(stream, settings, chosen, assumptions, _command(traces, settings, chosen, step_tokens))
@@ -130,6 +137,13 @@ def checked_intervals(stream: StepStream, intervals: Sequence[int]) -> list[int]
     return chosen
 
 
+def settled(stream: StepStream, intervals: Sequence[int], layer_steps: float) -> int:
+    """Steps until the first plan is in force in every deployment, the same for all: how experts stand before says
+    nothing about plans. No more than half of the steps."""
+    first = max(intervals) + (1 + math.ceil(stream.num_layers * layer_steps) if layer_steps else 0)
+    return min(first, stream.length // 2)
+
+
 def _command(
     traces: Sequence[LoadsFile], settings: Sequence[Setting], policies: Sequence[str], step_tokens: int
 ) -> str:
@@ -153,8 +167,9 @@ def _command(
         ("layer-time", _exact(costs.layer_seconds)),
     ]
     given = [word for name, value in options if value is not None for word in (f"--{name}", str(value))]
-    at_once = [] if setting.layer_steps else ["--at-once"]
-    return shlex.join(["eplb-triton", "replay", *(str(trace.path) for trace in traces), *given, *at_once])
+    flags = [] if setting.layer_steps else ["--at-once"]
+    flags += [] if setting.judged_from else ["--from-start"]
+    return shlex.join(["eplb-triton", "replay", *(str(trace.path) for trace in traces), *given, *flags])
 
 
 def _exact(value: float) -> str:
@@ -179,8 +194,8 @@ def find(
             sweep = replay_all(stream, pairs, (EVEN,), advance)
         chosen = choose(sweep)
         setting = chosen.setting
-    levelling = [policy for policy in policies if not replans(policy)]
-    names = [UNPLANNED, *levelling, ONCE, *(policy for policy in policies if replans(policy)), FORESIGHT]
+    kept = [policy for policy in KEPT_POLICIES if policy in policies] or policies[:1]
+    names = [UNPLANNED, *(policy + KEPT for policy in kept), *policies, FORESIGHT]
     with progress("replaying", stream.length) as advance, refusing():
         outcomes = replay_all(stream, [(setting, name) for name in names], SPLITS, advance)
     return Findings(

@@ -8,7 +8,7 @@ from typing import Any
 
 from eplb_triton import __version__
 from eplb_triton.cli.assumptions import Assumption
-from eplb_triton.cli.replay_study import FORESIGHT, ONCE, UNPLANNED, Outcome, replans
+from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED, Outcome, plans_on, replans
 from eplb_triton.formats import StepStream
 from eplb_triton.replay import IN_STEP, SPLITS
 
@@ -19,7 +19,7 @@ NOTHING = 0.005
 def best_of(outcomes: Sequence[Outcome]) -> Outcome:
     """The policy of the least modelled time, or of those that differ from it by nothing, the one that writes the fewest
     slots; ties: the first."""
-    planned = [outcome for outcome in outcomes if outcome.name not in (UNPLANNED, ONCE, FORESIGHT)]
+    planned = [outcome for outcome in outcomes if plans_on(outcome.name)]
     least = min(outcome.seconds() for outcome in planned)
     return min((o for o in planned if o.seconds() <= least * (1 + NOTHING)), key=lambda outcome: outcome.written)
 
@@ -39,7 +39,7 @@ def in_words(stream: StepStream, outcomes: Sequence[Outcome]) -> list[str]:
     sentences = []
     if saved < NOTHING:
         sentences.append(
-            f"On this traffic no planner saves as much as {_percent(NOTHING)} of the expert layers' time with "
+            f"On this traffic no planner saves as much as {in_percent(NOTHING)} of the expert layers' time with "
             f"{redundant} redundant experts: leave experts in order."
         )
     else:
@@ -47,36 +47,34 @@ def in_words(stream: StepStream, outcomes: Sequence[Outcome]) -> list[str]:
         by = "by price" if replans(best.name) else f"by {best.name}"
         sentences.append(
             f"On this traffic {redundant} redundant experts, {how} every {best.setting.interval:,} steps {by}, save "
-            f"{_percent(saved)} of the expert layers' time and move {_slots(best)} slots a layer and plan; splitting "
-            f"tokens in the step would save {_percent(best.saved(base, IN_STEP))}."
+            f"{in_percent(saved)} of the expert layers' time and move {_slots(best)} slots a layer and plan; splitting "
+            f"tokens in the step would save {in_percent(best.saved(base, IN_STEP))}."
         )
-    sentences.append(f"Without a plan {_percent(lost)} of that time is spent waiting for the busiest GPU.")
-    once = by_name.get(ONCE)
-    if once is not None:
-        gain = 1 - best.seconds() / once.seconds()
-        if gain < NOTHING:
-            sentences.append(
-                f"Replanning gains nothing over one plan: made after {best.setting.interval:,} steps and kept, that "
-                f"saves {_percent(once.saved(base))}."
-            )
+    sentences.append(f"Without a plan {in_percent(lost)} of that time is spent waiting for the busiest GPU.")
+    kept = [outcome for outcome in outcomes if outcome.name.endswith(KEPT)]
+    if kept:
+        once = min(kept, key=lambda outcome: outcome.seconds())
+        worth = in_percent(once.saved(base))
+        if 1 - best.seconds() / once.seconds() < NOTHING:
+            sentences.append(f"Replanning gains nothing over one plan: one by {once.policy}, kept, saves {worth}.")
         else:
-            sentences.append(f"One plan, kept, saves {_percent(once.saved(base))}.")
+            sentences.append(f"One plan, kept, saves {worth}.")
     for outcome in outcomes:
-        if outcome.name not in (UNPLANNED, ONCE, FORESIGHT, best.name):
+        if plans_on(outcome.name) and outcome is not best:
             as_run = " as frameworks run it" if outcome.name == "deepseek" else ""
-            share = outcome.saved(base)
-            worth = f"saves {_percent(share)}" if share >= 0 else f"costs {_percent(-share)} more than no plan"
+            saves = outcome.saved(base)
+            worth = f"saves {in_percent(saves)}" if saves >= 0 else f"costs {in_percent(-saves)} more than no plan"
             sentences.append(f"{outcome.name}{as_run} {worth} and moves {_slots(outcome)} slots.")
     if FORESIGHT in by_name:
         known = by_name[FORESIGHT]
+        share = in_percent(known.saved(base))
         sentences.append(
-            f"A planner that knew the next {known.setting.interval:,} steps would save {_percent(known.saved(base))}, "
-            "were its moves free."
+            f"A planner that knew the next {known.setting.interval:,} steps would save {share}, were its moves free."
         )
     return sentences
 
 
-def _percent(share: float) -> str:
+def in_percent(share: float) -> str:
     """`21 %`, `0.4 %`."""
     value = 100 * share
     return f"{value:.0f} %" if abs(value) >= 9.95 else f"{value + 0.0:.1f} %"
@@ -102,6 +100,7 @@ def as_json(
         "eplb_triton": __version__,
         "traces": [str(path) for path in stream.paths],
         "steps": stream.length,
+        "judged_from": setting.judged_from,
         "layers": stream.num_layers,
         "experts": stream.num_experts,
         "topology": {name.removeprefix("num_"): value for name, value in vars(topology).items()},

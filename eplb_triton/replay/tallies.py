@@ -88,14 +88,22 @@ class Tally:
         num_layers: L.
         num_gpus: D.
         heat: whether to keep the load of every GPU of every layer over time.
+        skip: steps at the beginning that only what is kept over time shows.
         buckets: parts of time that means are kept of.
     """
 
     def __init__(
-        self, num_steps: int, num_layers: int, num_gpus: int, buckets: int = 120, *, heat: bool = False
+        self,
+        num_steps: int,
+        num_layers: int,
+        num_gpus: int,
+        *,
+        heat: bool = False,
+        skip: int = 0,
+        buckets: int = BUCKETS,
     ) -> None:
         self.buckets = max(1, min(buckets, num_steps))
-        self._num_steps = max(1, num_steps)
+        self._num_steps, self._skip = max(1, num_steps), skip
         self.steps = 0
         self.by_layer = np.zeros(num_layers)
         self._by_time = np.zeros(self.buckets)
@@ -111,17 +119,23 @@ class Tally:
         ratio = relative.max(1)
         at = self.bucket_of(self.steps)
         self.steps += 1
-        self.by_layer += ratio
         self._by_time[at] += ratio.sum()
         self._in_bucket[at] += 1
-        upper = np.ceil((ratio - 1) * PARTS - 1e-9).astype(np.int64).clip(0, len(self._ratios) - 1)
-        np.add.at(self._ratios, upper, 1)
         if self._heat is not None:
             self._heat[at] += relative
+        if self.steps > self._skip:
+            self.by_layer += ratio
+            upper = np.ceil((ratio - 1) * PARTS - 1e-9).astype(np.int64).clip(0, len(self._ratios) - 1)
+            np.add.at(self._ratios, upper, 1)
 
     def bucket_of(self, step: int) -> int:
         """The part of time that step number `step` (from 0) falls into."""
         return min(self.buckets - 1, step * self.buckets // self._num_steps)
+
+    @property
+    def judged(self) -> int:
+        """Steps that were not skipped."""
+        return max(0, self.steps - self._skip)
 
     @property
     def par(self) -> float:
@@ -131,12 +145,12 @@ class Tally:
     @property
     def mean(self) -> float:
         """PAR: that, averaged over steps and layers; 1 without a step."""
-        return self.par / (self.steps * len(self.by_layer)) if self.steps and len(self.by_layer) else 1.0
+        return self.par / (self.judged * len(self.by_layer)) if self.judged and len(self.by_layer) else 1.0
 
     @property
     def layers(self) -> NDArray[np.float64]:
         """[L], PAR of every layer."""
-        return self.by_layer / max(1, self.steps)
+        return self.by_layer / max(1, self.judged)
 
     @property
     def over_time(self) -> NDArray[np.float64]:

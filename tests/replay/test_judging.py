@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.studies import serving
 from eplb_triton import Placement, Planner, Topology, plan
-from eplb_triton.cli.replay_study import FORESIGHT, ONCE, UNPLANNED, Outcome, Setting, replay_all
+from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED, Outcome, Setting, replay_all
 from eplb_triton.formats import StepStream
 from eplb_triton.replay import (
     EVEN,
@@ -125,6 +125,15 @@ def test_a_tally_is_what_numpy_finds() -> None:
     assert Tally(0, 3, 4).mean == Tally(0, 3, 4).percentile(0.99) == 1
 
 
+def test_a_tally_may_skip_the_beginning_which_only_the_curves_show() -> None:
+    loads = torch.tensor([[[3.0, 1.0]]] * 4 + [[[1.0, 1.0]]] * 6)
+    tally = Tally(10, 1, 2, skip=4, buckets=10)
+    for step in loads:
+        tally.add(step)
+    assert (tally.steps, tally.judged, tally.mean, tally.percentile(1.0)) == (10, 6, 1.0, 1.0)
+    assert tally.over_time.tolist() == [1.5] * 4 + [1.0] * 6
+
+
 def test_a_tally_does_not_grow() -> None:
     small, large = (Tally(steps, 3, 4, heat=True) for steps in (1000, 10**9))
     for name, value in vars(small).items():
@@ -167,10 +176,13 @@ def outcomes_of(steps: Sequence[Tensor], *names: str, interval: int = 20) -> dic
 
 
 def test_on_constant_loads_one_plan_is_all_there_is_to_gain() -> None:
-    found = outcomes_of([drawn(1)[0]] * 100, UNPLANNED, ONCE, "steady", FORESIGHT)
-    assert found["steady"].seconds() == found[ONCE].seconds() < found[UNPLANNED].seconds()
-    assert (found[ONCE].plans, found["steady"].plans) == (1, 5)
-    assert found["steady"].written == found[ONCE].written
+    policies = ("deepseek", "balanced", "steady")
+    names = [*policies, *(policy + KEPT for policy in policies)]
+    found = outcomes_of([drawn(1)[0]] * 100, UNPLANNED, FORESIGHT, *names)
+    for policy in policies:
+        kept, again = found[policy + KEPT], found[policy]
+        assert again.seconds() == kept.seconds() < found[UNPLANNED].seconds()
+        assert (kept.plans, again.plans, again.written) == (1, 5, kept.written)
     assert found[FORESIGHT].tallies[EVEN].mean <= found["steady"].tallies[EVEN].mean
 
 

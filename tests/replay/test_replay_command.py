@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eplb_triton.cli import assumptions, verdict
-from eplb_triton.cli.replay_study import FORESIGHT, ONCE, UNPLANNED
+from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED
 from eplb_triton.formats import open_steps
 from eplb_triton.replay import EVEN, SPLITS
 from eplb_triton.synthetic import serving_steps
@@ -53,9 +53,10 @@ def test_the_verdict_comes_first_then_the_table_then_what_was_assumed(trace: Pat
         assert assumption in out
     assert [deployment["name"] for deployment in body["deployments"]] == [
         UNPLANNED,
+        "balanced" + KEPT,
+        "steady" + KEPT,
         "deepseek",
         "balanced",
-        ONCE,
         "steady",
         FORESIGHT,
     ]
@@ -67,11 +68,12 @@ def test_the_figures_belong_together(trace: Path) -> None:
     assert [given[name]["value"] for name in ("layer time", "slot", "bandwidth")] == [1e-3, 1e6, 1e9]
     assert all(given[name]["given"] for name in ("layer time", "slot", "bandwidth"))
     assert given["price"]["value"] == pytest.approx(1e-3 / (1e-3 * 1024))
+    assert body["judged_from"] == 20 + 1 + 2
     base = body["deployments"][0]["splits"][EVEN]
     for deployment in body["deployments"]:
         moving = 0 if deployment["name"] == FORESIGHT else deployment["slots"] * 1e6 / 1e9
         for figures in deployment["splits"].values():
-            assert figures["seconds"] == pytest.approx(1e-3 * 120 * 2 * figures["par"] + moving)
+            assert figures["seconds"] == pytest.approx(1e-3 * (120 - body["judged_from"]) * 2 * figures["par"] + moving)
             assert figures["saved"] == pytest.approx(1 - figures["seconds"] / base["seconds"])
             assert 1 <= figures["par"] <= figures["par_p99"]
         assert deployment["splits"]["in the step"]["par"] <= deployment["splits"][EVEN]["par"] + 1e-3
@@ -100,7 +102,7 @@ def test_a_sweep_tries_every_pair_and_takes_the_cheapest(trace: Path) -> None:
 def test_on_constant_loads_it_says_that_one_plan_is_enough(tmp_path: Path) -> None:
     np.save(tmp_path / "same.npy", STEPS[:1].repeat(100, 0))
     said = " ".join(as_json(tmp_path / "same.npy", *SIZE)["verdict"])
-    assert "Replanning gains nothing over one plan: made after 12 steps and kept, that saves " in said
+    assert "Replanning gains nothing over one plan: one by balanced, kept, saves " in said
 
 
 def test_on_level_loads_it_says_to_leave_things_alone(tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_a_trace_and_several_recordings(tmp_path: Path) -> None:
 
 
 def test_percentages_and_slots_as_they_are_said() -> None:
-    assert [verdict._percent(share) for share in (0.214, 0.0995, 0.0994, 0.001, -0.0)] == [
+    assert [verdict.in_percent(share) for share in (0.214, 0.0995, 0.0994, 0.001, -0.0)] == [
         "21 %",
         "10 %",
         "9.9 %",
