@@ -24,7 +24,7 @@ MAX_COUNT = 2**20
 # As `plan`, `write_plan` and `write_map` take them; a test compares.
 BACKENDS = ("auto", "triton", "cpu", "reference")
 EXAMPLE = Path(__file__).parent / "example.npz"
-"""Drawn: `serving_steps(1536, 3, 32, mixed=True, tokens_per_step=1024, top_k=4, seed=11)`."""
+"""The last 1,536 of `serving_steps(2136, 3, 32, mixed=True, tokens_per_step=1024, top_k=4, seed=11)`."""
 PLAN_SUFFIXES = (".npz", ".pt", ".json")
 FORMATS = ("plan", "sglang", "vllm", "vllm-ascend", "tensorrt-llm")
 
@@ -81,14 +81,9 @@ def traces_argument(command: Command) -> Command:
         traces: tuple[Path, ...], key: str | None, kind: Literal["loads", "topk_ids"] | None, **others: Any
     ) -> Any:
         experts = others.pop("experts")
-        return command(traces=[LoadsFile(_recorded(path), key, kind, experts) for path in traces], **others)
+        return command(traces=[LoadsFile(path, key, kind, experts) for path in traces], **others)
 
     return wrapped
-
-
-def _recorded(path: Path) -> Path:
-    """The path, or of `example`, where no file is called so, the recording that ships with this package."""
-    return EXAMPLE if path == Path("example") and not path.exists() else path
 
 
 def deployment_options(command: Command) -> Command:

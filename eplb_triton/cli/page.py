@@ -123,8 +123,7 @@ def _pictures(found: Findings) -> list[str]:
             (
                 "Redundancy against gain",
                 page_pictures.redundancy(found.sweep, found.chosen, found.stream.num_experts),
-                f"Chosen: the fewest replicas whose modelled time, moves included, is within {percent(NOTHING)} of the "
-                "least; beyond that the curve is flat.",
+                _where_it_flattens(found.sweep, found.chosen),
             )
         )
     sections = [_section(title, f'<figure class="wide">{svg}</figure>', caption) for title, svg, caption in made]
@@ -132,6 +131,15 @@ def _pictures(found: Findings) -> list[str]:
         text = "One number of replicas was replayed. Repeat --replicas to see where more of them stop to gain."
         sections.append(_section("Redundancy against gain", f"<p>{text}</p>"))
     return sections
+
+
+def _where_it_flattens(sweep: list[Outcome], chosen: Outcome) -> str:
+    """The caption of the curve of redundancy."""
+    text = f"Chosen: the fewest replicas whose modelled time, moves included, is within {percent(NOTHING)} of the least"
+    most = max(outcome.setting.topology.num_replicas for outcome in sweep)
+    if chosen.setting.topology.num_replicas == most:
+        return f"{text}: the most that were tried. More may save more."
+    return f"{text}. Beyond it the time no longer falls."
 
 
 def _section(title: str, body: str, caption: str = "") -> str:
@@ -154,7 +162,7 @@ def _table(outcomes: list[Outcome]) -> str:
                 _text(label(outcome)) if first else "",
                 split,
                 f"{tally.mean:.3f}",
-                f"{tally.percentile(0.99):.2f}",
+                f"{tally.percentile(0.99):.3f}",
                 "" if outcome is base and first else percent(outcome.saved(base, split)),
                 amount(outcome.seconds(split)),
                 *moves,

@@ -138,7 +138,7 @@ def redundancy(sweep: Sequence[Outcome], chosen: Outcome, num_experts: int) -> s
         at_chosen = chosen.setting.topology.num_replicas - num_experts
         axes.plot(at_chosen, chosen.tallies[EVEN].mean, "o", markersize=11, fillstyle="none", color=INK, label="chosen")
         axes.set(xlabel="redundant experts", ylabel="busiest GPU / mean")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xticks(sorted({outcome.setting.topology.num_replicas - num_experts for outcome in sweep}))
         return _svg(figure, axes, "e")
 
 

@@ -37,7 +37,7 @@ def print_deployments(out: Console, outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         for split, tally in outcome.tallies.items():
             saved = NOTHING if outcome is base and split == EVEN else percent(outcome.saved(base, split))
-            cells = [f"{tally.mean:.3f}", f"{tally.percentile(0.99):.2f}", saved, amount(outcome.seconds(split))]
+            cells = [f"{tally.mean:.3f}", f"{tally.percentile(0.99):.3f}", saved, amount(outcome.seconds(split))]
             moves = [NOTHING] * 3 if split == EVEN else [""] * 3
             if outcome.written and split == EVEN:
                 back = NOTHING if outcome.name == FORESIGHT else steps(outcome.paid_back(base))
@@ -67,7 +67,7 @@ def print_sweep(out: Console, sweep: Sequence[Outcome], chosen: Outcome) -> None
             f"{outcome.setting.interval:,}",
             outcome.name,
             f"{tally.mean:.3f}",
-            f"{tally.percentile(0.99):.2f}",
+            f"{tally.percentile(0.99):.3f}",
             amount(outcome.seconds()),
             f"{outcome.slots_a_plan:.1f}",
             style="bold green" if outcome is chosen else None,

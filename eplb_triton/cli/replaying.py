@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from eplb_triton import Topology
 from eplb_triton.cli import words
 from eplb_triton.cli.assumptions import Assumption, costs_of, of_setting
 from eplb_triton.cli.inputs import check_backend, check_output
-from eplb_triton.cli.options import Counts, LoadsFile
+from eplb_triton.cli.options import EXAMPLE, Counts, LoadsFile
 from eplb_triton.cli.refusals import Refused, refusing
 from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED, Outcome, Setting, replay_all
 from eplb_triton.cli.replay_tables import print_deployments, print_sweep
@@ -96,16 +96,16 @@ def replay(
 
 
 def open_stream(traces: Sequence[LoadsFile], step_tokens: int) -> StepStream:
-    """The steps of all recordings, or a refusal."""
+    """The steps of all recordings, or a refusal. `example` is the recording that ships with this package, where no file
+    is called so."""
     first = traces[0]
+    paths = [trace.path for trace in traces]
+    shipped = [EXAMPLE if path == Path("example") and not path.exists() else path for path in paths]
     with refusing():
         stream = open_steps(
-            [trace.path for trace in traces],
-            key=first.key,
-            kind=first.kind,
-            num_experts=first.num_experts,
-            step_tokens=step_tokens,
+            shipped, key=first.key, kind=first.kind, num_experts=first.num_experts, step_tokens=step_tokens
         )
+    stream = replace(stream, paths=tuple(paths))
     if stream.length < 3:
         raise Refused(
             f"{shown(first.path)}: expected at least 3 steps, of which some come after a plan; found {stream.length}; "
