@@ -15,7 +15,7 @@ import torch
 from eplb_triton.formats import loads as reading
 from eplb_triton.formats.arrays import NAMELESS, Array
 from eplb_triton.formats.errors import FormatError
-from eplb_triton.formats.recordings import STEP_TOKENS, LoadSeries, RoutingTrace
+from eplb_triton.formats.recordings import STEP_TOKENS, LoadSeries, Recording, RoutingTrace
 from eplb_triton.formats.sglang import LOGICAL_COUNT
 
 _VALUES_AT_ONCE = 1 << 20  # 8 MiB as int64
@@ -65,7 +65,7 @@ def open_steps(
     """The steps of recordings, those of one after those of the other.
 
     A series in a .npy or .npz is read as it is asked for; so is a trace, after a look at all of its ids. Whatever else
-    `read_loads` takes is read whole.
+    `read_loads` takes is read whole, and where there are several recordings, one is in memory at a time.
 
     Args:
         paths: files or folders, oldest first, see `read_loads`; at least one.
@@ -75,7 +75,7 @@ def open_steps(
     Raises:
         FormatError: as `read_loads`; or the recordings differ in layers or experts.
     """
-    parts = [_part(path, key, kind, num_experts) for path in paths]
+    parts = [_part(path, key, kind, num_experts, keep=len(paths) == 1) for path in paths]
     experts = max(part.num_experts for part in parts)
     for path, part in zip(paths, parts, strict=True):
         differs = part.num_experts != experts and not part.is_trace
@@ -107,20 +107,25 @@ class _Part:
     notes: tuple[str, ...] = ()
 
 
-def _part(path: Path, key: str | None, kind: reading.Kind | None, num_experts: int | None) -> _Part:
+def _part(path: Path, key: str | None, kind: reading.Kind | None, num_experts: int | None, *, keep: bool) -> _Part:
     array = _ArrayFile.of(path, key)
     if array is not None and array.name != LOGICAL_COUNT:
         is_trace = (kind or ("topk_ids" if reading.TOPK_IDS in (array.name or path.stem) else "loads")) == "topk_ids"
         found = _trace_in(array, num_experts) if is_trace else _series_in(array, num_experts)
         if found is not None:
             return found
-    recording = reading.read_loads(path, key=key, kind=kind, num_experts=num_experts)  # refuses what nobody can use
-    assert isinstance(recording, (LoadSeries, RoutingTrace))
+
+    def read() -> tuple[Recording, Array]:  # refuses what nobody can use
+        recording = reading.read_loads(path, key=key, kind=kind, num_experts=num_experts)
+        assert isinstance(recording, (LoadSeries, RoutingTrace))
+        return recording, recording.topk_ids if isinstance(recording, RoutingTrace) else recording.steps
+
+    recording, held = read()
     is_trace = isinstance(recording, RoutingTrace)
-    held = recording.topk_ids if isinstance(recording, RoutingTrace) else recording.steps
     notes = tuple(note for note in recording.notes if not (is_trace and "the largest id is" in note))
     sizes = recording.num_layers, recording.num_experts, len(held), held[0].size
-    return _Part(*sizes, lambda counts: _of_memory(held, counts), is_trace, notes)
+    kept = held if keep else None
+    return _Part(*sizes, lambda counts: _of_memory(read()[1] if kept is None else kept, counts), is_trace, notes)
 
 
 def _series_in(array: _ArrayFile, num_experts: int | None) -> _Part | None:

@@ -125,3 +125,16 @@ def test_ten_times_the_steps_take_the_same_memory(tmp_path: Path, name: str) -> 
         tracemalloc.stop()
         assert count == steps
     assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_of_recordings_that_are_read_whole_one_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.json").write_text(str(np.ones((200, 4, 16), np.int64).tolist()))
+    peaks = []
+    for count in (2, 8):
+        tracemalloc.start()
+        steps = sum(1 for _ in open_steps([tmp_path / f"{number}.json" for number in range(count)]))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert steps == 200 * count
+    assert peaks[1] < 1.1 * peaks[0]

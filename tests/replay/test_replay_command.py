@@ -14,7 +14,7 @@ from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED
 from eplb_triton.formats import open_steps
 from eplb_triton.replay import EVEN, SPLITS
 from eplb_triton.synthetic import serving_steps
-from tests.commands import refused, run
+from tests.commands import launch, refused, run
 
 STEPS = np.stack([step.numpy() for step in serving_steps(120, 2, 16, tokens_per_step=2000, top_k=4, seed=5)])
 SIZE = ("--gpus", 4)
@@ -179,3 +179,23 @@ def test_the_tokens_of_the_first_steps_make_the_layer_time(trace: Path) -> None:
     tokens = STEPS.sum() / 240 / 4
     assert costs.layer_seconds == pytest.approx(tokens * 88_080_384 / 400e12)
     assert not any(assumption.given for assumption in found)
+
+
+@pytest.mark.full
+def test_ten_times_the_steps_take_the_same_memory(tmp_path: Path) -> None:
+    """The peak of a process of its own, once the steps that a plan may look back on are all there."""
+    code = (
+        "import resource, sys\n"
+        "from eplb_triton.cli import main\n"
+        "status = main(sys.argv[1:])\n"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "sys.exit(status)\n"
+    )
+    peaks = []
+    for steps in (400, 4000):
+        np.save(tmp_path / "steps.npy", np.random.default_rng(0).poisson(100, (steps, 8, 128)).astype(np.uint16))
+        options = ("--gpus", 8, "--window", 64, "--interval", 100, "--policy", "deepseek", "--policy", "steady")
+        result = launch("replay", tmp_path / "steps.npy", *options, code=code)
+        assert result.status == 0, result.err
+        peaks.append(int(result.out.rpartition("peak ")[2]))
+    assert peaks[1] < 1.05 * peaks[0]

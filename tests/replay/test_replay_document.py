@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run
+from tests.sizes import full_unless
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "replay.md").read_text()
 EXAMPLES = re.findall(r"```sh\n([^\n]*)\n```\n\n```text\n(.*?)```", TEXT, re.DOTALL)
 
 
-@pytest.mark.parametrize(("command", "printed"), EXAMPLES, ids=[command.split()[1] for command, _ in EXAMPLES])
+@pytest.mark.parametrize(
+    ("command", "printed"),
+    [pytest.param(*example, marks=full_unless("--report" not in example[0])) for example in EXAMPLES],
+    ids=["replay", "report", "recommend"],
+)
 def test_commands_print_what_is_shown(
     command: str, printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
