@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from eplb_triton import judging, slot_maps
 from eplb_triton.buffers import check_buffers, copy_maps, new_buffers
-from eplb_triton.placement_rules import (
-    check_alike,
-    check_commit,
-    check_placement,
-    check_slot_map,
-    refuse_bad,
-)
+from eplb_triton.placement_rules import check_commit, check_placement, check_slot_map, refuse_bad
 from eplb_triton.replans import Changes, deployment_order
 from eplb_triton.serving import dispatch
+from eplb_triton.slot_maps import Moved
 from eplb_triton.topology import Topology
-
-BALANCEDNESS = "balancedness = mean GPU load summed over layers / max GPU load summed over layers"
-
-
-class Moved(NamedTuple):
-    """What changes from one placement to the next, per layer."""
-
-    slots: Tensor  # [L] int64, physical slots whose expert changed
-    fetches: Tensor  # [L] int64, experts that a GPU must fetch, over all GPUs: it did not hold them before
 
 
 @dataclass(eq=False)
@@ -213,10 +199,25 @@ class Placement:
         made = self.changes
         return deployment_order(made.peak_before, made.peak_after, made.written, made.fills)
 
-    def split(self, counts: Tensor, rounds: int = 8, backend: str = "auto", out: Tensor | None = None) -> Tensor:
-        """Quotas [L, P] int32: how many of its expert's `counts` [L, E] a slot gets; see `serving.dispatch.split`."""
-        classes = self._classes()
-        return dispatch.split(counts, self.phy2log, classes, self.topology, rounds=rounds, backend=backend, out=out)
+    def split(
+        self,
+        counts: Tensor,
+        rounds: int = 8,
+        backend: str = "auto",
+        out: Tensor | None = None,
+        *,
+        rank: int | None = None,
+        offsets: Tensor | None = None,
+        workspace: Tensor | None = None,
+    ) -> Tensor:
+        """Quotas [L, P] int32: how many of its expert's `counts` a slot gets; see `serving.dispatch.split`."""
+        classes = self.classes
+        if classes is None:
+            classes = dispatch.classify(self.phy2log, self.num_experts, self.topology, backend=backend)
+        return dispatch.split(
+            counts, self.phy2log, classes, self.topology,
+            rounds=rounds, rank=rank, backend=backend, out=out, offsets=offsets, workspace=workspace,
+        )  # fmt: skip
 
     def slots_of(
         self, topk_ids: Tensor, layer: int, quotas: Tensor, offsets: Tensor | None = None, salt: int | Tensor = 0
@@ -232,11 +233,6 @@ class Placement:
     def dispatch_map(self, rank: int) -> Tensor:
         """The one slot [L, E] that a rank sends each expert's tokens to; see `serving.dispatch.dispatch_map`."""
         return dispatch.dispatch_map(rank, self.phy2log, self.num_experts, self.topology)
-
-    def _classes(self) -> Tensor:
-        if self.classes is None:
-            return dispatch.classify(self.phy2log, self.num_experts, self.topology)
-        return self.classes
 
     def gpu_loads(self, loads: Tensor) -> Tensor:
         """Load [L, D] float64 of each GPU under `loads` [L, E]; a replica carries its expert's load / count.
@@ -284,9 +280,7 @@ class Placement:
         Raises:
             ValueError: the two differ in layers, experts, replicas or GPUs.
         """
-        check_alike(self, previous)
-        changed = self.phy2log != previous.phy2log.to(self.phy2log.device)
-        return Moved(changed.sum(1), slot_maps.fetched_experts(self, previous))
+        return slot_maps.moved(self, previous)
 
     def duplicates(self) -> Tensor:
         """[L] int64: replicas that share their GPU with another replica of their expert."""

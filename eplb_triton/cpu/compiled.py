@@ -14,7 +14,9 @@ from typing import Any, TypeVar, cast
 
 import llvmlite.binding  # type: ignore[import-untyped]
 import numba
+from numba.core.caching import FunctionCache
 
+from eplb_triton import constants
 from eplb_triton.cpu.linking import LeanCompiler, PartCompiler
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -61,9 +63,21 @@ def entry_point(function: Function, signature: str, specialised_for: str, about:
     options = {**EXACT, "pipeline_class": _compiler_that_says(about) if about else LeanCompiler}
     with _no_garbage_collection():
         try:
-            return cast(Function, numba.njit(signature, cache=True, **options)(function))
+            dispatcher = numba.njit(**options)(function)
+            dispatcher._cache = cast(Any, _CacheByName)(function)
+            dispatcher.compile(signature)
+            dispatcher.disable_compile()
+            return cast(Function, dispatcher)
         except Exception:
             return cast(Function, numba.njit(signature, **options)(function))
+
+
+class _CacheByName(FunctionCache):
+    """Numba's cache on disk without a look at what the function has closed over: its name says all of that, and stages
+    among it have another digest in each process."""
+
+    def _index_key(self, signature: Any, codegen: Any) -> Any:
+        return signature, codegen.magic_tuple()
 
 
 def _compiler_that_says(about: str) -> type[LeanCompiler]:
@@ -98,9 +112,9 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @cache
 def source_digest() -> str:
-    """16 hex digits over this package's sources, Numba's version and the processor that code is made for."""
+    """16 hex digits over the sources of this package and constants.py, Numba's version and the processor."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(constants.__file__)):
         digest.update(source.name.encode() + source.read_bytes())
     processor: Any = (llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten())
     digest.update(repr((numba.__version__, processor)).encode())

@@ -73,6 +73,15 @@ def tabulate(phy2log: torch.Tensor, quotas: torch.Tensor, num_experts: int, num_
     _compiled_table(_name(phy2log))(phy2log.numpy(), quotas.numpy(), num_experts, num_gpus, out.numpy())
 
 
+def compile_all() -> None:
+    """Compile all of the above, for int64 maps, ids and counts: what a placement on the CPU asks for by default."""
+    _compiled_classes("int64")
+    _compiled_split("int64", "int64")
+    _compiled_exact("int64", "int64")
+    _compiled_hashed("int64", "int64")
+    _compiled_table("int64")
+
+
 def _name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
@@ -83,7 +92,9 @@ def _compiled_classes(slots: str) -> Callable[..., None]:
         for layer in range(phy2log.shape[0]):
             place_classes(phy2log[layer], num_gpus, classes[layer])
 
-    return entry_point(class_layers, f"void({slots}[:, ::1], int64, int32[:, ::1])", slots)
+    return entry_point(
+        class_layers, f"void({slots}[:, ::1], int64, int32[:, ::1])", slots, "classes of experts, about 1 s"
+    )
 
 
 @cache
@@ -110,7 +121,7 @@ def _compiled_split(slots: str, counts_type: str) -> Callable[..., None]:
 
     arrays = f"{slots}[:, ::1], int32[:, ::1], {counts_type}[:, ::1]"
     signature = f"void({arrays}, int64, int64, int32[:, ::1], int64, int64)"
-    return entry_point(split_layers, signature, f"{slots}-{counts_type}")
+    return entry_point(split_layers, signature, f"{slots}-{counts_type}", "splitting, about 2 s")
 
 
 @cache
@@ -119,7 +130,7 @@ def _compiled_exact(ids: str, slots: str) -> Callable[..., None]:
         exact_slots(topk_ids, phy2log, quotas, offsets, num_gpus, out)
 
     signature = f"void({ids}[:, ::1], {slots}[::1], int32[::1], int32[::1], int64, {ids}[:, ::1])"
-    return entry_point(exact, signature, f"{ids}-{slots}")
+    return entry_point(exact, signature, f"{ids}-{slots}", "slots of tokens, about 1 s")
 
 
 @cache
@@ -137,7 +148,7 @@ def _compiled_hashed(ids: str, slots: str) -> Callable[..., None]:
         hashed_slots(topk_ids, phy2log, quotas, num_experts, num_gpus, layer, salt, out)
 
     signature = f"void({ids}[:, ::1], {slots}[::1], int32[::1], int64, int64, int64, int64, {ids}[:, ::1])"
-    return entry_point(hashed, signature, f"{ids}-{slots}")
+    return entry_point(hashed, signature, f"{ids}-{slots}", "slots of tokens by hash, about 1 s")
 
 
 @cache
@@ -147,4 +158,4 @@ def _compiled_table(slots: str) -> Callable[..., None]:
             fill_table(phy2log[layer], quotas[layer], num_experts, num_gpus, table.shape[2], table[layer])
 
     signature = f"void({slots}[:, ::1], int32[:, ::1], int64, int64, {slots}[:, :, ::1])"
-    return entry_point(fill_tables, signature, slots)
+    return entry_point(fill_tables, signature, slots, "tables of slots, about 1 s")

@@ -9,7 +9,8 @@ from eplb_triton.kernels.arith import clean
 from eplb_triton.kernels.counting import count_ids, count_slots
 from eplb_triton.kernels.places import list_places
 from eplb_triton.kernels.routing import exact_slots, fill_table, hashed_slots
-from eplb_triton.kernels.splitting import SplitScratch, place_classes, split_counts, whole_counts
+from eplb_triton.kernels.splitting import place_classes, split_counts, whole_counts
+from eplb_triton.kernels.splitting_levels import SplitScratch
 
 
 @triton.jit

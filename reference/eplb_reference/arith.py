@@ -35,9 +35,9 @@ def bottom_two(values: Tensor) -> Tensor:
     return torch.cat((first, values.scatter(1, first, torch.inf).argmin(1, keepdim=True)), 1)
 
 
-def per_replica(weights: Tensor, counts: Tensor) -> Tensor:
+def per_replica(loads: Tensor, counts: Tensor) -> Tensor:
     """Load that each of `counts` replicas of an expert carries, w/c in float32."""
-    return weights / counts.to(torch.float32)
+    return loads / counts.to(torch.float32)
 
 
 def indices(stop: int, start: int = 0) -> Tensor:
