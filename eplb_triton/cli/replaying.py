@@ -15,7 +15,7 @@ import click
 from eplb_triton import Topology
 from eplb_triton.cli import words
 from eplb_triton.cli.assumptions import Assumption, costs_of, of_setting
-from eplb_triton.cli.inputs import check_backend, check_output
+from eplb_triton.cli.inputs import check_backend, check_report
 from eplb_triton.cli.options import EXAMPLE, Counts, LoadsFile
 from eplb_triton.cli.refusals import Refused, refusing
 from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED, Outcome, Setting, replay_all
@@ -66,7 +66,7 @@ def replay(
     report: Path | None,
 ) -> None:
     """Replay recorded traffic under every planner, and say what each would have saved."""
-    check_output(report, (".html",))
+    check_report(report)
     check_backend(backend)
     stream = open_stream(traces, step_tokens)
     pairs = list(product(topologies(stream, gpus, nodes, groups, replicas), checked_intervals(stream, intervals)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from eplb_triton.synthetic import serving_steps
-from tests.commands import run
+from tests.commands import refused, run
 
 SIZE = ("--gpus", 4, "--replicas", 16, "--replicas", 20)
 VOID = {"meta", "br", "img"}
@@ -139,3 +140,10 @@ def test_the_command_on_the_page_finds_the_same(folder: Path) -> None:
     again = json.loads(run(*shlex.split(body["command"])[1:], "--json").out)
     assert again["deployments"] == body["deployments"]
     assert again["command"] == body["command"]
+
+
+def test_without_matplotlib_nothing_is_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    refused(
+        run("replay", "missing.npy", *SIZE, "--report", folder / "x.html"), "--report needs matplotlib: pip install"
+    )
