@@ -110,7 +110,7 @@ def of_setting(setting: Setting) -> list[Assumption]:
             setting.layer_steps,
             "at once" if at_once else "a layer a step",
             f"then {setting.interval} steps{'' if at_once else ' and one'} until the next plan; at first experts are "
-            "in order, slot k holds expert k mod E",
+            "in order, slot k holds expert k mod E" + (" of its node's" if setting.topology.planned_nodes > 1 else ""),
             given=at_once,
         ),
         Assumption(

@@ -37,7 +37,7 @@ class Setting:
         window: steps that plans look back on; None: `WINDOW`, or `NEWEST_STEPS` for a policy that replans.
         layer_steps: steps that the deployment of a layer takes; 0: plans are in force at once.
         backend: as in `Planner`.
-        start: in force at first; None: experts in order, slot k holds expert k mod E.
+        start: in force at first; None: `in_order`.
         least_load: as of `Rules`.
         price_times: what the price that follows from the costs is multiplied by.
         judged_from: steps at the beginning that are served but not judged, nor their moves counted.
@@ -178,7 +178,7 @@ def replay_all(
         ValueError: a load that nobody can plan with, or counts that do not fit.
     """
     history = History(max(TABLE_STEPS, *(setting.looks_back(policy_of(name)) for setting, name in settings)))
-    runs = [_run(stream, setting, name, history, splits) for setting, name in settings]
+    runs = [_begun(stream, setting, name, history, splits) for setting, name in settings]
     with _one_thread():
         for loads in stream:
             history.add(loads)
@@ -217,9 +217,9 @@ def replans(policy: str) -> bool:
     return resolve_policy(policy).replan is not None
 
 
-def _run(stream: StepStream, setting: Setting, name: str, history: History, splits: Sequence[str]) -> _Run:
+def _begun(stream: StepStream, setting: Setting, name: str, history: History, splits: Sequence[str]) -> _Run:
     layers, experts = stream.num_layers, stream.num_experts
-    start = setting.start or Placement.spread_in_order(layers, experts, setting.topology)
+    start = setting.start or in_order(layers, experts, setting.topology)
     policy = policy_of(name)
     shape = stream.length, layers, setting.topology.num_gpus
     tallies = {
@@ -233,6 +233,15 @@ def _run(stream: StepStream, setting: Setting, name: str, history: History, spli
         return _Run(Foresight(start, free, setting.interval, splits, setting.least_load), outcome)
     plan = None if name == UNPLANNED else setting.plan(policy, layers, experts)
     return _Run(Deployment(start, plan, setting.rules(policy, once=name.endswith(KEPT)), history, splits), outcome)
+
+
+def in_order(num_layers: int, num_experts: int, topology: Topology) -> Placement:
+    """The unplanned state: slot k of a node holds expert k mod E / N of the node's, so that groups are whole; with one
+    node, or in global planning, slot k holds expert k mod E."""
+    nodes, slots = topology.planned_nodes, topology.replicas_per_node
+    on_node = torch.arange(slots) % (num_experts // nodes)
+    held = torch.arange(nodes).unsqueeze(1) * (num_experts // nodes) + on_node
+    return Placement.from_phy2log(held.flatten().repeat(num_layers, 1), num_experts, topology, UNPLANNED)
 
 
 def first_tokens(stream: StepStream, most: int) -> tuple[float, bool]:

@@ -51,7 +51,7 @@ def print_deployments(out: Console, outcomes: Sequence[Outcome]) -> None:
     ):
         out.print(line)
     times = ", ".join(f"{label(o)} {o.plan_ms:,.1f} ms" for o in outcomes if plans_on(o.name))
-    say(out, f"a plan took on this machine: {times}")
+    say(out, f"a plan took on this machine, in one thread: {times}")
 
 
 def print_sweep(out: Console, sweep: Sequence[Outcome], chosen: Outcome) -> None:

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from eplb_triton import Placement, Topology
 from eplb_triton.cli import assumptions, verdict
-from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED
+from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED, in_order
 from eplb_triton.formats import open_steps
 from eplb_triton.replay import EVEN, SPLITS
 from eplb_triton.synthetic import serving_steps
-from tests.commands import launch, refused, run
+from tests.commands import TOPOLOGY, launch, refused, run
 
 STEPS = np.stack([step.numpy() for step in serving_steps(120, 2, 16, tokens_per_step=2000, top_k=4, seed=5)])
 SIZE = ("--gpus", 4)
@@ -126,6 +128,22 @@ def test_a_trace_and_several_recordings(tmp_path: Path) -> None:
     body = as_json(tmp_path / "a.npz", tmp_path / "a.npz", *SIZE, "--step-tokens", 64)
     assert (body["steps"], body["interval"]) == (124, 15)
     assert body["traces"] == [str(tmp_path / "a.npz")] * 2
+
+
+def test_groups_stay_on_their_nodes_from_the_start(trace: Path) -> None:
+    body = as_json(trace, *SIZE, "--nodes", 2, "--groups", 4, "--policy", "steady")
+    assert body["topology"] == {"replicas": 20, "gpus": 4, "groups": 4, "nodes": 2}
+    topology = Topology(num_replicas=20, num_gpus=4, num_groups=4, num_nodes=2)
+    start = in_order(2, 16, topology)
+    start.validate()
+    assert start.phy2log[1].tolist() == [*range(8), 0, 1, *range(8, 16), 8, 9]
+    assert torch.equal(in_order(2, 16, TOPOLOGY).phy2log, Placement.spread_in_order(2, 16, TOPOLOGY).phy2log)
+
+
+def test_one_gpu_has_nothing_to_gain(trace: Path) -> None:
+    body = as_json(trace, "--gpus", 1, "--policy", "balanced", "--policy", "steady")
+    assert {figures["par"] for row in body["deployments"] for figures in row["splits"].values()} == {1.0}
+    assert body["verdict"][0].startswith("On this traffic no planner saves as much as 0.5 %")
 
 
 def test_percentages_and_slots_as_they_are_said() -> None:
