@@ -10,9 +10,10 @@ from torch import Tensor
 
 from eplb_triton import judging, slot_maps
 from eplb_triton.buffers import check_buffers, copy_maps, new_buffers
-from eplb_triton.placement_rules import check_commit, check_placement, check_slot_map, refuse_bad
+from eplb_triton.placement_rules import check_alike, check_commit, check_placement, check_slot_map, refuse_bad
 from eplb_triton.replans import Changes, deployment_order
 from eplb_triton.serving import dispatch
+from eplb_triton.serving.transfers import Transfers, list_transfers
 from eplb_triton.slot_maps import Moved
 from eplb_triton.topology import Topology
 
@@ -196,8 +197,7 @@ class Placement:
         `replans.deployment_order`. ValueError where nothing is predicted, as the policy does not replan."""
         if self.changes is None:
             raise ValueError(f"a placement of policy={self.policy!r} has no predictions, one of 'steady' has")
-        made = self.changes
-        return deployment_order(made.peak_before, made.peak_after, made.written, made.fills)
+        return deployment_order(self.changes)
 
     def split(
         self,
@@ -261,9 +261,8 @@ class Placement:
     def gap(self, loads: Tensor, *, pairing: bool = True) -> Tensor:
         """[L] float64 on the CPU: how far each layer's heaviest GPU is above the load that none can beat, relative.
 
-        0 is provably the best there is; 0.001 is at most 0.1 % from it. A layer without load has 0.
-
-        `pairing` as in `lower_bound`.
+        0 is provably the best there is; 0.001 is at most 0.1 % from it. A layer without load has 0. `pairing` as in
+        `lower_bound`.
         """
         return judging.gap(self, loads, pairing=pairing)
 
@@ -275,12 +274,15 @@ class Placement:
         return slot_maps.fingerprint_of(self)
 
     def moved(self, previous: Placement) -> Moved:
-        """What has to move to come from `previous` to this placement, per layer.
-
-        Raises:
-            ValueError: the two differ in layers, experts, replicas or GPUs.
-        """
+        """What has to move to come from `previous` to this placement, per layer. ValueError where the two differ in
+        layers, experts, replicas or GPUs."""
         return slot_maps.moved(self, previous)
+
+    def transfers(self, live: Placement, out: Transfers | None = None) -> Transfers:
+        """From where each slot is filled when this placement follows `live`, and in which batch; see
+        `serving.transfers.list_transfers`. On a GPU nothing waits, and with `out` nothing is allocated."""
+        check_alike(self, live)
+        return list_transfers(self.phy2log, live.phy2log, self.num_experts, self.topology, out=out)
 
     def duplicates(self) -> Tensor:
         """[L] int64: replicas that share their GPU with another replica of their expert."""

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from eplb_triton.cli.refusals import Refused, refusing
-from eplb_triton.cli.replay_study import WINDOW, Setting, first_tokens
+from eplb_triton.cli.replay_study import REPLAN_WINDOW, WINDOW, Setting, first_tokens
 from eplb_triton.formats import StepStream
-from eplb_triton.replans import NEWEST_STEPS
 from eplb_triton.replay import SLOT_BYTES, Costs, layer_seconds_of
 from eplb_triton.replay.costs import BANDWIDTH, FLOP_RATE
 from eplb_triton.replay.splits import TABLE_STEPS, TABLE_WIDTH
@@ -126,7 +125,9 @@ def of_setting(setting: Setting) -> list[Assumption]:
             "looking back",
             setting.window or WINDOW,
             f"{setting.window or WINDOW:,} steps",
-            "as given" if setting.window else f"{NEWEST_STEPS:,} for a policy that replans; --window says otherwise",
+            "of every policy"
+            if setting.window
+            else f"{max(REPLAN_WINDOW, setting.interval):,} for a policy that replans; --window says otherwise",
             given=setting.window is not None,
         ),
         Assumption(

@@ -97,7 +97,7 @@ def deployment_options(command: Command) -> Command:
                 "--window",
                 type=click.IntRange(min=1),
                 metavar="W",
-                help="Steps that a plan looks back on. Default: 1024, or 4096 for a policy that replans.",
+                help="Steps that a plan looks back on. Default: 1024; of a policy that replans the interval, or 256.",
             ),
             click.option(
                 "--slot-bytes", type=float, metavar="B", help="Weights of an expert in a layer. Default: DeepSeek-V3's."

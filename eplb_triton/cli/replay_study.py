@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from eplb_triton import Placement, Planner, Topology
 from eplb_triton.formats import StepStream
 from eplb_triton.policy import DEFAULT_REPLAN_POLICY, resolve_policy
-from eplb_triton.replans import NEWEST_STEPS
 from eplb_triton.replay import EVEN, Costs, Deployment, Foresight, History, Plan, Rules, Step, Tally
 from eplb_triton.replay.splits import TABLE_STEPS
 
@@ -24,6 +23,9 @@ KEPT = ", one plan kept"
 FORESIGHT = "next steps known"
 WINDOW = 1024
 """Steps that a policy looks back on which levels their sum."""
+REPLAN_WINDOW = 256
+"""Steps that a policy looks back on which replans, or as many as the plan is for: more gained nothing in the serving
+study, whose traffic drifts, and fewer are not 8 for each of its 32 samples."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Setting:
         topology: replicas, GPUs, groups and nodes.
         interval: steps between the end of a deployment and the next plan.
         costs: what a written slot must save follows from it.
-        window: steps that plans look back on; None: `WINDOW`, or `NEWEST_STEPS` for a policy that replans.
+        window: steps that plans look back on; None: `WINDOW`, or for a policy that replans the interval, at
+            least `REPLAN_WINDOW`.
         layer_steps: steps that the deployment of a layer takes; 0: plans are in force at once.
         backend: as in `Planner`.
         start: in force at first; None: `in_order`.
@@ -61,7 +64,7 @@ class Setting:
 
     def looks_back(self, policy: str) -> int:
         """Steps that a plan of `policy` is made from, at most."""
-        return self.window or (NEWEST_STEPS if replans(policy) else WINDOW)
+        return self.window or (max(REPLAN_WINDOW, self.interval) if replans(policy) else WINDOW)
 
     def rules(self, policy: str, *, once: bool = False) -> Rules:
         """When `policy` plans."""

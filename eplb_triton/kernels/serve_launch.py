@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ from eplb_triton.serving.checks import check
 
 IDS = 512  # of a program that counts and sorts them; half as many cost as much again for the places
 HASHED_IDS = 1024  # of one that does not sort
+MOST_SOURCES = 16384  # 3 * 16384^2, a key of kernels/transfers.py, is below 2^31
 LANES = 64 if torch.version.hip else 32
 _INTERPRETED = not isinstance(serve.split_layers, triton.runtime.JITFunction)
 
@@ -177,6 +178,25 @@ def tabulate(phy2log: Tensor, quotas: Tensor, num_gpus: int, table: Tensor) -> N
     _run("fill_tables", num_layers, shape, tensors, width)
 
 
+def transfer(
+    ahead: Tensor, live: Tensor, num_experts: int, num_gpus: int, gpus_per_node: int, out: Sequence[Tensor]
+) -> None:
+    """Fill `out`: source [L, P], batch [L, P] and counts [L, 5]; checked by the caller, but for the size.
+
+    Raises:
+        ValueError: there are more replicas than a key of 32 bits has room for.
+    """
+    num_layers, num_replicas = ahead.shape
+    if num_replicas > MOST_SOURCES:
+        raise ValueError(
+            f"num_replicas={num_replicas} must be at most {MOST_SOURCES} for backend 'triton'; 'cpu' has no limit"
+        )
+    shape = split_shape(num_experts, num_replicas, num_gpus)
+    source, batch, counts = out
+    tensors = {"ahead_ptr": ahead, "live_ptr": live, "source_ptr": source, "batch_ptr": batch, "counts_ptr": counts}
+    _run("transfer_layers", num_layers, shape, tensors, GPUS_PER_NODE=gpus_per_node)
+
+
 def add_ids(topk_ids: Tensor, layer: int, ring: Tensor, position: Tensor, bad: Tensor) -> None:
     """Count `topk_ids` into `layer` of the ring [n, L, E] at `position`."""
     shape = split_shape(ring.shape[2], 1, 1)
@@ -229,4 +249,6 @@ def _num_warps(name: str, shape: SplitShape, lanes: int) -> int:
     with 4 they take 4,500. What a small tile of GPUs costs more, every warp doing the same, is nothing."""
     if name == "classify_layers":
         return max(1, min(8, shape.gpus // lanes))  # a step for every expert, over GPUs
+    if name == "transfer_layers" and shape.replicas <= 512:
+        return 1  # a step for every slot that is written: two reductions, which between warps cost two barriers each
     return max(1, min(8 if shape.replicas <= 1024 else 16, max(shape.replicas, shape.experts) // lanes))

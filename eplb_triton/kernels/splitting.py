@@ -9,7 +9,7 @@ class is at most one place a GPU: its experts are levelled side by side, a lane 
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import HIGHEST, bits, from_bits
+from eplb_triton.kernels.arith import HIGHEST, bits, from_bits, lowest_free
 from eplb_triton.kernels.fixed import power_of_two
 from eplb_triton.kernels.splitting_levels import (
     FEW,
@@ -69,31 +69,18 @@ def place_classes(
         several = tl.sum(holds.to(tl.int32), 0) > 1
         word_ptr = masks_ptr + gpu
         mask = tl.load(word_ptr)
-        bit = _lowest_free(tl.where(holds, mask, 0))
+        bit = lowest_free(tl.where(holds, mask, 0))
         base = 0
         while bit == WORD:  # all classes of this word are used
             base += WORD
             word_ptr += GPUS
             mask = tl.load(word_ptr)
-            bit = _lowest_free(tl.where(holds, mask, 0))
+            bit = lowest_free(tl.where(holds, mask, 0))
         if several:
             tl.store(word_ptr, mask | (1 << bit), mask=holds)
             tl.store(classes_ptr + expert, base + bit)
         left = tl.where(left == expert, HIGHEST, left)
         expert = tl.min(left, 0)
-
-
-@triton.jit
-def _lowest_free(masks):
-    """The lowest bit that none of the int32 `masks` has, 32 if there is none."""
-    used = tl.reduce(masks, 0, _either)
-    bit = tl.arange(0, 32)
-    return tl.min(tl.where((used >> bit) & 1 == 0, bit, 32), 0)
-
-
-@triton.jit
-def _either(a, b):
-    return a | b
 
 
 @triton.jit

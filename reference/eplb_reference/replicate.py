@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eplb_reference.arith import EPSILON_F32, ordered_mean, ordered_sum, per_replica, top_two
+from eplb_reference.arith import EPSILON_F32, ordered_mean, ordered_sum, per_replica, square_root, top_two
 from eplb_triton.constants import EPSILON, dispersion_length, simulated_lengths, tenth
 
 
@@ -97,7 +97,7 @@ def dispersion_tail(loads: Tensor, num_redundant: int) -> int:
         variance = ordered_sum(deviation * deviation) / (loads.shape[1] - 1)
     else:
         variance = torch.zeros_like(mean)
-    variation = variance.sqrt() / mean.clamp(min=EPSILON)
+    variation = square_root(variance) / mean.clamp(min=EPSILON)
     return dispersion_length(num_redundant, ordered_mean(variation).item())
 
 

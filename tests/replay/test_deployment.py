@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.studies.serving import recorded_steps
 from eplb_triton import Placement, Planner, Topology
+from eplb_triton.formats import read_loads
 from eplb_triton.replay import Plan, Rules, Summary, replay_steps
 from eplb_triton.synthetic import serving_steps
 from tests.backends import CPU_BACKENDS
@@ -141,7 +141,8 @@ def test_floors_on_recorded_traffic(trace: str, least: float) -> None:
     folder = os.environ.get("EPLB_TRACES")
     if not folder or not (Path(folder) / f"{trace}.npz").is_file():
         pytest.skip("EPLB_TRACES names no folder with this trace")
-    series = list(recorded_steps(Path(folder) / f"{trace}.npz", mixed=False))
+    recording = read_loads(Path(folder) / f"{trace}.npz", kind="topk_ids")
+    series = [recording.loads(at, at + 128).float() for at in range(0, recording.length - 127, 128)]
     levelled, written = next_window(series, "steady", "cpu")
     assert levelled >= least
     assert written <= 20

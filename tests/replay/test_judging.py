@@ -51,20 +51,21 @@ def placement(seed: int = 0) -> Placement:
 
 @pytest.mark.parametrize("policy", ["deepseek", "balanced", "steady"])
 def test_numbers_of_the_serving_simulation(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same loads, rules, price and start: the same PAR, to the last bit, and the same slots."""
+    """The same loads, rules, price and start: the same PAR, but for the order of sums, and the same slots."""
     monkeypatch.setattr(serving, "STEPS", 90)
     monkeypatch.setattr(serving, "LAST", 40)
-    case = serving.Case("R1", 12, 32, 8)
-    plan = serving.ours(policy, case.topology, 32, serving.price_of(case, 20))
-    simulated = serving.simulate(case, plan, 20, seed=3)
+    case = serving.Case("R1", serving.LAYERS, 32, 8)
+    plan = serving.ours(policy, case.topology, 32, serving.price_of(case, 20), max(serving.LEAST_STEPS, 20))
     steps = [step.float() for step in serving_steps(90, serving.LAYERS, 32, seed=3)]
-    costs = Costs(serving.SLOT_BYTES, serving.BANDWIDTH, serving.BALANCED_SECONDS / (90 * 12))
+    simulated = serving.simulate(case, torch.stack(steps), plan, 20)
+    costs = Costs(serving.SLOT_BYTES, serving.BANDWIDTH, serving.BALANCED_SECONDS / (90 * serving.LAYERS))
     window = 40 if policy != "steady" else None
-    setting = Setting(case.topology, 20, costs, window, 12 / serving.LAYERS, start=case.start, least_load=1)
+    setting = Setting(case.topology, 20, costs, window, start=case.start, least_load=1)
     assert setting.price == serving.price_of(case, 20)
     (outcome,) = replay_all(stream_of(steps), [(setting, policy)], (EVEN,), lambda: None)
     assert outcome.tallies[EVEN].mean == pytest.approx(simulated["par"], rel=1e-14)
-    assert outcome.written * 12 / serving.LAYERS == simulated["slots"] > 0
+    assert outcome.written == simulated["slots"] > 0
+    assert outcome.seconds() == pytest.approx(simulated["seconds"], rel=1e-14)
 
 
 def test_splits_lose_no_token_and_the_one_of_the_step_is_never_worse() -> None:
