@@ -1,4 +1,4 @@
-"""What is kept of judged steps: splits, tallies, costs, foresight; the serving simulation is the same replay."""
+"""What is kept of judged steps: splits, tallies, costs, foresight."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.studies import serving
 from eplb_triton import Placement, Planner, Topology, plan
 from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED, Outcome, Setting, replay_all
 from eplb_triton.formats import StepStream
@@ -47,25 +46,6 @@ def drawn(num_steps: int, seed: int = 0) -> list[Tensor]:
 
 def placement(seed: int = 0) -> Placement:
     return Planner(TOPOLOGY, 2, 16, policy="balanced")(torch.stack(drawn(8, seed)))
-
-
-@pytest.mark.parametrize("policy", ["deepseek", "balanced", "steady"])
-def test_numbers_of_the_serving_simulation(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same loads, rules, price and start: the same PAR, but for the order of sums, and the same slots."""
-    monkeypatch.setattr(serving, "STEPS", 90)
-    monkeypatch.setattr(serving, "LAST", 40)
-    case = serving.Case("R1", serving.LAYERS, 32, 8)
-    plan = serving.ours(policy, case.topology, 32, serving.price_of(case, 20), max(serving.LEAST_STEPS, 20))
-    steps = [step.float() for step in serving_steps(90, serving.LAYERS, 32, seed=3)]
-    simulated = serving.simulate(case, torch.stack(steps), plan, 20)
-    costs = Costs(serving.SLOT_BYTES, serving.BANDWIDTH, serving.BALANCED_SECONDS / (90 * serving.LAYERS))
-    window = 40 if policy != "steady" else None
-    setting = Setting(case.topology, 20, costs, window, start=case.start, least_load=1)
-    assert setting.price == serving.price_of(case, 20)
-    (outcome,) = replay_all(stream_of(steps), [(setting, policy)], (EVEN,), lambda: None)
-    assert outcome.tallies[EVEN].mean == pytest.approx(simulated["par"], rel=1e-14)
-    assert outcome.written == simulated["slots"] > 0
-    assert outcome.seconds() == pytest.approx(simulated["seconds"], rel=1e-14)
 
 
 def test_splits_lose_no_token_and_the_one_of_the_step_is_never_worse() -> None:
