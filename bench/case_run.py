@@ -74,15 +74,24 @@ def run_case(
     if case.name == _DRAWN:
         row["gpu_loads"] = _gpu_loads(case, placements, loads[0])
     if torch.cuda.is_available():
-        from bench.gpu import bind, times_of  # noqa: PLC0415 - needs triton and a GPU
-
-        shape = Model(case.layers, case.experts, case.topology)
-        row["gpu"] = [
-            {"planner": policy, **times_of(bind(shape, POLICIES[policy]), loads[0].cuda())._asdict()}
-            for policy in (planner.algorithm for planner in planners if planner.name.endswith("@triton"))
-            if not POLICIES[policy].replan
-        ]
+        policies = [planner.algorithm for planner in planners if planner.name.endswith("@triton")]
+        row["gpu"] = _on_gpu(case, loads[0], [name for name in policies if not POLICIES[name].replan], skips)
     return row
+
+
+def _on_gpu(case: Case, loads: Tensor, policies: Sequence[str], skips: list[Skip]) -> list[dict[str, Any]]:
+    """Times of the kernels of every policy on loads [L, E]; those that cannot be captured are added to `skips`."""
+    from bench.gpu import bind, times_of  # noqa: PLC0415 - needs triton and a GPU
+
+    rows = []
+    for policy in policies:
+        try:
+            times = times_of(bind(Model(case.layers, case.experts, case.topology), POLICIES[policy]), loads.cuda())
+        except Exception as error:  # becomes a line of the report
+            skips.append(Skip(f"{policy}@triton", f"graph replays: {one_line(error)}", case.name))
+        else:
+            rows.append({"planner": policy, **times._asdict()})
+    return rows
 
 
 def _same_maps(

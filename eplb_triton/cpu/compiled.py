@@ -28,7 +28,14 @@ PART: dict[str, Any] = {**EXACT, "no_cpython_wrapper": True, "pipeline_class": P
 
 
 def stage(function: Function) -> Function:
-    """Compile `function` when an entry point that calls it is compiled, as a part of that; Python cannot call it."""
+    """Compile `function` when an entry point that calls it is compiled, as a part of that; Python cannot call it.
+
+    A closure is named by what it closes over: code from the cache and code compiled now lie side by side, and of two
+    functions of one name LLVM takes the first for both. Numba's own numbers in names start anew in every process.
+    """
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        value = getattr(cell.cell_contents, "py_func", cell.cell_contents)
+        function.__qualname__ += f"-{name}-{getattr(value, '__qualname__', value)}"
     return cast(Function, numba.njit(**PART)(function))
 
 

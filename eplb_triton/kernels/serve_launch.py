@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from eplb_triton.kernels import serve
+from eplb_triton.kernels.launcher import Pointer
 from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
 from eplb_triton.serving.checks import check
 
@@ -80,19 +81,63 @@ def spec(
     return KernelSpec(function, signature, constexprs, num_warps, 128 if lanes == 32 else None)
 
 
-def class_scratch(num_layers: int, num_experts: int, num_replicas: int, num_gpus: int) -> tuple[int, int]:
-    """Shape of what `classify` needs besides its result, int32."""
-    return num_layers, split_shape(num_experts, num_replicas, num_gpus).class_scratch
-
-
-def classify(phy2log: Tensor, num_gpus: int, classes: Tensor, scratch: Tensor | None = None) -> None:
-    """Fill `classes` [L, E] int32 on the current stream; with `scratch` of `class_scratch` nothing is allocated."""
+def classify(phy2log: Tensor, num_gpus: int, classes: Tensor) -> None:
+    """Fill `classes` [L, E] int32 on the current stream; allocates its scratch, see `ClassLaunch`."""
     num_layers, num_experts = classes.shape
     shape = split_shape(num_experts, phy2log.shape[1], num_gpus)
-    if scratch is None:
-        scratch = torch.empty(num_layers, shape.class_scratch, dtype=torch.int32, device=phy2log.device)
+    scratch = torch.empty(num_layers, shape.class_scratch, dtype=torch.int32, device=phy2log.device)
     tensors = {"phy2log_ptr": phy2log, "scratch_ptr": scratch, "classes_ptr": classes}
     _run("classify_layers", num_layers, shape, tensors)
+
+
+class ClassLaunch:
+    """`classify` for placements of one shape on one device: compiled, loaded and allocated here, nothing later.
+
+    Args:
+        num_layers: L.
+        num_experts: E.
+        num_replicas: P.
+        num_gpus: D.
+        dtype: of the slot maps, torch.int64 or torch.int32.
+        device: a GPU; in Triton's interpreter any device whose memory NumPy can see.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_experts: int,
+        num_replicas: int,
+        num_gpus: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = split_shape(num_experts, num_replicas, num_gpus)
+        self.scratch = torch.empty(num_layers, shape.class_scratch, dtype=torch.int32, device=device)
+        self._index, self._shape = device.index, shape
+        types = ("phy2log_ptr", dtype), ("scratch_ptr", torch.int32), ("classes_ptr", torch.int32)
+        kernel, grid = spec("classify_layers", shape, types), (num_layers, 1, 1)
+        if not num_layers:
+            self._run: Callable[..., object] = _nothing
+        elif _INTERPRETED:
+            self._run = partial(kernel.function[grid], **kernel.options)
+        else:
+            sizes = num_layers * num_replicas, self.scratch.numel(), num_layers * num_experts
+            stand_ins = [Pointer(f"*{TRITON_TYPE[kind]}", size) for (_, kind), size in zip(types, sizes, strict=True)]
+            with torch.cuda.device(device):
+                built = kernel.function.warmup(*stand_ins, shape, grid=grid, **kernel.options)
+                self._run = built[grid]  # loads the module, which a capture would not allow
+
+    def __call__(self, phy2log: Tensor, classes: Tensor) -> None:
+        """Fill `classes` [L, E] int32 from `phy2log` [L, P] on the current stream of the device; not checked here."""
+        if _INTERPRETED or torch.cuda.current_device() == self._index:
+            self._run(phy2log, self.scratch, classes, self._shape)
+        else:
+            with torch.cuda.device(self._index):
+                self._run(phy2log, self.scratch, classes, self._shape)
+
+
+def _nothing(*_: object) -> None:
+    """No layers: nothing to launch."""
 
 
 def split(

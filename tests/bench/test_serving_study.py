@@ -6,26 +6,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.studies import serving
-from bench.studies.serving import CASES, Case, scores, simulate
+from bench.serving_rules import CASES, LAYERS, Case, price_of, simulate
+from bench.studies.serving import ours, scores
 from eplb_triton import Placement, Planner
 from eplb_triton.replay import Rules, Summary, replay_steps
 from eplb_triton.synthetic import serving_steps
 
-SMALL = Case("R1", serving.LAYERS, 32, 8)
+SMALL = Case("R1", LAYERS, 32, 8)
 """Every layer stands for itself."""
 
 
 @pytest.fixture(scope="module")
 def drawn() -> Tensor:
     """[n, L, E] float32."""
-    return torch.stack(list(serving_steps(200, serving.LAYERS, 32, seed=5))).float()
+    return torch.stack(list(serving_steps(200, LAYERS, 32, seed=5))).float()
 
 
 @pytest.mark.parametrize("policy", ["deepseek", "steady"])
 def test_as_step_by_step(policy: str, drawn: Tensor) -> None:
     """Where every layer stands for itself: as the replay judges, plans and deploys, one step after the other."""
-    plan = serving.ours(policy, SMALL.topology, 32, 1e-3, 40)
+    plan = ours(policy, SMALL.topology, 32, 1e-3, 40)
     got = simulate(SMALL, drawn, plan, 25)
     summary = Summary.of(replay_steps(list(drawn), SMALL.start, plan, Rules(25, least_load=1)))
     assert got["slots"] == summary.written > 0
@@ -34,7 +34,7 @@ def test_as_step_by_step(policy: str, drawn: Tensor) -> None:
 
 def test_layers_that_stand_for_several(drawn: Tensor) -> None:
     """In force in the middle of their steps; the next plan waits for the end of the last ones."""
-    case = Case("R1", 4 * serving.LAYERS, 32, 8)
+    case = Case("R1", 4 * LAYERS, 32, 8)
     seen: list[int] = []
     other = Placement.from_phy2log(case.start.phy2log.flip(1), 32, case.topology)
 
@@ -52,7 +52,7 @@ def test_layers_that_stand_for_several(drawn: Tensor) -> None:
 
 def test_a_plan_that_changes_nothing_takes_no_step(drawn: Tensor) -> None:
     seen: list[int] = []
-    planner = Planner(SMALL.topology, serving.LAYERS, 32, policy="steady", backend="reference")
+    planner = Planner(SMALL.topology, LAYERS, 32, policy="steady", backend="reference")
 
     def plan(history: Tensor, live: Placement | None) -> Placement:
         seen.append(len(history))
@@ -72,7 +72,7 @@ def test_the_price_from_the_text() -> None:
     """88 MB over 900 GB/s, against the balanced seconds of a layer's step times the steps that a plan serves."""
     seconds = 60 / (6144 * 58)
     for interval, served in ((1024, 2048), (256, 1024), (64, 1024)):
-        assert serving.price_of(CASES[0], interval) == pytest.approx(88_080_384 / 900e9 / seconds / served)
+        assert price_of(CASES[0], interval) == pytest.approx(88_080_384 / 900e9 / seconds / served)
 
 
 def test_scores() -> None:

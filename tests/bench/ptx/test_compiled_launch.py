@@ -14,7 +14,7 @@ from bench.ptx.compiled import compile_kernel
 from bench.ptx.machine import FaultError
 from bench.ptx.plans import run_plan
 from bench.studies.launch_time import no_driver
-from eplb_triton import POLICIES, Policy, Topology, plan
+from eplb_triton import POLICIES, Planner, Policy, Topology, plan
 from eplb_triton.kernels.launcher import Launch, Outputs
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.policy import Fixup
@@ -60,6 +60,26 @@ def test_a_call_only_launches(policy: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert first[6] is launch.scratch
     assert first[7] is launch.partitions
     assert launch.scratch.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("policy", ["deepseek", "balanced"])
+def test_a_planner_that_was_made_only_launches(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its first call on: no tensor is made, nothing compiled or loaded."""
+    with no_driver(keep=True) as driver:
+        planner = Planner(TOPOLOGY, LAYERS, EXPERTS, policy=policy, backend="triton", log2phy=5)
+        out, weight = planner.empty(), torch.rand(LAYERS, EXPERTS)
+        assert driver.launched == []
+        with monkeypatch.context() as patch:
+            patch.setattr(triton.compiler, "compile", _refuse)
+            patch.setattr(triton.runtime.JITFunction, "run", _refuse)
+            patch.setattr(driver.utils, "load_binary", _refuse)
+            for factory in ("empty", "zeros", "full", "tensor", "arange", "empty_like"):
+                patch.setattr(torch, factory, _refuse)
+            planner(weight, out=out)
+    assert [name for name, _, _ in driver.launched] == ["plan_rows", "classify_layers"]
+    arguments = driver.launched[1][2]
+    assert arguments[0] is out.phy2log
+    assert arguments[2] is out.classes
 
 
 class _Loads:
