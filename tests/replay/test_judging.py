@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench import serving_rules as rules
 from bench.studies import serving
 from eplb_triton import Placement, Planner, Topology, plan
 from eplb_triton.cli.replay_study import FORESIGHT, KEPT, UNPLANNED, Outcome, Setting, replay_all
@@ -52,16 +53,16 @@ def placement(seed: int = 0) -> Placement:
 @pytest.mark.parametrize("policy", ["deepseek", "balanced", "steady"])
 def test_numbers_of_the_serving_simulation(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same loads, rules, price and start: the same PAR, but for the order of sums, and the same slots."""
-    monkeypatch.setattr(serving, "STEPS", 90)
+    monkeypatch.setattr(rules, "STEPS", 90)
     monkeypatch.setattr(serving, "LAST", 40)
-    case = serving.Case("R1", serving.LAYERS, 32, 8)
-    plan = serving.ours(policy, case.topology, 32, serving.price_of(case, 20), max(serving.LEAST_STEPS, 20))
-    steps = [step.float() for step in serving_steps(90, serving.LAYERS, 32, seed=3)]
-    simulated = serving.simulate(case, torch.stack(steps), plan, 20)
-    costs = Costs(serving.SLOT_BYTES, serving.BANDWIDTH, serving.BALANCED_SECONDS / (90 * serving.LAYERS))
+    case = rules.Case("R1", rules.LAYERS, 32, 8)
+    plan = serving.ours(policy, case.topology, 32, rules.price_of(case, 20), max(serving.LEAST_STEPS, 20))
+    steps = [step.float() for step in serving_steps(90, rules.LAYERS, 32, seed=3)]
+    simulated = rules.simulate(case, torch.stack(steps), plan, 20)
+    costs = Costs(rules.SLOT_BYTES, rules.BANDWIDTH, rules.BALANCED_SECONDS / (90 * rules.LAYERS))
     window = 40 if policy != "steady" else None
     setting = Setting(case.topology, 20, costs, window, start=case.start, least_load=1)
-    assert setting.price == serving.price_of(case, 20)
+    assert setting.price == rules.price_of(case, 20)
     (outcome,) = replay_all(stream_of(steps), [(setting, policy)], (EVEN,), lambda: None)
     assert outcome.tallies[EVEN].mean == pytest.approx(simulated["par"], rel=1e-14)
     assert outcome.written == simulated["slots"] > 0
