@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -66,6 +67,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def body(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("replay", folder / "<steps> & $x$.npy", *SIZE, "--json").out)
+    return found
+
+
+@pytest.fixture(scope="module")
 def text(folder: Path) -> str:
     result = run("replay", folder / "<steps> & $x$.npy", *SIZE, "--report", folder / "page.html")
     assert (result.status, result.err) == (0, "")
@@ -73,9 +80,8 @@ def text(folder: Path) -> str:
     return (folder / "page.html").read_text()
 
 
-def test_the_page_says_what_the_json_says(folder: Path, text: str) -> None:
+def test_the_page_says_what_the_json_says(body: dict[str, Any], text: str) -> None:
     page = Page(text)
-    body = json.loads(run("replay", folder / "<steps> & $x$.npy", *SIZE, "--json").out)
     for sentence in body["verdict"]:
         assert sentence in page.text
     for deployment in body["deployments"]:
@@ -135,8 +141,7 @@ def test_without_a_sweep_it_says_how_to_get_that_curve(folder: Path) -> None:
     assert "Repeat --replicas to see where more of them stop to gain." in (folder / "one.html").read_text()
 
 
-def test_the_command_on_the_page_finds_the_same(folder: Path) -> None:
-    body = json.loads(run("replay", folder / "<steps> & $x$.npy", *SIZE, "--json").out)
+def test_the_command_on_the_page_finds_the_same(body: dict[str, Any]) -> None:
     again = json.loads(run(*shlex.split(body["command"])[1:], "--json").out)
     assert again["deployments"] == body["deployments"]
     assert again["command"] == body["command"]
