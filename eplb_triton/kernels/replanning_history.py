@@ -1,4 +1,5 @@
 """Replanning, from loads to samples: which steps count, and what each expert got in some of them."""
+# ruff: noqa: N803
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
@@ -39,6 +40,12 @@ def sample_history(
     steps = _steps_since_change(layer_ptr, step_stride, expert_stride, kept, scale, idle, memory, shape)
     taken = _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idle, memory, shape)
     return taken, bad
+
+
+@triton.jit
+def sample_at(row, t, ROWS: tl.constexpr, shape: tl.constexpr):
+    """Where sample t of a row lies among ROWS of them: a few samples of every row, then the next few."""
+    return (t // shape.together * ROWS + row) * shape.together + t % shape.together
 
 
 @triton.jit
@@ -186,14 +193,14 @@ def _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idl
             total = tl.load(memory.longs + shape.at.total + at)
             whole = _scaled(step_ptr, expert_stride, scale, idle, shape)
             loads = quotient(whole * UNITS, total, inverse_of(total)).to(tl.int32)
-        tl.store(memory.ints + shape.at.level + expert * shape.row + i, loads, mask=inside)
+        tl.store(memory.ints + shape.at.level + sample_at(expert, i, shape.experts, shape), loads, mask=inside)
         added += loads
     tl.debug_barrier()
     share = tl.load(memory.ints + shape.at.share + expert, mask=inside, other=0)
     shift = share - added // taken
     for i in tl.range(0, shape.row):
-        loads = tl.load(memory.ints + shape.at.level + expert * shape.row + i, mask=inside, other=0)
+        loads = tl.load(memory.ints + shape.at.level + sample_at(expert, i, shape.experts, shape), mask=inside, other=0)
         loads = tl.where(i < taken, tl.maximum(loads + shift, 0), 0)
-        tl.store(memory.ints + shape.at.sample + expert * shape.row + i, loads, mask=inside)
+        tl.store(memory.ints + shape.at.sample + sample_at(expert, i, shape.experts, shape), loads, mask=inside)
     tl.debug_barrier()
     return taken
