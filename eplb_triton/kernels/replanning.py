@@ -17,6 +17,7 @@ from eplb_triton.kernels.replanning_potential import (
     PEAK,
     PRICE,
     load_number,
+    peak_and_least_gain,
     price_of_slot,
     rate_gpus,
     store_number,
@@ -146,31 +147,36 @@ def replan_layers(
         moving = tl.full((), 1, tl.int1)
         while moving:
             add_up_gpus(memory, samples, changed, shape)
-            heaviest, top, floor = rate_gpus(memory, shape)
+            heaviest, top, low, high = rate_gpus(memory, shape)
             if (step == 0) & (fresh == 0):
-                store_number(memory, PEAK_BEFORE, load_number(memory, PEAK, shape), shape)
-            gain, key = floor, tl.full((), 0, tl.int32)
+                peak, low = peak_and_least_gain(memory, shape)
+                high = low
+                store_number(memory, PEAK_BEFORE, peak, shape)
+            gain, key = low, none
             is_swap = tl.full((), 1, tl.int1)
             if (step < most_steps) & (written < limit):
                 multiply_own(memory, samples, heaviest, shape)
                 if written <= limit - 2:
-                    gain_of_swap, key_of_swap = find_swap(memory, heaviest, top, floor, shape)
+                    gain_of_swap, key_of_swap = find_swap(memory, heaviest, top, low, shape)
                     if gain_of_swap > gain:
                         gain, key = gain_of_swap.to(tl.int64), key_of_swap
-                donors = none
-                receivers = none
-                first = none
                 if fresh == 0:
                     first, donors = change_counts(memory, samples, heaviest, top, shape)
-                if donors > 0:
-                    receivers = try_receivers(memory, heaviest, floor, most, first, shape)
-                if receivers > 0:
-                    value_pairs(memory, samples, heaviest, top, first, donors, shape)
-                    best, its_key = find_replica(memory, heaviest, first, donors, most, shape)
-                    if best > gain:
-                        gain, key = best, its_key
-                        is_swap = tl.full((), 0, tl.int1)
-            moving = gain > floor
+                    if donors > 0:
+                        some, unsure = try_receivers(memory, heaviest, low, high, most, first, shape)
+                        if unsure:
+                            peak, low = peak_and_least_gain(memory, shape)
+                            high = low
+                            some, unsure = try_receivers(memory, heaviest, low, high, most, first, shape)
+                        if some:
+                            value_pairs(memory, samples, heaviest, top, first, donors, shape)
+                            best, its_key = find_replica(memory, heaviest, first, donors, most, shape)
+                            if best > gain:
+                                gain, key = best, its_key
+                                is_swap = tl.full((), 0, tl.int1)
+                if (gain > low) & (gain <= high):
+                    peak, low = peak_and_least_gain(memory, shape)
+            moving = gain > low
             if moving:
                 if is_swap:
                     changed = swap(memory, heaviest, key, shape)
@@ -181,6 +187,8 @@ def replan_layers(
                     most = list_donors(memory, shape)
                     written += 1
                 step += 1
+        peak, low = peak_and_least_gain(memory, shape)
+        store_number(memory, PEAK, peak, shape)
         more = (fresh == 0) & (step == most_steps)
         if fresh == 0:
             _copy(memory.ints + shape.at.slot, memory.ints + shape.at.moved, shape)

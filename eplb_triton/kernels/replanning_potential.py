@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import float64, largest
+from eplb_triton.kernels.arith import bits, float64, from_bits, largest
 from eplb_triton.kernels.replanning_history import UNITS, inverse_of
 
 POWER_BITS = tl.constexpr(30)
@@ -48,27 +48,68 @@ def total_loads(memory, expert, shape: tl.constexpr):
 
 PRICE = tl.constexpr(0)
 PEAK = tl.constexpr(1)
-"""Places in memory.numbers: what a written slot must save in this search, and J of the placement as it is."""
+TOP = tl.constexpr(5)
+POTENTIAL = tl.constexpr(6)
+INVERSE = tl.constexpr(7)
+"""Places in memory.numbers: what a written slot must save in this search, J of a placement, what J follows from, and
+2^30 / top as `power_of` wants it."""
+ROOT_BITS = tl.constexpr(0x5F3759DF)
+"""Of which half the bits of x are taken for a number within 4 % of 1 / sqrt(x)."""
 
 
 @triton.jit(noinline=True)
 def rate_gpus(memory, shape: tl.constexpr):
-    """memory.gpu_power of every GPU. Returns the one of largest score, that score, and what a step must gain more than.
-    J goes to memory.numbers. Ties: lowest index."""
+    """memory.gpu_power of every GPU. Returns the one of largest score, that score, and two bounds, at most 2^-13 of it
+    apart, of what a step must gain more than, `least_gain`. Ties: lowest index."""
     gpu = tl.arange(0, shape.gpu_lanes)
     inside = gpu < shape.gpus
     mean = tl.load(memory.ints + shape.at.gpu_sum + gpu, mask=inside, other=0)
     variance = tl.load(memory.longs + shape.at.gpu_variance + gpu, mask=inside, other=0)
     scores = tl.where(inside, score(mean, variance, shape), -1)
     top, heaviest = largest(scores, gpu)
-    power = tl.where(inside, power_of(scores, top, inverse_of_top(top), shape), 0)
+    inverse = inverse_of(top) * float64(2.0**30)
+    power = tl.where(inside, power_of(scores, top, inverse, shape), 0)
     tl.store(memory.ints + shape.at.gpu_power + gpu, power, mask=inside)
     potential = tl.sum(power.to(tl.int64), 0)
-    peak = predicted_peak(top, potential, shape)
-    floor = least_gain(load_number(memory, PRICE, shape), peak, potential, shape)
-    store_number(memory, PEAK, peak, shape)
+    store_number(memory, TOP, top.to(tl.float64), shape)
+    store_number(memory, POTENTIAL, potential.to(tl.float64), shape)
+    store_number(memory, INVERSE, inverse, shape)
+    estimate = _estimate_least_gain(load_number(memory, PRICE, shape), top, potential, shape)
+    low = tl.maximum(estimate * (1.0 - 2.0**-14), 1.0).to(tl.int64)
+    high = tl.maximum(low, (estimate * (1.0 + 2.0**-14)).to(tl.int64) + (estimate > 0).to(tl.int64))
     tl.debug_barrier()
-    return heaviest, top, floor
+    return heaviest, top, low, high
+
+
+@triton.jit
+def root_below(x):
+    """At most 2^-17 less than the root of float32 numbers, and at most 2^-21 more: two steps of Newton's for 1 / sqrt,
+    which come from below. A root rounded correctly takes a branch, and more on AMD."""
+    root = from_bits(-(bits(x) >> 1) + ROOT_BITS)
+    half = 0.5 * x
+    root = root * (1.5 - half * root * root)
+    root = root * (1.5 - half * root * root)
+    return x * root
+
+
+@triton.jit
+def _estimate_least_gain(slot_price, top, potential, shape: tl.constexpr):
+    """`least_gain` of J that is nearly right, float32: by 2^-15, at most 2^61."""
+    SQUARINGS: tl.constexpr = shape.squarings
+    root = potential.to(tl.float32) * (1.0 / (shape.gpus * 2.0**30))
+    for _ in tl.static_range(SQUARINGS):
+        root = root_below(root)
+    a_slot = tl.minimum(slot_price * float64(2.0**shape.squarings), float64(2.0**61)).to(tl.float32)
+    inverse = tl.math.div_rn(tl.full((), 1.0, tl.float32), tl.maximum(top, 1).to(tl.float32) * root)
+    return tl.minimum(a_slot * inverse * potential.to(tl.float32), 2.0**61)
+
+
+@triton.jit(noinline=True)
+def peak_and_least_gain(memory, shape: tl.constexpr):
+    """J of the placement that `rate_gpus` rated last, and what a step must gain more than."""
+    top, potential = load_number(memory, TOP, shape), load_number(memory, POTENTIAL, shape)
+    peak = predicted_peak(top, potential, shape)
+    return peak, least_gain(load_number(memory, PRICE, shape), peak, potential, shape)
 
 
 @triton.jit
@@ -93,12 +134,6 @@ def score(mean, variance, shape: tl.constexpr):
 
 
 @triton.jit
-def inverse_of_top(top):
-    """2^30 / top as `power_of` wants it."""
-    return inverse_of(top) * float64(2.0**30)
-
-
-@triton.jit
 def power_of(scores, top, inverse, shape: tl.constexpr):
     """(score / top)^norm with 30 bits after the point, int32, of scores up to `top`."""
     SQUARINGS: tl.constexpr = shape.squarings
@@ -120,12 +155,12 @@ def power_or_limit(scores, top, inverse, shape: tl.constexpr):
 
 @triton.jit
 def predicted_peak(top, potential, shape: tl.constexpr):
-    """J = top * (F / (D * 2^30))^(1 / norm), float64, by square roots."""
+    """J = top * (F / (D * 2^30))^(1 / norm) of float64 numbers, by square roots."""
     SQUARINGS: tl.constexpr = shape.squarings
-    root = potential.to(tl.float64) / float64(shape.gpus * 2.0**30)
+    root = potential / float64(shape.gpus * 2.0**30)
     for _ in tl.static_range(SQUARINGS):
         root = tl.sqrt(root)
-    return top.to(tl.float64) * root
+    return top * root
 
 
 @triton.jit
@@ -137,5 +172,5 @@ def price_of_slot(price, samples, shape: tl.constexpr):
 @triton.jit
 def least_gain(slot_price, peak, potential, shape: tl.constexpr):
     """What a step must gain more than, a written slot, in units of the potential: int64."""
-    floor = slot_price * float64(2.0**shape.squarings) * potential.to(tl.float64) / peak
+    floor = slot_price * float64(2.0**shape.squarings) * potential / peak
     return tl.minimum(tl.maximum(floor, float64(1.0)), float64(MOST_FLOOR)).to(tl.int64)

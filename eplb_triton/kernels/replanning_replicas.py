@@ -11,10 +11,12 @@ import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, LOWEST
 from eplb_triton.kernels.replanning_moves import expert_of_node
-from eplb_triton.kernels.replanning_potential import NO_GAIN, inverse_of_top, power_or_limit, sample_rows, score
+from eplb_triton.kernels.replanning_potential import INVERSE, NO_GAIN, load_number, power_or_limit, sample_rows, score
 
 AT_ONCE = tl.constexpr(4)
-"""Replicas of an expert that are looked up at once."""
+"""Replicas of an expert that a lane looks up at once."""
+COUNTED = tl.constexpr(8)
+"""Replicas of an expert that lanes look up side by side."""
 
 
 @triton.jit(noinline=True)
@@ -41,12 +43,14 @@ def list_donors(memory, shape: tl.constexpr):
         of_any = tl.max(count, 0)
         most = tl.maximum(most, of_any)
         slot = tl.load(memory.ints + shape.at.link + expert, mask=inside, other=-1)
-        for nth in tl.range(0, of_any):
+        nth = 0
+        while nth < of_any:
             held = slot >= 0
             its_place = first + nth
             tl.store(memory.ints + shape.at.donor_at + slot, tl.where(count > 1, its_place, -1), mask=held)
             tl.store(memory.ints + shape.at.donor + its_place, slot, mask=held & (count > 1))
             slot = tl.load(memory.ints + shape.at.link + E + slot, mask=held, other=-1)
+            nth += 1
         start += shape.lanes
     tl.store(memory.ints + shape.at.donor_start + shape.nodes, num)
     tl.debug_barrier()
@@ -70,7 +74,7 @@ def change_counts(memory, samples, heaviest, top, shape: tl.constexpr):
     P: tl.constexpr = shape.replicas // shape.nodes
     ROWS: tl.constexpr = P + S
     node = heaviest * S // P
-    inverse = inverse_of_top(top)
+    inverse = load_number(memory, INVERSE, shape)
     first = tl.load(memory.ints + shape.at.donor_start + node)
     num = tl.load(memory.ints + shape.at.donor_start + node + 1) - first
     start = 0
@@ -131,9 +135,10 @@ def change_counts(memory, samples, heaviest, top, shape: tl.constexpr):
 
 
 @triton.jit(noinline=True)
-def try_receivers(memory, heaviest, floor, most, first, shape: tl.constexpr):
+def try_receivers(memory, heaviest, low, high, most, first, shape: tl.constexpr):
     """memory.lowered: by how much an expert in slot i of the heaviest GPU, given one replica more that nobody receives
-    yet, lowers the potential, NO_GAIN where that is no more than `floor`. Returns the largest.
+    yet, lowers the potential, NO_GAIN where that is no more than `low`. Returns whether any is, and whether any is no
+    more than `high`.
 
     most: no expert has more replicas; first: where the node's donors begin."""
     S: tl.constexpr = shape.slots
@@ -146,16 +151,17 @@ def try_receivers(memory, heaviest, floor, most, first, shape: tl.constexpr):
     place = tl.load(memory.ints + shape.at.donor_first + expert) - first
     place = tl.where(count > 1, place, D * S + i)
     lowered = tl.zeros((shape.slot_lanes,), tl.int64)
-    nth = 0
-    while nth < most:
-        for also in tl.static_range(AT_ONCE):
-            listed = has_room & (nth + also < count)
-            lowered += tl.load(memory.longs + shape.at.grown + place + nth + also, mask=listed, other=0)
-        nth += AT_ONCE
-    lowered = tl.where(has_room & (lowered > floor), lowered, NO_GAIN)
-    tl.store(memory.longs + shape.at.lowered + i, lowered, mask=i < S)
+    start = 0
+    while start < most:
+        nth = start + tl.arange(0, COUNTED)[None, :]
+        grown_ptr = memory.longs + shape.at.grown + place[:, None] + nth
+        lowered += tl.sum(tl.load(grown_ptr, mask=has_room[:, None] & (nth < count[:, None]), other=0), 1)
+        start += COUNTED
+    passes = has_room & (lowered > low)
+    tl.store(memory.longs + shape.at.lowered + i, tl.where(passes, lowered, NO_GAIN), mask=i < S)
     tl.debug_barrier()
-    return tl.max((lowered != NO_GAIN).to(tl.int32), 0)
+    found = tl.max(tl.where(passes, tl.where(lowered > high, 1, 3), 0), 0)
+    return found > 0, found > 1
 
 
 @triton.jit(noinline=True)
@@ -169,7 +175,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
     D: tl.constexpr = shape.gpus // shape.nodes
     P: tl.constexpr = D * S
     ROWS: tl.constexpr = P + S
-    inverse = inverse_of_top(top)
+    inverse = load_number(memory, INVERSE, shape)
     start = 0
     while start < S * donors:
         at = start + tl.arange(0, shape.candidates)

@@ -80,7 +80,7 @@ class Places:
     lowered: int  # [S]
     fall: int  # [S, p]
     received: int  # [S, p]
-    numbers: int  # [5] bits of float64
+    numbers: int  # [8] bits of float64
     total: int  # [steps]
     key: int  # [P]
 
@@ -262,7 +262,7 @@ def _places(
         "square": 3 * E, "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "given": P, "product": S * E,
         "into_own": E, "into_partner": S * d, "held_power": P, "part_square": 2 * (p + S), "part_spread": 2 * (p + S),
         "worth": p, "grown": p + S,
-        "lowered": S, "fall": S * p, "received": S * p, "numbers": 5, "total": steps,
+        "lowered": S, "fall": S * p, "received": S * p, "numbers": 8, "total": steps,
         "key": sizes["replica_lanes"],
     }  # fmt: skip
     starts: dict[str, int] = {}
