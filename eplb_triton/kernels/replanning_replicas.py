@@ -45,12 +45,13 @@ def list_donors(memory, shape: tl.constexpr):
         slot = tl.load(memory.ints + shape.at.link + expert, mask=inside, other=-1)
         nth = 0
         while nth < of_any:
-            held = slot >= 0
-            its_place = first + nth
-            tl.store(memory.ints + shape.at.donor_at + slot, tl.where(count > 1, its_place, -1), mask=held)
-            tl.store(memory.ints + shape.at.donor + its_place, slot, mask=held & (count > 1))
-            slot = tl.load(memory.ints + shape.at.link + E + slot, mask=held, other=-1)
-            nth += 1
+            for _ in tl.static_range(AT_ONCE):
+                held = slot >= 0
+                its_place = first + nth
+                tl.store(memory.ints + shape.at.donor_at + slot, tl.where(count > 1, its_place, -1), mask=held)
+                tl.store(memory.ints + shape.at.donor + its_place, slot, mask=held & (count > 1))
+                slot = tl.load(memory.ints + shape.at.link + E + slot, mask=held, other=-1)
+                nth += 1
         start += shape.lanes
     tl.store(memory.ints + shape.at.donor_start + shape.nodes, num)
     tl.debug_barrier()

@@ -259,7 +259,7 @@ def _places(
         "shared": D * d, "taken": D, "order": D, "partner": D, "kept": 2 * P, "placed": P,
     }  # fmt: skip
     longs = {
-        "square": 3 * E, "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "given": P, "product": S * E,
+        "square": 3 * E, "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "given": max(P, T), "product": S * E,
         "into_own": E, "into_partner": S * d, "held_power": P, "part_square": 2 * (p + S), "part_spread": 2 * (p + S),
         "worth": p, "grown": p + S,
         "lowered": S, "fall": S * p, "received": S * p, "numbers": 8, "total": steps,
