@@ -31,17 +31,19 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
         level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape) + (change * shape.row * E)[:, None]
         added = tl.zeros((shape.lanes, shape.together), tl.int32)
         squares = tl.zeros((shape.lanes, shape.together), tl.int64)
+        row = ()
+        for t in tl.static_range(0, ROW, STEP):  # all before the first is stored: no load passes a store
+            row = row + (tl.load(load_ptr + t * E),)
         for t in tl.static_range(0, ROW, STEP):
-            load = tl.load(load_ptr + t * E)
-            each = ((load.to(tl.float32) + 0.5) * inverse[:, None]).to(tl.int32)
+            each = ((row[t // STEP].to(tl.float32) + 0.5) * inverse[:, None]).to(tl.int32)
             tl.store(level_ptr + t * E, each, mask=inside[:, None])
             added += each
             squares += each.to(tl.int64) * each
         total, square = tl.sum(added, 1), tl.sum(squares, 1)
-        row = change * E + expert
-        tl.store(memory.ints + shape.at.sum + row, total, mask=inside)
-        tl.store(memory.longs + shape.at.square + row, square, mask=inside)
-        tl.store(memory.longs + shape.at.spread + row, samples * square - total.to(tl.int64) * total, mask=inside)
+        place = change * E + expert
+        tl.store(memory.ints + shape.at.sum + place, total, mask=inside)
+        tl.store(memory.longs + shape.at.square + place, square, mask=inside)
+        tl.store(memory.longs + shape.at.spread + place, samples * square - total.to(tl.int64) * total, mask=inside)
         start += shape.lanes
     tl.debug_barrier()
 

@@ -34,24 +34,34 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
         b = expert_of_node(memory, heaviest // D, at % OF_NODE, shape)
         level_ptr = sample_rows(memory.ints + shape.at.level, b, shape)
         mean = tl.load(memory.ints + shape.at.sum + b).to(tl.int64)
+        added = 2 * tl.load(memory.longs + shape.at.spread + b)
+        held = at < 0
         for nth in tl.range(0, EACH, AT_ONCE):
             row = ()
             for t in tl.static_range(0, ROW, STEP):
                 row = row + (tl.load(level_ptr + t * E),)
-            for also in tl.static_range(AT_ONCE):
-                i = at // OF_NODE * EACH + nth + also
-                a = tl.load(memory.ints + shape.at.slot + own_slot + tl.minimum(i, S - 1))
+            made = ()
+            for also in tl.static_range(AT_ONCE):  # all before the first is stored: no load passes a store
+                i = tl.minimum(at // OF_NODE * EACH + nth + also, S - 1)
+                a = tl.load(memory.ints + shape.at.slot + own_slot + i)
                 own_ptr = sample_rows(memory.ints + shape.at.level, a, shape)
                 products = tl.zeros((shape.lanes, STEP), tl.int64)
                 for t in tl.static_range(0, ROW, STEP):
                     products += row[t // STEP].to(tl.int64) * tl.load(own_ptr + t * E)
                 product = samples * tl.sum(products, 1) - mean * tl.load(memory.ints + shape.at.sum + a)
+                made = made + (2 * product,)
+                added += tl.where(nth + also < EACH, 2 * product, 0)
+                held = held | (a == b)
+            for also in tl.static_range(AT_ONCE):
+                i = at // OF_NODE * EACH + nth + also
                 mine = (i < S) & (nth + also < EACH)
-                tl.store(memory.longs + shape.at.product + i * E + b, 2 * product, mask=mine)
+                tl.store(memory.longs + shape.at.product + i * E + b, made[also], mask=mine)
+        if PARTS == 1:
+            tl.store(memory.longs + shape.at.into_own + b, tl.where(held, NO_GAIN, added))
         start += shape.lanes
     tl.debug_barrier()
     start = 0
-    while start < OF_NODE:
+    while (start < OF_NODE) & (PARTS > 1):
         at = tl.minimum(start + tl.arange(0, shape.lanes), OF_NODE - 1)
         b = expert_of_node(memory, heaviest // D, at, shape)
         added = 2 * tl.load(memory.longs + shape.at.spread + b)

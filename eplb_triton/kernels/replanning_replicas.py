@@ -98,16 +98,19 @@ def change_counts(memory, samples, heaviest, top, shape: tl.constexpr):
         squares = tl.zeros((shape.lanes, STEP), tl.int64)
         other_squares = tl.zeros((shape.lanes, STEP), tl.int64)
         has_parts = fewer | (own & inside)
-        for t in tl.static_range(0, ROW, STEP):
+        part, other_part = (), ()
+        for t in tl.static_range(0, ROW, STEP):  # all before the first is stored: no load passes a store
             each = tl.load(changed_ptr + t * E)
             difference = each - tl.load(level_ptr + t * E)
             load = tl.load(load_ptr + t * shape.gpus) + times[:, None] * difference
-            without = load - each
             squares += load.to(tl.int64) * load
-            other = tl.where(own[:, None], difference, without)
+            part = part + (tl.where(own[:, None], difference, load),)
+            other_part = other_part + (tl.where(own[:, None], each, load - each),)
+            other = tl.where(own[:, None], difference, load - each)
             other_squares += other.to(tl.int64) * other
-            tl.store(part_ptr + t * ROWS, tl.where(own[:, None], difference, load), mask=has_parts[:, None])
-            tl.store(part_ptr + (ROWS * ROW + t * ROWS), tl.where(own[:, None], each, without), mask=has_parts[:, None])
+        for t in tl.static_range(0, ROW, STEP):
+            tl.store(part_ptr + t * ROWS, part[t // STEP], mask=has_parts[:, None])
+            tl.store(part_ptr + (ROWS * ROW + t * ROWS), other_part[t // STEP], mask=has_parts[:, None])
         square, other_square = tl.sum(squares, 1), tl.sum(other_squares, 1)
         its_sum = tl.load(memory.ints + shape.at.sum + change + expert)
         more_sum = its_sum - tl.load(memory.ints + shape.at.sum + expert)
