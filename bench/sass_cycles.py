@@ -100,7 +100,9 @@ def _runs(sass: Listing, machine: Machine) -> list[float]:
     """How often each SASS instruction runs: as often as the PTX block that shares most source lines with its block,
     less often by as much as ptxas unrolled it further. Lines that few blocks share say most."""
     ptx = machine.listing
-    readings = [_spread([Counter(read(ptx.instructions[at]) for at in block) for block in ptx.blocks]) for read in _READ]
+    readings = [
+        _spread([Counter(read(ptx.instructions[at]) for at in block) for block in ptx.blocks]) for read in _READ
+    ]
     of_function: dict[str, list[int]] = defaultdict(list)
     for number, block in enumerate(ptx.blocks):
         of_function[ptx.name_at(block.start)].append(number)
@@ -114,7 +116,7 @@ def _runs(sass: Listing, machine: Machine) -> list[float]:
         candidates = of_function[sass.name_at(block.start)]
         for read, (lines, spread) in zip(_READ, readings, strict=True):
             own = Counter(read(instruction) for instruction in code)
-            best = max(candidates, key=lambda at: _alike(own, lines[at], spread))  # noqa: B023 - called here alone
+            best = max(candidates, key=lambda at: _alike(own, lines[at], spread))
             if own.keys() & lines[best].keys():
                 break
         unrolled = _unrolled(code, [ptx.instructions[at] for at in ptx.blocks[best]], read)
@@ -141,9 +143,7 @@ def _alike(one: Counter[object], other: Counter[object], spread: Counter[object]
     return sum(min(number, other[chain]) / spread[chain] for chain, number in one.items() if chain in other)
 
 
-def _unrolled(
-    sass: Sequence[Instruction], ptx: Sequence[Instruction], read: Callable[[Instruction], object]
-) -> int:
+def _unrolled(sass: Sequence[Instruction], ptx: Sequence[Instruction], read: Callable[[Instruction], object]) -> int:
     """Copies of the PTX block in the SASS block, by warp reductions, stores, float64 additions and, in a block of none
     of these, loads at the same lines."""
     for here, there in (("REDUX", "redux"), ("STG", "st.global"), ("DADD", "add.rn.f64"), ("LDG", "ld.global")):

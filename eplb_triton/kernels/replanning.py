@@ -1,5 +1,5 @@
 """Replanning: one program takes one layer from the placement in force to one for the loads to come."""
-# ruff: noqa: N806, PLR0912, PLR0915
+# ruff: noqa: PLR0912, PLR0915
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 from typing import Any, NamedTuple

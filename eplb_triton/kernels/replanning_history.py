@@ -1,5 +1,5 @@
 """Replanning, from loads to samples: which steps count, and what each expert got in some of them."""
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton

@@ -31,11 +31,9 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
         level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape) + (change * shape.row * E)[:, None]
         added = tl.zeros((shape.lanes, shape.together), tl.int32)
         squares = tl.zeros((shape.lanes, shape.together), tl.int64)
-        row = ()
-        for t in tl.static_range(0, ROW, STEP):  # all before the first is stored: no load passes a store
-            row = row + (tl.load(load_ptr + t * E),)
         for t in tl.static_range(0, ROW, STEP):
-            each = ((row[t // STEP].to(tl.float32) + 0.5) * inverse[:, None]).to(tl.int32)
+            load = tl.load(load_ptr + t * E)
+            each = ((load.to(tl.float32) + 0.5) * inverse[:, None]).to(tl.int32)
             tl.store(level_ptr + t * E, each, mask=inside[:, None])
             added += each
             squares += each.to(tl.int64) * each

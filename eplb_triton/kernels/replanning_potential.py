@@ -74,9 +74,11 @@ def rate_gpus(memory, shape: tl.constexpr):
     store_number(memory, TOP, top.to(tl.float64), shape)
     store_number(memory, POTENTIAL, potential.to(tl.float64), shape)
     store_number(memory, INVERSE, inverse, shape)
-    estimate = _estimate_least_gain(load_number(memory, PRICE, shape), top, potential, shape)
-    low = tl.maximum(estimate * (1.0 - 2.0**-14), 1.0).to(tl.int64)
-    high = tl.maximum(low, (estimate * (1.0 + 2.0**-14)).to(tl.int64) + (estimate > 0).to(tl.int64))
+    # of float64: float32 to int64 takes fused operations on AMD
+    estimate = _estimate_least_gain(load_number(memory, PRICE, shape), top, potential, shape).to(tl.float64)
+    low = tl.maximum(estimate * float64(1.0 - 2.0**-14), float64(1.0)).to(tl.int64)
+    high = (estimate * float64(1.0 + 2.0**-14)).to(tl.int64) + (estimate > 0).to(tl.int64)
+    high = tl.maximum(low, high)
     tl.debug_barrier()
     return heaviest, top, low, high
 

@@ -3,7 +3,7 @@
 Whoever holds the donor or the receiver gets other loads, a GPU that holds both gets both changes. What a holder of the
 donor is worth afterwards, unless it holds the receiver, is the same for every receiver.
 """
-# ruff: noqa: N806
+# ruff: noqa: N806, PLR0915
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
@@ -98,19 +98,16 @@ def change_counts(memory, samples, heaviest, top, shape: tl.constexpr):
         squares = tl.zeros((shape.lanes, STEP), tl.int64)
         other_squares = tl.zeros((shape.lanes, STEP), tl.int64)
         has_parts = fewer | (own & inside)
-        part, other_part = (), ()
-        for t in tl.static_range(0, ROW, STEP):  # all before the first is stored: no load passes a store
+        for t in tl.range(0, ROW, STEP, loop_unroll_factor=2):
             each = tl.load(changed_ptr + t * E)
             difference = each - tl.load(level_ptr + t * E)
             load = tl.load(load_ptr + t * shape.gpus) + times[:, None] * difference
+            without = load - each
             squares += load.to(tl.int64) * load
-            part = part + (tl.where(own[:, None], difference, load),)
-            other_part = other_part + (tl.where(own[:, None], each, load - each),)
-            other = tl.where(own[:, None], difference, load - each)
+            other = tl.where(own[:, None], difference, without)
             other_squares += other.to(tl.int64) * other
-        for t in tl.static_range(0, ROW, STEP):
-            tl.store(part_ptr + t * ROWS, part[t // STEP], mask=has_parts[:, None])
-            tl.store(part_ptr + (ROWS * ROW + t * ROWS), other_part[t // STEP], mask=has_parts[:, None])
+            tl.store(part_ptr + t * ROWS, tl.where(own[:, None], difference, load), mask=has_parts[:, None])
+            tl.store(part_ptr + (ROWS * ROW + t * ROWS), tl.where(own[:, None], each, without), mask=has_parts[:, None])
         square, other_square = tl.sum(squares, 1), tl.sum(other_squares, 1)
         its_sum = tl.load(memory.ints + shape.at.sum + change + expert)
         more_sum = its_sum - tl.load(memory.ints + shape.at.sum + expert)
@@ -124,7 +121,9 @@ def change_counts(memory, samples, heaviest, top, shape: tl.constexpr):
         tl.store(memory.longs + shape.at.worth + place, fall, mask=fewer)
         tl.store(memory.longs + shape.at.grown + row, tl.where(times > 0, fall, 0), mask=inside & (fewer == 0))
         # donors on the heaviest GPU are among its slots
-        tl.store(memory.longs + shape.at.held_power + slot, power, mask=inside & (own | ((fewer == 0) & (gpu != heaviest))))
+        tl.store(
+            memory.longs + shape.at.held_power + slot, power, mask=inside & (own | ((fewer == 0) & (gpu != heaviest)))
+        )
         its_square = tl.load(memory.longs + shape.at.square + change + expert)
         tl.store(memory.ints + shape.at.part_sum + row, tl.where(own, more_sum, mean), mask=has_parts)
         tl.store(memory.ints + shape.at.part_sum + ROWS + row, tl.where(own, its_sum, mean - its_sum), mask=has_parts)
@@ -182,7 +181,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
     inverse = load_number(memory, INVERSE, shape)
     start = 0
     while start < S * donors:
-        at = start + tl.arange(0, shape.candidates)
+        at = start + tl.arange(0, shape.lanes)
         inside = at < S * donors
         at = tl.minimum(at, S * donors - 1)
         place = at // S
@@ -196,7 +195,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
         own = tl.where(holds, 0, ROWS) + P + i
         part_ptr = sample_rows(memory.ints + shape.at.part, tl.where(holds, 0, ROWS * (ROW // STEP)), shape)
         rest_ptr, own_ptr = part_ptr + (place * STEP)[:, None], part_ptr + ((P + i) * STEP)[:, None]
-        products = tl.zeros((shape.candidates, STEP), tl.int64)
+        products = tl.zeros((shape.lanes, STEP), tl.int64)
         for t in tl.static_range(0, ROW, STEP):
             products += tl.load(rest_ptr + t * ROWS).to(tl.int64) * tl.load(own_ptr + t * ROWS)
         times = tl.load(memory.ints + shape.at.times + held, mask=holds, other=1)
@@ -217,7 +216,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
         # b = a is held as well
         received = tl.where(listed & (holds == 0), before - after - worth, NO_GAIN)
         tl.store(memory.longs + shape.at.received + i * P + place, received, mask=inside)
-        start += shape.candidates
+        start += shape.lanes
     tl.debug_barrier()
 
 

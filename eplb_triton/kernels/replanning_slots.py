@@ -1,5 +1,5 @@
 """Replanning, lists: the slots of every expert, and the maps that follow from them."""
-# ruff: noqa: N806
+# ruff: noqa: N803, N806, RUF059
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
