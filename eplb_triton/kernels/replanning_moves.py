@@ -41,18 +41,22 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
             row = ()
             for t in tl.static_range(0, ROW, STEP):
                 row = row + (tl.load(level_ptr + t * E),)
-            for also in tl.static_range(AT_ONCE):
-                i = at // OF_NODE * EACH + nth + also
-                mine = (i < S) & (nth + also < EACH)
-                a = tl.load(memory.ints + shape.at.slot + own_slot + tl.minimum(i, S - 1))
+            made = ()
+            for also in tl.static_range(AT_ONCE):  # all before the first is stored: no load passes a store
+                i = tl.minimum(at // OF_NODE * EACH + nth + also, S - 1)
+                a = tl.load(memory.ints + shape.at.slot + own_slot + i)
                 own_ptr = sample_rows(memory.ints + shape.at.level, a, shape)
                 products = tl.zeros((shape.lanes, STEP), tl.int64)
                 for t in tl.static_range(0, ROW, STEP):
                     products += row[t // STEP].to(tl.int64) * tl.load(own_ptr + t * E)
-                product = 2 * (samples * tl.sum(products, 1) - mean * tl.load(memory.ints + shape.at.sum + a))
-                tl.store(memory.longs + shape.at.product + i * E + b, product, mask=mine)
-                added += tl.where(nth + also < EACH, product, 0)
+                product = samples * tl.sum(products, 1) - mean * tl.load(memory.ints + shape.at.sum + a)
+                made = made + (2 * product,)
+                added += tl.where(nth + also < EACH, 2 * product, 0)
                 held = held | (a == b)
+            for also in tl.static_range(AT_ONCE):
+                i = at // OF_NODE * EACH + nth + also
+                mine = (i < S) & (nth + also < EACH)
+                tl.store(memory.longs + shape.at.product + i * E + b, made[also], mask=mine)
         if PARTS == 1:
             tl.store(memory.longs + shape.at.into_own + b, tl.where(held, NO_GAIN, added))
         start += shape.lanes

@@ -98,7 +98,7 @@ def change_counts(memory, samples, heaviest, top, shape: tl.constexpr):
         squares = tl.zeros((shape.lanes, STEP), tl.int64)
         other_squares = tl.zeros((shape.lanes, STEP), tl.int64)
         has_parts = fewer | (own & inside)
-        for t in tl.range(0, ROW, STEP, loop_unroll_factor=2):
+        for t in tl.range(0, ROW, STEP, loop_unroll_factor=shape.unroll):
             each = tl.load(changed_ptr + t * E)
             difference = each - tl.load(level_ptr + t * E)
             load = tl.load(load_ptr + t * shape.gpus) + times[:, None] * difference
@@ -181,7 +181,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
     inverse = load_number(memory, INVERSE, shape)
     start = 0
     while start < S * donors:
-        at = start + tl.arange(0, shape.lanes)
+        at = start + tl.arange(0, shape.candidates)
         inside = at < S * donors
         at = tl.minimum(at, S * donors - 1)
         place = at // S
@@ -195,7 +195,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
         own = tl.where(holds, 0, ROWS) + P + i
         part_ptr = sample_rows(memory.ints + shape.at.part, tl.where(holds, 0, ROWS * (ROW // STEP)), shape)
         rest_ptr, own_ptr = part_ptr + (place * STEP)[:, None], part_ptr + ((P + i) * STEP)[:, None]
-        products = tl.zeros((shape.lanes, STEP), tl.int64)
+        products = tl.zeros((shape.candidates, STEP), tl.int64)
         for t in tl.static_range(0, ROW, STEP):
             products += tl.load(rest_ptr + t * ROWS).to(tl.int64) * tl.load(own_ptr + t * ROWS)
         times = tl.load(memory.ints + shape.at.times + held, mask=holds, other=1)
@@ -216,7 +216,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
         # b = a is held as well
         received = tl.where(listed & (holds == 0), before - after - worth, NO_GAIN)
         tl.store(memory.longs + shape.at.received + i * P + place, received, mask=inside)
-        start += shape.lanes
+        start += shape.candidates
     tl.debug_barrier()
 
 

@@ -106,6 +106,7 @@ class ReplanShape:
     z_of_slot: float
     lanes: int  # of tiles in which a lane makes products over the samples
     candidates: int  # of tiles of candidates
+    unroll: int  # of loops over the samples that store: with more, AMD has a function save its caller's registers
     expert_lanes: int
     replica_lanes: int
     gpu_lanes: int
@@ -217,7 +218,8 @@ def replan_plan(
         rule.moves, rule.fresh_moves, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=max(threads, min(flat, 4096)) if wide else threads,
-        candidates=max(threads, min(flat, 4096)) if wide else 2 * threads,
+        candidates=max(threads, min(flat, 4096)) if wide else (2 if warp == 32 else 1) * threads,
+        unroll=8 if warp == 32 else 2,
         **sizes,
         num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
     )  # fmt: skip
