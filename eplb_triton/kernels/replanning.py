@@ -12,7 +12,7 @@ from eplb_triton.kernels.relabelling import relabel_gpus
 from eplb_triton.kernels.replanning_fresh import fresh_plan, partition_experts
 from eplb_triton.kernels.replanning_history import UNITS, sample_history
 from eplb_triton.kernels.replanning_loads import add_up_gpus, divide_loads
-from eplb_triton.kernels.replanning_moves import multiply_own, swap
+from eplb_triton.kernels.replanning_moves import add_replica, multiply_own, swap
 from eplb_triton.kernels.replanning_potential import (
     PEAK,
     PRICE,
@@ -24,7 +24,6 @@ from eplb_triton.kernels.replanning_potential import (
 )
 from eplb_triton.kernels.replanning_previous import fill_slots, list_experts, previous_status
 from eplb_triton.kernels.replanning_replicas import (
-    add_replica,
     change_counts,
     find_replica,
     list_donors,

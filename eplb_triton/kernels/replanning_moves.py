@@ -138,3 +138,47 @@ def _link_to(links, expert, slot, E: tl.constexpr):
     while tl.load(links + link) != slot:
         link = E + tl.load(links + link)
     return link
+
+
+@triton.jit(noinline=True)
+def add_replica(memory, heaviest, key, shape: tl.constexpr):
+    """Make the new replica of a key of `find_replica`, in the donor's lowest slot on the receiving GPU.
+
+    Returns receiver, donor and how many GPUs, those that hold either, are in memory.changed."""
+    E: tl.constexpr = shape.experts
+    S: tl.constexpr = shape.slots
+    D: tl.constexpr = shape.gpus // shape.nodes
+    links = memory.ints + shape.at.link
+    a = tl.load(memory.ints + shape.at.slot + heaviest * S + key // (E * D))
+    b = key // D % E
+    gpu = heaviest // D * D + key % D
+    link = b
+    slot = tl.load(links + b)
+    while (slot // S != gpu) | (tl.load(memory.ints + shape.at.times + slot) == 0):
+        link = E + slot
+        slot = tl.load(links + link)
+    num = _list_gpus(memory, a, tl.full((), 0, tl.int32), shape)
+    num = _list_gpus(memory, b, num, shape)
+    after, first = tl.load(links + E + slot), tl.load(links + a)
+    count_a = tl.load(memory.ints + shape.at.count + a)
+    count_b = tl.load(memory.ints + shape.at.count + b)
+    tl.debug_barrier()
+    tl.store(memory.ints + shape.at.slot + slot, a)
+    tl.store(links + link, after)
+    tl.store(links + a, slot)
+    tl.store(links + E + slot, first)
+    tl.store(memory.ints + shape.at.count + a, count_a + 1)
+    tl.store(memory.ints + shape.at.count + b, count_b - 1)
+    tl.debug_barrier()
+    return a, b, num
+
+
+@triton.jit
+def _list_gpus(memory, expert, num, shape: tl.constexpr):
+    """The GPUs of an expert's slots to memory.changed, from place `num` on; where they end."""
+    slot = tl.load(memory.ints + shape.at.link + expert)
+    while slot >= 0:
+        tl.store(memory.ints + shape.at.changed + num, slot // shape.slots)
+        slot = tl.load(memory.ints + shape.at.link + shape.experts + slot)
+        num += 1
+    return num
