@@ -52,22 +52,22 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 peers: $(INSTALLED)
-	$(BIN)/python -m bench.fetch_peers
+	$(BIN)/python -m bench.planners.fetch
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.run $(if $(CASES),--cases "$(CASES)") $(ONLY) $(if $(TRACES),--traces "$(TRACES)") $(OUT)
 
 bench-scale: $(INSTALLED)
-	$(BIN)/python -m bench.scale $(ONLY) $(OUT)
+	$(BIN)/python -m bench.studies.scale $(ONLY) $(OUT)
 
 bench-next-window: $(INSTALLED)
-	$(BIN)/python -m bench.next_window $(if $(TRACES),--traces "$(TRACES)") $(ONLY) $(OUT)
+	$(BIN)/python -m bench.studies.next_window $(if $(TRACES),--traces "$(TRACES)") $(ONLY) $(OUT)
 
 bench-conformance: $(INSTALLED)
-	$(BIN)/python -m bench.conformance $(OUT)
+	$(BIN)/python -m bench.studies.conformance $(OUT)
 
 bench-balance: $(INSTALLED)
-	$(BIN)/python -m bench.balance $(if $(TRACES),--traces "$(TRACES)") $(OUT)
+	$(BIN)/python -m bench.studies.balance $(if $(TRACES),--traces "$(TRACES)") $(OUT)
 
 # The serving simulation, and how tokens are split: on drawn loads, and on recorded traces where TRACES names a folder.
 bench-serving: $(INSTALLED)

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from bench import measure
-from bench.cases import Case
-from bench.loads import WINDOWS, digest
-from bench.peers import VLLM, vllm_in_float32
-from bench.planners import PUBLISHED, SOURCE, Planner, Skip, as_placement, one_line
-from bench.quality import quality, same_layers
+from bench.cases import WINDOWS, Case, digest
+from bench.planners.ours import PUBLISHED, SOURCE, Planner, Skip, as_placement, one_line
+from bench.planners.peers import VLLM, vllm_in_float32
+from bench.quality import causes, quality, same_layers
 from bench.style import UNPLANNED
-from bench.ties import causes
-from eplb_triton import Placement
+from eplb_triton import POLICIES, Placement
+from eplb_triton.testing.models import Model
 
 PLANNED = WINDOWS - 1
 """Windows that are planned; the last one only judges."""
@@ -75,11 +74,24 @@ def run_case(
     if case.name == _DRAWN:
         row["gpu_loads"] = _gpu_loads(case, placements, loads[0])
     if torch.cuda.is_available():
-        from bench.gpu import gpu_times  # noqa: PLC0415 - needs triton and a GPU
-
-        triton_policies = [planner.algorithm for planner in planners if planner.name.endswith("@triton")]
-        row["gpu"] = gpu_times(case, loads[:PLANNED], triton_policies)
+        policies = [planner.algorithm for planner in planners if planner.name.endswith("@triton")]
+        row["gpu"] = _on_gpu(case, loads[0], [name for name in policies if not POLICIES[name].replan], skips)
     return row
+
+
+def _on_gpu(case: Case, loads: Tensor, policies: Sequence[str], skips: list[Skip]) -> list[dict[str, Any]]:
+    """Times of the kernels of every policy on loads [L, E]; those that cannot be captured are added to `skips`."""
+    from bench.gpu import bind, times_of  # noqa: PLC0415 - needs triton and a GPU
+
+    rows = []
+    for policy in policies:
+        try:
+            times = times_of(bind(Model(case.layers, case.experts, case.topology), POLICIES[policy]), loads.cuda())
+        except Exception as error:  # becomes a line of the report
+            skips.append(Skip(f"{policy}@triton", f"graph replays: {one_line(error)}", case.name))
+        else:
+            rows.append({"planner": policy, **times._asdict()})
+    return rows
 
 
 def _same_maps(

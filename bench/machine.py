@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.fetch_peers import FOLDER, MANIFEST
+from bench.planners.fetch import FOLDER, MANIFEST
 
 ROOT = Path(__file__).parent.parent
 _PACKAGES = ("torch", "numpy", "triton", "numba", "scipy")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.planners import Call, one_line
+from bench.planners.ours import Call, one_line
 
 MIN_ROUNDS = 3
 MAX_ROUNDS = 60

@@ -53,13 +53,13 @@ step() {  # name, limit in seconds, command...
     tail -n 3 "$out/$name.log"
 }
 
-step compile 130 "$python" -m bench.gpu_timing --compile-only --output "$out"
+step compile 130 "$python" -m bench.gpu --compile-only --output "$out"
 step tests 150 env EPLB_ON_GPU=1 "$python" -m pytest -q -m gpu tests/kernels/test_gpu.py -p no:cacheprovider --maxfail=20 --durations=5 --junitxml="$out/tests.xml"
-step timing 80 "$python" -m bench.gpu_timing --output "$out"
+step timing 80 "$python" -m bench.gpu --output "$out"
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
 for tool in memcheck racecheck; do  # racecheck sees shared memory alone
     if [ -n "$sanitizer" ]; then
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 50 "$sanitizer" --tool "$tool" --error-exitcode 1 "$python" -m bench.one_call
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 50 "$sanitizer" --tool "$tool" --error-exitcode 1 "$python" -m bench.gpu --once
     else
         note "$tool" "not run: no compute-sanitizer" 0
     fi
@@ -67,7 +67,7 @@ done
 
 {
     echo
-    echo "Microseconds a plan: replays of a CUDA graph by loads, an empty kernel on the same grid, host time of an eager call."
+    echo "Microseconds a plan: replays of a CUDA graph by loads, warm and cold, an empty kernel on the same grid, host time."
     echo
     cat "$out/timing.md" 2>/dev/null || echo "no times"
 } >>"$out/summary.md"

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
 from bench import style
-from bench.peers import VLLM
-from bench.planners import PUBLISHED, SOURCE
+from bench.planners.ours import PUBLISHED, SOURCE
+from bench.planners.peers import VLLM
 from bench.tables import machine
 
 Result = dict[str, Any]

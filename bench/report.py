@@ -10,25 +10,27 @@ from typing import Any
 
 import click
 
-from bench import plots, plots_studies, results, tables, tables_studies
+from bench import plots, results, tables
 from bench.machine import ROOT
+from bench.studies import balance, cold, conformance, next_window, scale, vector_units
 
 Found = Mapping[str, dict[str, Any]]
 
 SECTIONS: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "headline": ("cases", "Planning time, published algorithm", tables.headline),
     "times": ("cases", "Planning time, all planners", tables.times),
-    "same-maps": ("cases", "Same maps as vLLM", tables.same_maps),
+    "same-maps-in-all": ("cases", "Same maps as vLLM", tables.same_maps_in_all),
+    "same-maps": ("cases", "Same maps as vLLM, case by case", tables.same_maps),
     "quality": ("cases", "Balance and movement", tables.quality),
-    "cold": ("cases", "First call and memory", tables.cold),
+    "cold": ("cases", "First call and memory", cold.table),
     "gpu": ("cases", "On the GPU", tables.gpu),
-    "scale": ("scale", "Scale", tables_studies.scale),
-    "next-window": ("next-window", "The next window of a routing trace", tables_studies.next_window),
-    "golden": ("conformance", "Golden and random plans, our backends", tables_studies.golden),
-    "peers": ("conformance", "Peers beside DeepSeek's published code", tables_studies.peers),
-    "vector-units": ("conformance", "vLLM's maps and the CPU's vector units", tables_studies.vector_units),
-    "balance": ("balance", "Gap to the lower bound, on the loads planned", tables_studies.balance),
-    "tiny": ("balance", "Tiny instances beside the exact optimum", tables_studies.tiny),
+    "scale": ("scale", "Scale", scale.table),
+    "next-window": ("next-window", "The next window of a routing trace", next_window.table),
+    "golden": ("conformance", "Golden and random plans, our backends", conformance.golden_table),
+    "peers": ("conformance", "Peers beside DeepSeek's published code", conformance.peers_table),
+    "vector-units": ("conformance", "vLLM's maps and the CPU's vector units", vector_units.table),
+    "balance": ("balance", "Gap to the lower bound, on the loads planned", balance.table),
+    "tiny": ("balance", "Tiny instances beside the exact optimum", balance.tiny_table),
     "skipped": ("cases", "What took no part", tables.skipped),
 }
 """Of each table: the kind of result it is made from, its title, and what makes it."""
@@ -37,9 +39,9 @@ PICTURES: dict[str, tuple[str, Callable[[dict[str, Any], Path], None]]] = {
     "time.png": ("cases", plots.time_by_case),
     "balance-and-time.png": ("cases", plots.balance_and_time),
     "gpu-loads.png": ("cases", plots.gpu_loads),
-    "scale.png": ("scale", plots_studies.scale),
-    "next-window.png": ("next-window", plots_studies.next_window),
-    "gap.png": ("balance", plots_studies.gap),
+    "scale.png": ("scale", scale.picture),
+    "next-window.png": ("next-window", next_window.picture),
+    "gap.png": ("balance", balance.picture),
 }
 
 

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
+
 from bench.machine import ROOT, machine_class
 from eplb_triton import BALANCEDNESS
 
@@ -26,6 +28,14 @@ def save(kind: str, environment: dict[str, Any], body: dict[str, Any], folder: P
     text = json.dumps(_rounded(whole), indent=1)
     path.write_text(_NUMBERS.sub(lambda found: " ".join(found.group().split()), text) + "\n")
     return path
+
+
+def publish(kind: str, environment: dict[str, Any], body: dict[str, Any], folder: Path | None = None) -> None:
+    """`save`, write the report of the folder anew, and say where both are."""
+    from bench.report import write_report  # noqa: PLC0415 - the report knows every study, and each ends here
+
+    path = save(kind, environment, body, folder)
+    click.echo(f"results: {relative(path)}\nreport:  {relative(write_report(path.parent))}")
 
 
 def load(folder: Path) -> dict[str, dict[str, Any]]:

@@ -9,15 +9,14 @@ from typing import Any
 
 import click
 
-from bench import cold, results
+from bench import results
 from bench.case_run import run_case
-from bench.cases import CASES, select
-from bench.loads import MissingTraceError, series
+from bench.cases import CASES, MissingTraceError, select, series
 from bench.machine import environment
-from bench.peers import peers
-from bench.planners import PUBLISHED, Planner, Skip, best_backend, one_line, ours, probe
+from bench.planners.ours import PUBLISHED, Planner, Skip, best_backend, one_line, ours, probe
+from bench.planners.peers import peers
 from bench.progress import Steps
-from bench.report import write_report
+from bench.studies import cold
 from eplb_triton import POLICIES
 
 
@@ -68,8 +67,7 @@ def main(
         "cases": rows,
         "cold": first_calls,
     }
-    path = results.save("cases", found, body, out)
-    click.echo(f"results: {results.relative(path)}\nreport:  {results.relative(write_report(path.parent))}")
+    results.publish("cases", found, body, out)
 
 
 def choose(working: Sequence[Planner], patterns: str) -> list[Planner]:

@@ -1,4 +1,4 @@
-"""Estimated cycles of replanning a layer, stage by stage, without a GPU, as `bench.sass_cycles` does it: an ESTIMATE.
+"""Estimated cycles of replanning a layer, stage by stage, without a GPU, as `bench.ptx.sass_cycles` does it: an ESTIMATE.
 
     python -m bench.sass_replans --output bench/results/sass-replanning.md
 
@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from bench.compiled import Compiled, compile_kernel
-from bench.listing import parse_sass
+from bench.ptx.compiled import Compiled, compile_kernel
+from bench.ptx.listing import parse_sass
 from bench.ptx.machine import Machine
 from bench.ptx.replans import run_replan
-from bench.sass_cycles import GIGAHERTZ, _loop, _runs, estimate
-from bench.sass_issue import straight
+from bench.ptx.sass_cycles import GIGAHERTZ, _loop, estimate
+from bench.ptx.sass_issue import straight
+from bench.ptx.sass_runs import runs_of
 from eplb_triton import POLICIES, Planner, Topology
 from eplb_triton.kernels.replanning_shapes import replan_plan
 from eplb_triton.synthetic import lognormal_series
@@ -38,7 +39,7 @@ CASES = {
 def by_stage(kernel: Compiled, machine: Machine) -> dict[str, tuple[float, float]]:
     """Of every function of a kernel: how often it ran, and its cycles in all."""
     sass = parse_sass(kernel.sass())
-    runs = _runs(sass, machine)
+    runs = runs_of(sass, machine)
     sharing = -(-kernel.num_warps // 4)
     cycles: dict[str, float] = defaultdict(float)
     for loop in sass.loops:

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.peers import VLLM
-from bench.planners import PUBLISHED, SOURCE
+from bench.planners.ours import PUBLISHED, SOURCE
+from bench.planners.peers import VLLM
+from bench.quality import CAUSES
 from bench.style import UNPLANNED
-from bench.ties import CAUSES
 
 Result = dict[str, Any]
 
@@ -105,29 +105,44 @@ def times(result: Result) -> str:
     return table(header, rows) if rows else ""
 
 
+_SAME_MAPS = ["case", "ties", "planner", "layers with equal counts", "with equal maps", "the others, by cause"]
+
+
 def same_maps(result: Result) -> str:
-    """Layers in which planners of the published algorithm have vLLM's counts and maps."""
-    rows: list[list[str]] = []
+    """Layers in which planners of the published algorithm have vLLM's counts and maps, case by case."""
+    rows = [
+        [row["case"]["name"], "no" if row["case"]["tie_free"] else "yes", f"`{name}`", *layers(found)]
+        for row in result["cases"]
+        for name, found in row["same_maps"].items()
+    ]
+    return f"{table(_SAME_MAPS, rows)}\n\n{_same_maps_note()}" if rows else ""
+
+
+def same_maps_in_all(result: Result) -> str:
+    """The same over all cases without ties, and over all with."""
     sums: dict[tuple[str, bool], Result] = {}
     for row in result["cases"]:
-        tie_free = row["case"]["tie_free"]
         for name, found in row["same_maps"].items():
-            rows.append([row["case"]["name"], "no" if tie_free else "yes", f"`{name}`", *layers(found)])
-            total = sums.setdefault((name, tie_free), {"layers": 0, "equal_counts": 0, "equal_maps": 0, "causes": {}})
+            empty = {"layers": 0, "equal_counts": 0, "equal_maps": 0, "causes": {}}
+            total = sums.setdefault((name, row["case"]["tie_free"]), empty)
             for key in ("layers", "equal_counts", "equal_maps"):
                 total[key] += found[key]
             for cause, count in found["causes"].items():
                 total["causes"][cause] = total["causes"].get(cause, 0) + count
-    for (name, tie_free), total in sums.items():
-        which = f"**all cases {'without' if tie_free else 'with'} ties**"
-        rows.append([which, "no" if tie_free else "yes", f"`{name}`", *layers(total)])
-    header = ["case", "ties", "planner", "layers with equal counts", "with equal maps", "the others, by cause"]
-    note = (
+    rows = [
+        [f"all {'without' if tie_free else 'with'} ties", "no" if tie_free else "yes", f"`{name}`", *layers(total)]
+        for (name, tie_free), total in sums.items()
+    ]
+    return f"{table(_SAME_MAPS, rows)}\n\n{_same_maps_note()}" if rows else ""
+
+
+def _same_maps_note() -> str:
+    return (
         "Equal maps: equal counts, and on every node the sorted list over its GPUs of the sorted experts on them is "
-        "the same. vLLM divides and adds in float64, DeepSeek's published code and ours in float32; `vllm in float32` "
-        f"is vLLM's planner held in float32 by three edits (`bench/peers.py`), on the first window. {causes_note()}"
+        "the same. vLLM divides and adds in float64, DeepSeek's published code and ours in float32; `vllm in "
+        "float32` is vLLM's planner held in float32 by three edits (`bench/planners/peers.py`), on the first window. "
+        f"{causes_note()}"
     )
-    return f"{table(header, rows)}\n\n{note}" if rows else ""
 
 
 def layers(found: Result) -> list[str]:
@@ -166,32 +181,17 @@ def quality(result: Result) -> str:
     return f"{table(header, rows)}\n\n{note}" if rows else ""
 
 
-def cold(result: Result) -> str:
-    """First calls in fresh processes, and their memory."""
-    rows = []
-    for found in result["cold"]:
-        name = f"`{found['planner']}`{', nothing compiled yet' if found['empty_cache'] else ''}"
-        seconds = [f"{found[key]:.3g}" for key in ("first_s", "second_s")]
-        rows.append([found["case"], name, *seconds, f"{found['added_mib']:.0f}", f"{found['peak_mib']:.0f}"])
-    header = ["case", "planner", "first call s", "second call s", "memory added MiB", "peak MiB"]
-    note = (
-        "One fresh process each. Memory: highest resident set during the two calls (VmHWM, reset before them), above "
-        "what was resident before, and in all; it counts code and thread stacks too, not tensors alone."
-    )
-    return f"{table(header, rows)}\n\n{note}" if rows else ""
-
-
 def gpu(result: Result) -> str:
-    """Events and graph replays beside an empty kernel."""
-    rows = []
-    for row in result["cases"]:
-        for found in row.get("gpu", []):
-            cells = [
-                found[how]["error"] if "error" in found[how] else milliseconds(found[how]["median_ms"])
-                for how in ("events", "graph")
-            ]
-            rows.append([row["case"]["name"], f"`{found['planner']}`", *cells])
-    return table(["case", "policy", "call between events ms", "graph replay ms"], rows) if rows else ""
+    """Graph replays beside an empty kernel, warm and cold, and host time."""
+    names = ("warm", "warm_floor", "cold", "cold_floor", "host")
+    rows = [
+        [row["case"]["name"], f"`{found['planner']}`", *(f"{found[name]:.1f}" for name in names)]
+        for row in result["cases"]
+        for found in row.get("gpu", [])
+    ]
+    header = ["case", "policy", "warm us", "an empty kernel", "cold us", "an empty kernel", "host us"]
+    note = "Replays of a CUDA graph, per plan; cold: the L2 cache was overwritten. Host: until an eager call returns."
+    return f"{table(header, rows)}\n\n{note}" if rows else ""
 
 
 def skipped(result: Result) -> str:
@@ -200,3 +200,9 @@ def skipped(result: Result) -> str:
     for skip in result["skipped"]:
         lines.setdefault((skip["case"] or "everywhere", skip["reason"]), []).append(f"`{skip['planner']}`")
     return "\n".join(f"* {', '.join(names)}; {case}: {reason}" for (case, reason), names in lines.items())
+
+
+def with_skips(result: Result, text: str) -> str:
+    """`text`, and below it who took no part."""
+    lines = skipped(result)
+    return f"{text}\n\nTook no part:\n\n{lines}" if lines else text

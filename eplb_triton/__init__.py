@@ -18,9 +18,11 @@ from eplb_triton.topology import Topology
 
 if TYPE_CHECKING:
     from eplb_triton.bound import lower_bound
-    from eplb_triton.placement import BALANCEDNESS, Moved, Placement
+    from eplb_triton.judging import BALANCEDNESS
+    from eplb_triton.placement import Placement
     from eplb_triton.planner import Planner, plan, rebalance_experts
     from eplb_triton.serving.window import LoadWindow
+    from eplb_triton.slot_maps import Moved
 
 __version__ = "0.1.0"
 
@@ -40,9 +42,9 @@ __all__ = [
 ]
 
 _LATE = {
-    "BALANCEDNESS": "placement",
+    "BALANCEDNESS": "judging",
     "LoadWindow": "serving.window",
-    "Moved": "placement",
+    "Moved": "slot_maps",
     "Placement": "placement",
     "Planner": "planner",
     "lower_bound": "bound",

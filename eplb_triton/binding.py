@@ -137,16 +137,15 @@ def _relabel_on_gpu(job: Job) -> Relabel:
 
 def bind_classify(backend: str, job: Job) -> Callable[[Placement], None]:
     """What writes the classes of placements of `job` from their slot maps; see `bind`."""
-    num_gpus = job.topology.num_gpus
     if backend == "triton":
-        from eplb_triton.kernels import serve_launch  # noqa: PLC0415 - Triton is not everywhere
+        from eplb_triton.kernels.serve_launch import ClassLaunch  # noqa: PLC0415 - Triton is not everywhere
 
-        shape = serve_launch.class_scratch(job.num_layers, job.num_experts, job.topology.num_replicas, num_gpus)
-        scratch = torch.empty(shape, dtype=torch.int32, device=job.device)
+        sizes = job.num_layers, job.num_experts, job.topology.num_replicas, job.topology.num_gpus
+        launch = ClassLaunch(*sizes, job.dtype, job.device)
 
         def on_gpu(out: Placement) -> None:
             assert out.classes is not None
-            serve_launch.classify(out.phy2log, num_gpus, out.classes, scratch)
+            launch(out.phy2log, out.classes)
 
         return on_gpu
 

@@ -14,6 +14,8 @@ from eplb_triton.placement_rules import need_every_expert
 if TYPE_CHECKING:
     from eplb_triton.placement import Placement
 
+BALANCEDNESS = "balancedness = mean GPU load summed over layers / max GPU load summed over layers"
+
 
 def gpu_loads(placement: Placement, loads: Tensor) -> Tensor:
     """[L, D] float64: see `Placement.gpu_loads`."""

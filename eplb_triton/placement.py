@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from eplb_triton import judging, slot_maps
 from eplb_triton.buffers import check_buffers, copy_maps, new_buffers
-from eplb_triton.placement_rules import (
-    check_alike,
-    check_commit,
-    check_placement,
-    check_slot_map,
-    refuse_bad,
-)
+from eplb_triton.placement_rules import check_alike, check_commit, check_placement, check_slot_map, refuse_bad
 from eplb_triton.replans import Changes, deployment_order
 from eplb_triton.serving import dispatch
+from eplb_triton.serving.transfers import Transfers, list_transfers
+from eplb_triton.slot_maps import Moved
 from eplb_triton.topology import Topology
-
-BALANCEDNESS = "balancedness = mean GPU load summed over layers / max GPU load summed over layers"
-
-
-class Moved(NamedTuple):
-    """What changes from one placement to the next, per layer."""
-
-    slots: Tensor  # [L] int64, physical slots whose expert changed
-    fetches: Tensor  # [L] int64, experts that a GPU must fetch, over all GPUs: it did not hold them before
 
 
 @dataclass(eq=False)
@@ -210,13 +197,27 @@ class Placement:
         `replans.deployment_order`. ValueError where nothing is predicted, as the policy does not replan."""
         if self.changes is None:
             raise ValueError(f"a placement of policy={self.policy!r} has no predictions, one of 'steady' has")
-        made = self.changes
-        return deployment_order(made.peak_before, made.peak_after, made.written, made.fills)
+        return deployment_order(self.changes)
 
-    def split(self, counts: Tensor, rounds: int = 8, backend: str = "auto", out: Tensor | None = None) -> Tensor:
-        """Quotas [L, P] int32: how many of its expert's `counts` [L, E] a slot gets; see `serving.dispatch.split`."""
-        classes = self._classes()
-        return dispatch.split(counts, self.phy2log, classes, self.topology, rounds=rounds, backend=backend, out=out)
+    def split(
+        self,
+        counts: Tensor,
+        rounds: int = 8,
+        backend: str = "auto",
+        out: Tensor | None = None,
+        *,
+        rank: int | None = None,
+        offsets: Tensor | None = None,
+        workspace: Tensor | None = None,
+    ) -> Tensor:
+        """Quotas [L, P] int32: how many of its expert's `counts` a slot gets; see `serving.dispatch.split`."""
+        classes = self.classes
+        if classes is None:
+            classes = dispatch.classify(self.phy2log, self.num_experts, self.topology, backend=backend)
+        return dispatch.split(
+            counts, self.phy2log, classes, self.topology,
+            rounds=rounds, rank=rank, backend=backend, out=out, offsets=offsets, workspace=workspace,
+        )  # fmt: skip
 
     def slots_of(
         self, topk_ids: Tensor, layer: int, quotas: Tensor, offsets: Tensor | None = None, salt: int | Tensor = 0
@@ -232,11 +233,6 @@ class Placement:
     def dispatch_map(self, rank: int) -> Tensor:
         """The one slot [L, E] that a rank sends each expert's tokens to; see `serving.dispatch.dispatch_map`."""
         return dispatch.dispatch_map(rank, self.phy2log, self.num_experts, self.topology)
-
-    def _classes(self) -> Tensor:
-        if self.classes is None:
-            return dispatch.classify(self.phy2log, self.num_experts, self.topology)
-        return self.classes
 
     def gpu_loads(self, loads: Tensor) -> Tensor:
         """Load [L, D] float64 of each GPU under `loads` [L, E]; a replica carries its expert's load / count.
@@ -265,9 +261,8 @@ class Placement:
     def gap(self, loads: Tensor, *, pairing: bool = True) -> Tensor:
         """[L] float64 on the CPU: how far each layer's heaviest GPU is above the load that none can beat, relative.
 
-        0 is provably the best there is; 0.001 is at most 0.1 % from it. A layer without load has 0.
-
-        `pairing` as in `lower_bound`.
+        0 is provably the best there is; 0.001 is at most 0.1 % from it. A layer without load has 0. `pairing` as in
+        `lower_bound`.
         """
         return judging.gap(self, loads, pairing=pairing)
 
@@ -279,14 +274,15 @@ class Placement:
         return slot_maps.fingerprint_of(self)
 
     def moved(self, previous: Placement) -> Moved:
-        """What has to move to come from `previous` to this placement, per layer.
+        """What has to move to come from `previous` to this placement, per layer. ValueError where the two differ in
+        layers, experts, replicas or GPUs."""
+        return slot_maps.moved(self, previous)
 
-        Raises:
-            ValueError: the two differ in layers, experts, replicas or GPUs.
-        """
-        check_alike(self, previous)
-        changed = self.phy2log != previous.phy2log.to(self.phy2log.device)
-        return Moved(changed.sum(1), slot_maps.fetched_experts(self, previous))
+    def transfers(self, live: Placement, out: Transfers | None = None) -> Transfers:
+        """From where each slot is filled when this placement follows `live`, and in which batch; see
+        `serving.transfers.list_transfers`. On a GPU nothing waits, and with `out` nothing is allocated."""
+        check_alike(self, live)
+        return list_transfers(self.phy2log, live.phy2log, self.num_experts, self.topology, out=out)
 
     def duplicates(self) -> Tensor:
         """[L] int64: replicas that share their GPU with another replica of their expert."""

@@ -11,6 +11,7 @@ from eplb_triton.checks import check_map
 from eplb_triton.loads import bad_load
 from eplb_triton.replan_status import FINE, STATUS_WORDS
 from eplb_triton.status import GOOD, NO_ROOM
+from eplb_triton.topology import check_topology
 
 if TYPE_CHECKING:
     from eplb_triton.placement import Placement
@@ -53,6 +54,7 @@ def check_experts_of_slots(phy2log: Tensor, num_experts: int, *, lowest: int = 0
 
 def check_slot_map(phy2log: Tensor, num_experts: int, topology: Topology) -> None:
     """Refuse what is no slot map [L, P] of experts -1 … E - 1: see `Placement.from_phy2log`."""
+    check_topology(topology)
     check_map("phy2log", phy2log, "[layers, replicas]")
     if phy2log.shape[1] != topology.num_replicas:
         raise ValueError(

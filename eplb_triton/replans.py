@@ -89,20 +89,18 @@ def replan_price(slot_bytes: float, bandwidth: float, layer_seconds: float, inte
     return (slot_bytes / bandwidth) / (layer_seconds * max(LEAST_STEPS_SERVED, 2 * interval))
 
 
-def deployment_order(peak_before: Tensor, peak_after: Tensor, written: Tensor, fills: Tensor) -> Tensor:
+def deployment_order(changes: Changes) -> Tensor:
     """The layers worth deploying, by how far their predicted peak falls, largest first.
 
     Layers where nothing was before come first of all: they serve nothing until then. Layers whose slots were only
     filled come last; layers without a change or a fill are left out. Nothing waits for the device.
-
-    Args:
-        peak_before, peak_after: [L] float64, of `Replanned`, as `written` and `fills`, [L] int64.
 
     Returns:
         [L] int64: numbers of layers, then -1.
 
     Ties: the lowest layer.
     """
+    written, fills, peak_before, peak_after, _ = changes
     fall = torch.where(peak_before.isnan(), torch.inf, peak_before - peak_after)
     fall = torch.where(written > 0, fall, -torch.inf)
     by_fall = fall.argsort(descending=True, stable=True)

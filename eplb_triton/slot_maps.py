@@ -6,15 +6,23 @@ PyTorch on the device of the map, in stream order, without a wait: for placement
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from eplb_triton.placement_rules import check_alike
 from eplb_triton.status import GOOD, NO_ROOM
 
 if TYPE_CHECKING:
     from eplb_triton.placement import Placement
+
+
+class Moved(NamedTuple):
+    """What changes from one placement to the next, per layer."""
+
+    slots: Tensor  # [L] int64, physical slots whose expert changed
+    fetches: Tensor  # [L] int64, experts that a GPU must fetch, over all GPUs: it did not hold them before
 
 
 def rank_replicas(phy2log: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
@@ -71,6 +79,13 @@ def refresh_log2phy(placement: Placement) -> None:
     placement.log2phy.copy_(slots_of_experts(placement.phy2log, placement.phyrank, placement.num_experts, width))
     if placement.bad is not None:
         placement.bad.masked_fill_((placement.logcnt > width).any(1, keepdim=True), NO_ROOM)
+
+
+def moved(placement: Placement, previous: Placement) -> Moved:
+    """What has to move: see `Placement.moved`."""
+    check_alike(placement, previous)
+    changed = placement.phy2log != previous.phy2log.to(placement.phy2log.device)
+    return Moved(changed.sum(1), fetched_experts(placement, previous))
 
 
 def fetched_experts(placement: Placement, previous: Placement) -> Tensor:

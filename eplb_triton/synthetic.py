@@ -1,14 +1,28 @@
-"""Synthetic loads: a series that looks like the expert counts of a large mixture-of-experts model, from a seed."""
+"""Every drawn load: series that look like the expert counts of a large mixture-of-experts model, and awkward ones.
+
+The same seed and arguments give the same loads with NumPy 1.26 to 2.5: tests hold digests of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
+Family = Literal["drift", "zipf", "hot-group", "idle", "ties"]
+TIE_FREE: tuple[Family, ...] = ("drift", "zipf", "hot-group")
+"""Families in which no two experts of a layer have equal load."""
+TOKENS_PER_EXPERT = 2048
+"""Mean load of `load_windows`: 64 Ki tokens, 8 experts each, over 256 experts."""
+DRIFT = 0.02
+"""Share of the variance of the logarithm of the popularity that is new in each window or step."""
+_GROUPS = 8
 _BURST_TOPICS = 16
+_TOPICS = 6  # of `serving_steps`
 _BURST_MEMORY = 0.75
 _FRACTION_BITS = 24  # of numbers that are summed: 2**38 tokens fit an int64
 
@@ -21,7 +35,7 @@ def lognormal_series(
     tokens_per_step: int = 65_536,
     top_k: int = 8,
     sigma: tuple[float, float] = (0.4, 1.1),
-    drift: float = 0.02,
+    drift: float = DRIFT,
     burst: float = 0.0,
     seed: int = 0,
 ) -> torch.Tensor:
@@ -43,7 +57,7 @@ def lognormal_series(
         burst: standard deviation of what comes on top of the logarithm for some steps, for the experts of a topic
             together: each expert has one of 16 topics of its layer, and a topic keeps three quarters of its strength
             from step to step.
-        seed: the same seed and arguments give the same counts, with any NumPy from 1.26 on.
+        seed: the same seed and arguments give the same counts.
 
     Returns:
         [T, L, E] int64, tokens.
@@ -140,7 +154,7 @@ def serving_steps(
             more of it.
         tokens_per_step: tokens routed in a step.
         top_k: experts a token is sent to.
-        seed: the same seed and arguments give the same counts, with one version of NumPy.
+        seed: the same seed and arguments give the same counts.
 
     Yields:
         [L, E] int64, tokens.
@@ -169,11 +183,114 @@ def serving_steps(
         yield torch.from_numpy(random.poisson(intensity))
 
 
-_TOPICS = 6
-
-
 def _walk(random: np.random.Generator, value: NDArray[np.float64], over: float) -> NDArray[np.float64]:
     """The next step of a walk of variance 1 that is correlated over so many steps."""
     keep = np.exp(-1 / over)
     walked: NDArray[np.float64] = keep * value + np.sqrt(1 - keep * keep) * random.standard_normal(value.shape)
     return walked
+
+
+def lognormal_loads(num_layers: int, num_experts: int, *, sigma: float = 0.8, seed: int = 0) -> torch.Tensor:
+    """Loads [num_layers, num_experts] float32 without order or scale: the logarithm is normal, of deviation `sigma`."""
+    return torch.from_numpy(np.random.default_rng(seed).lognormal(0, sigma, (num_layers, num_experts))).float()
+
+
+def load_windows(family: Family, num_windows: int, num_layers: int, num_experts: int, *, seed: int = 0) -> torch.Tensor:
+    """Loads of a window after the other, of a mean of `TOKENS_PER_EXPERT`; the popularity drifts from one to the next.
+
+    Args:
+        family: `drift`, log-normal, how uneven differs by layer; `zipf`; `hot-group`, one of eight groups of experts is
+            four times as popular; `idle`, as `drift`, 60 % of the experts get nothing; `ties`, as `drift`, 8 whole
+            tokens an expert, so that most loads tie.
+        num_windows: T.
+        num_layers: L.
+        num_experts: E.
+        seed: the same seed and arguments give the same loads.
+
+    Returns:
+        [T, L, E] float32, tokens. In the families of `TIE_FREE` no two experts of a layer have equal load.
+
+    Raises:
+        ValueError: `family` is not one of those.
+    """
+    if family not in get_args(Family):
+        raise ValueError(f"family={family!r} must be one of {', '.join(get_args(Family))}")
+    random = np.random.default_rng(seed)
+    popularity = np.stack(_popularities(random, family, num_windows, (num_layers, num_experts)))
+    popularity /= popularity.sum(axis=2, keepdims=True)
+    if family == "ties":
+        return torch.from_numpy(draw_counts(random, 8 * num_experts, popularity * num_experts)).float()
+    loads = (popularity * num_experts * TOKENS_PER_EXPERT).astype(np.float32)
+    if family == "idle":
+        loads[:, random.random((num_layers, num_experts)) < 0.6] = 0
+    return torch.from_numpy(_without_ties(loads) if family in TIE_FREE else loads)
+
+
+def _popularities(
+    random: np.random.Generator, family: Family, num_windows: int, shape: tuple[int, int]
+) -> list[Floats]:
+    """Popularity [L, E] of every expert, a window after the other; its logarithm walks, keeping its variance."""
+    layers, experts = shape
+    base, skew = np.zeros(shape), np.full((layers, 1), 0.3)
+    if family == "zipf":
+        base = random.permuted(np.tile(-1.1 * np.log(np.arange(1, experts + 1)), (layers, 1)), axis=1)
+    elif family == "hot-group":
+        group = np.arange(experts) * _GROUPS // experts
+        base = np.where(group == random.integers(_GROUPS, size=(layers, 1)), np.log(4.0), 0.0)
+    else:
+        skew = random.uniform(0.4, 1.1, size=(layers, 1))  # how uneven a layer is differs by layer
+    walk = random.standard_normal(shape)
+    windows = []
+    for _ in range(num_windows):
+        windows.append(np.exp(base + skew * walk))
+        walk = np.sqrt(1 - DRIFT) * walk + np.sqrt(DRIFT) * random.standard_normal(shape)
+    return windows
+
+
+def _without_ties(loads: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`loads` with every load of a layer raised to the next float32 above the one below it where they tie."""
+    order = np.argsort(loads, axis=-1, kind="stable")
+    ascending = np.take_along_axis(loads, order, axis=-1)
+    for expert in range(1, loads.shape[-1]):
+        above = np.nextafter(ascending[..., expert - 1], np.float32(np.inf))
+        ascending[..., expert] = np.maximum(ascending[..., expert], above)
+    distinct = np.empty_like(loads)
+    np.put_along_axis(distinct, order, ascending, axis=-1)
+    return distinct
+
+
+def _one_outlier(random: np.random.Generator, shape: tuple[int, int]) -> NDArray[Any]:
+    loads = random.integers(1, 4, shape).astype(np.float64)
+    loads[:, random.integers(shape[1])] = 1e12
+    return loads
+
+
+def _zipf(random: np.random.Generator, shape: tuple[int, int]) -> NDArray[Any]:
+    return random.permuted(np.broadcast_to(1e6 / np.arange(1, shape[1] + 1), shape), axis=1)
+
+
+AWKWARD: dict[str, Callable[[np.random.Generator, tuple[int, int]], NDArray[Any]]] = {
+    "continuous": lambda random, shape: random.lognormal(8.0, 1.0, shape),
+    "ties": lambda random, shape: random.integers(0, 4, shape),
+    "zeros": lambda random, shape: np.zeros(shape),
+    "mostly idle": lambda random, shape: random.integers(1, 100, shape) * (random.random(shape) < 0.1),
+    "equal": lambda random, shape: np.full(shape, 7.0),
+    "outlier": _one_outlier,
+    "zipf": _zipf,
+    "tiny": lambda random, shape: random.random(shape) * 1e-30,
+    "denormal": lambda random, shape: random.integers(0, 50, shape) * 1.401298464324817e-45,
+    "huge": lambda random, shape: random.random(shape) * 1e30,
+}
+"""What planners go wrong on: ties by the hundred, idle experts, outliers, what is nearly not a number."""
+
+
+def awkward_loads(family: str, seed: int, layers: int, experts: int) -> torch.Tensor:
+    """Loads [layers, experts] float32 of one of the families of `AWKWARD`, the same from the same seed.
+
+    Raises:
+        ValueError: no family has that name.
+    """
+    if family not in AWKWARD:
+        raise ValueError(f"family={family!r} is unknown, must be one of {', '.join(AWKWARD)}")
+    values = AWKWARD[family](np.random.default_rng(seed), (layers, experts))
+    return torch.from_numpy(np.ascontiguousarray(values)).to(torch.float32)

@@ -53,7 +53,8 @@ def test_the_table_of_policies_is_what_they_are(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["spec.md", "bound.md", "policies.md", "serving.md", "splitting.md", "frameworks.md", "files.md"]
+    "document",
+    ["spec.md", "bound.md", "policies.md", "serving.md", "splitting.md", "frameworks.md", "files.md", "replay.md"],
 )
 def test_links_lead_somewhere(document: str) -> None:
     for path, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", (DOCS / document).read_text()):

@@ -13,8 +13,9 @@ Array = NDArray[Any]
 
 _GAP = 256  # bytes nobody owns between two tensors
 _NOBODY = -1
-_SEVERAL = -2
+_SEVERAL = -2  # of several warps
 _ATOMIC = -3  # whoever it was: atomic operations are ordered among themselves, and nothing else with them
+_OF_WARP = -16  # less the number of a warp: several threads of it
 
 
 class OutOfBoundsError(Exception):
@@ -109,20 +110,39 @@ class Memory:
         return words
 
     def _unordered(self, threads: Array, words: Array, who: Array, when: Array) -> Array:
-        other = who[words]
+        return self._after_no_barrier(threads, words, who, when) & (who[words] != threads[:, None])
+
+    def _after_no_barrier(self, threads: Array, words: Array, who: Array, when: Array) -> Array:
+        """Whether no barrier stands between the last access to each word and now."""
         warp = self._warp[threads][:, None]
-        same_warp = (other >= 0) & (self._warp[other] == warp)
-        apart = ~same_warp | (when[1][words] == self._warp_epoch[warp])
-        return (when[0][words] == self._epoch) & (other != threads[:, None]) & apart
+        apart = (self._warp_of(who[words]) != warp) | (when[1][words] == self._warp_epoch[warp])
+        return (when[0][words] == self._epoch) & apart
+
+    def _warp_of(self, who: Array) -> Array:
+        """The warp of a thread, or of several of one warp; -1: none."""
+        return np.where(who >= 0, self._warp[np.maximum(who, 0)], np.where(who <= _OF_WARP, _OF_WARP - who, -1))
 
     def _touch(self, threads: Array, words: Array, who: Array, when: Array) -> None:
+        """Note an access. A read that no barrier orders before this one stays noted: a store must come after both.
+        Of threads that store one value by one instruction, any is noted."""
         mine = np.broadcast_to(threads[:, None], words.shape)
-        warp_epoch = self._warp_epoch[self._warp[threads]][:, None]
-        fresh = (when[0][words] != self._epoch) | (when[1][words] != warp_epoch)
-        meets = ~fresh & (who[words] != mine)
-        who[words] = mine
-        if (who[words] != mine).any() or meets.any():  # several threads read it: whoever stores now races
-            shared = (who[words] != mine) | meets
-            who[words[shared]] = _SEVERAL if who is self._reader else mine[shared]
+        if who is self._writer:
+            who[words] = mine
+        else:
+            self._note_readers(words, mine, self._after_no_barrier(threads, words, who, when))
         when[0][words] = self._epoch
-        when[1][words] = warp_epoch
+        when[1][words] = self._warp_epoch[self._warp[threads]][:, None]
+
+    def _note_readers(self, words: Array, mine: Array, kept: Array) -> None:
+        """A thread, or several of a warp, or of several warps: of this instruction, and before it where `kept`."""
+        who = self._reader
+        before = who[words]
+        who[words] = mine
+        kept = kept & (before != _NOBODY) & (before != mine)
+        several = (who[words] != mine) | kept
+        if several.any():
+            warp = self._warp[mine]
+            who[words[several]] = (_OF_WARP - warp)[several]
+            marked = who[words]
+            mixed = (marked <= _OF_WARP) & (marked != _OF_WARP - warp) | kept & (self._warp_of(before) != warp)
+            who[words[mixed]] = _SEVERAL

@@ -80,8 +80,6 @@ def compute(parts: list[str]) -> Computed:
     if parts[-1].endswith("16x2"):
         half = DTYPES[parts[-1].removesuffix("x2")]
         return _U32, [_U32, _U32], lambda a, b: _TWO[parts[0]](_parts(a, half), _parts(b, half)).view(_U32)
-    if parts[-1] == "s16x2":
-        return _U32, [_U32, _U32], _by_halves(_TWO[parts[0]])
     name, kind = parts[0], DTYPES[parts[-1]]
     if name in _ONE:
         return kind, [kind], _ONE[name]
@@ -123,16 +121,6 @@ def reduce_warps(operation: str, values: Array) -> Array:
 
 def _parts(a: Array, kind: np.dtype[Any]) -> Array:
     return np.ascontiguousarray(a).view(kind)
-
-
-def _by_halves(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """`function` of the two int16 in each 32 bits."""
-
-    def apply(a: Array, b: Array) -> Array:
-        halves = (np.ascontiguousarray(side).view(np.int16) for side in (a, b))
-        return np.ascontiguousarray(function(*halves)).view(np.uint32)
-
-    return apply
 
 
 def _select(a: Array, b: Array, chosen: Array) -> Array:

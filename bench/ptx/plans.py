@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.compiled import Compiled
+from bench.ptx.compiled import Compiled
 from bench.ptx.machine import Machine
 from bench.ptx.memory import Memory
 from eplb_triton.kernels.specs import LaunchPlan
@@ -20,7 +20,7 @@ class Ran(NamedTuple):
     """What the kernels wrote, int64 on the CPU, and the machines with their instruction counts."""
 
     maps: dict[str, Tensor]
-    machines: list[Machine]
+    machines: Sequence[Machine]
 
 
 def run_plan(
@@ -30,11 +30,13 @@ def run_plan(
     weight: Tensor,
     *,
     programs: Sequence[tuple[int, int]] | None = None,
+    machines: Sequence[Machine] = (),
 ) -> Ran:
     """Plan `weight` [L, E] float32 with `kernels`, as compiled for `launch`.
 
     Args:
         programs: the (layer, node) to run, all of them by default; the maps of others stay poison.
+        machines: of an earlier run of `kernels`, to be used again.
 
     Raises:
         FaultError: a race, or an access out of bounds.
@@ -59,13 +61,11 @@ def run_plan(
     width = launch.shape.log2phy_width
     at |= {"layer_stride": experts, "expert_stride": 1, "num_rows": layers * nodes}
     at |= {"log2phy_layer_stride": experts * width, "log2phy_stride": width}
-    machines = []
-    for kernel in kernels:
-        machine = Machine(kernel.ptx, kernel.num_warps)
+    machines = machines or [Machine(kernel.ptx, kernel.num_warps) for kernel in kernels]
+    for kernel, machine in zip(kernels, machines, strict=True):
         # two more parameters, for scratch that a kernel may ask Triton for: these ask for none
         arguments = [at[name] for name in kernel.arguments] + [0, 0]
         for program in programs or list(np.ndindex(layers, nodes)):
             machine.run(memory, arguments, (program[0], program[1]))
-        machines.append(machine)
     found = {name: memory.tensor(at[name], array) for name, array in outputs.items()}
     return Ran({name: torch.from_numpy(array).long() for name, array in found.items()}, machines)

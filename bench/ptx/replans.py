@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.compiled import Compiled
+from bench.ptx.compiled import Compiled
 from bench.ptx.machine import Machine
 from bench.ptx.memory import Memory
 from eplb_triton.kernels.replanning_launcher import NO_LIMIT, output_shapes, price_bits, workspace

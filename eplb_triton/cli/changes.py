@@ -9,8 +9,9 @@ from torch import Tensor
 
 from eplb_triton import Placement
 from eplb_triton.cli import words
-from eplb_triton.cli.study import Outcome, balancedness_by_step, mean
+from eplb_triton.cli.study import Outcome, mean
 from eplb_triton.cli.terminal import say
+from eplb_triton.replay import Summary, judged
 
 FIRST_LAYERS = 10
 ALIKE = 0.0005  # of a busiest GPU over the mean: what is printed alike is called alike
@@ -28,7 +29,7 @@ def print_change(out: Console, steps: Tensor, live: Placement, ahead: Placement)
     for name, values in rows.items():
         table.add_row(name, f"{float(values.double().mean()):,.1f}", f"{int(values.max()):,}", f"{int(values.sum()):,}")
     out.print(table)
-    old, new = (balancedness_by_step(placement, steps) for placement in (live, ahead))
+    old, new = (Summary.of(judged(steps, placement)).balancedness for placement in (live, ahead))
     say(out, f"balancedness step by step, over this history: {old:.4f} in force, {new:.4f} planned")
     if ahead.changes is None:
         return

@@ -13,14 +13,17 @@ from eplb_triton.cli.options import (
     PLAN_SUFFIXES,
     backend_option,
     count_options,
+    deployment_options,
     experts_option,
     loads_argument,
     pairing_option,
     plot_option,
     policy_option,
     topology_options,
+    traces_argument,
     window_option,
 )
+from eplb_triton.policy import named_policies
 
 plan_argument = click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
 
@@ -79,6 +82,74 @@ def plan_command(**arguments: Any) -> None:
 def compare_command(**arguments: Any) -> None:
     """Plan every window of recorded LOADS with every policy, side by side."""
     _module("comparing").compare(**arguments)
+
+
+@click.command("replay", short_help="Is it worth it on my traffic? Every planner on recorded steps.")
+@traces_argument
+@deployment_options
+@click.option(
+    "--replicas",
+    type=int,
+    multiple=True,
+    metavar="P",
+    help="Physical experts per layer; repeat it to try several. Default: a redundant slot on every GPU.",
+)
+@click.option(
+    "--interval",
+    "intervals",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="N",
+    help="Steps from the end of a deployment to the next plan; repeat it to try several. Default: 256, or an eighth of "
+    "a shorter recording.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    type=click.Choice(list(named_policies())),
+    metavar="NAME",
+    help="A planner to replay; repeat it for several. Default: deepseek, balanced, steady.",
+)
+@click.option("--at-once", is_flag=True, help="Plans come into force at once. Default: a layer a step.")
+@click.option(
+    "--from-start",
+    is_flag=True,
+    help="Judge the steps before the first plan too. Default: from where the first plan is in force.",
+)
+@click.option("--json", "json_wanted", is_flag=True, help="Print all figures as JSON, and nothing else.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write a page with pictures to FILE, a .html that needs nothing else.",
+)
+@backend_option
+def replay_command(**arguments: Any) -> None:
+    """Replay recorded traffic, TRACE after TRACE, as a deployment would have served it: plan on the steps so far, put
+    the plan in force, be judged by the steps that follow. Says what imbalance costs, and what each planner saves.
+
+    Of a .npy or .npz only a few steps are in memory at a time.
+    """
+    _module("replaying").replay(**arguments)
+
+
+@click.command("recommend", short_help="Which settings to run with, from recorded steps.")
+@traces_argument
+@deployment_options
+@click.option(
+    "--slots-per-gpu",
+    type=click.IntRange(min=1),
+    required=True,
+    metavar="S",
+    help="Experts of a layer that a GPU has memory for, at most.",
+)
+@backend_option
+def recommend_command(**arguments: Any) -> None:
+    """Try replicas, intervals and policies on recorded traffic, and say which to run with, and how to set that in vLLM
+    and SGLang.
+    """
+    _module("recommending").recommend(**arguments)
 
 
 @click.command("score", short_help="Judge a plan by recorded loads.")

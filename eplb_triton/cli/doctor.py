@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import entry_points
 
 import click
@@ -58,6 +59,15 @@ def _frameworks() -> Iterator[tuple[bool, str]]:
                 registered,
                 f"{name}: entry point {'found' if registered else 'missing: install eplb-triton by pip'}",
             )
+        if found is not None and on:
+            yield _registering(name)
+
+
+def _registering(name: str) -> tuple[bool, str]:
+    """Register in this process, as a worker does: it imports the framework, for tens of seconds."""
+    if import_module(f"eplb_triton.integrations.{name}").register():
+        return True, f"{name}: registers; this package would plan"
+    return False, f"{name}: does not register, the log says why; its own planner would plan"
 
 
 def _settings() -> Iterator[tuple[bool, str]]:

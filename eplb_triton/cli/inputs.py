@@ -83,3 +83,14 @@ def check_plot(path: Path | None, loads: Path | None = None) -> None:
         package = (error.name or "").partition(".")[0]
         raise Refused(f"--plot needs {package}: {INSTALL}") from error
     check_output(path, plots.SUFFIXES, loads)
+
+
+def check_report(path: Path | None) -> None:
+    """Refuse a report that could not be made or written."""
+    if path is None:
+        return
+    try:
+        import_module("matplotlib")
+    except ImportError as error:
+        raise Refused(f"--report needs matplotlib: {INSTALL}") from error
+    check_output(path, (".html",))

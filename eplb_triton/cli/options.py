@@ -23,6 +23,8 @@ MAX_COUNT = 2**20
 
 # As `plan`, `write_plan` and `write_map` take them; a test compares.
 BACKENDS = ("auto", "triton", "cpu", "reference")
+EXAMPLE = Path(__file__).parent / "example.npz"
+"""The last 1,536 of `serving_steps(2136, 3, 32, mixed=True, tokens_per_step=1024, top_k=4, seed=11)`."""
 PLAN_SUFFIXES = (".npz", ".pt", ".json")
 FORMATS = ("plan", "sglang", "vllm", "vllm-ascend", "tensorrt-llm")
 
@@ -53,6 +55,69 @@ def loads_argument(command: Command) -> Command:
         return command(loads=LoadsFile(loads, key, kind, others.pop("experts", None)), **others)
 
     return wrapped
+
+
+def traces_argument(command: Command) -> Command:
+    """TRACE…, --key, --kind, --experts and --step-tokens, as `traces`: LoadsFiles, and `step_tokens`."""
+
+    @click.argument("traces", metavar="TRACE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+    @click.option("--key", metavar="NAME", help="Name of the array, where a file has several.")
+    @click.option(
+        "--kind",
+        type=click.Choice(["loads", "topk_ids"]),
+        help="What a 3-D array is; default: as its name, or that of its file, says.",
+    )
+    @experts_option
+    @click.option(
+        "--step-tokens",
+        type=click.IntRange(min=1),
+        default=128,
+        show_default=True,
+        metavar="T",
+        help="Consecutive tokens of a routing trace that are a step.",
+    )
+    @functools.wraps(command)
+    def wrapped(
+        traces: tuple[Path, ...], key: str | None, kind: Literal["loads", "topk_ids"] | None, **others: Any
+    ) -> Any:
+        experts = others.pop("experts")
+        return command(traces=[LoadsFile(path, key, kind, experts) for path in traces], **others)
+
+    return wrapped
+
+
+def deployment_options(command: Command) -> Command:
+    """The cluster, what a plan looks back on, and what steps and moves cost."""
+    for option in reversed(
+        (
+            click.option("--gpus", type=int, required=True, metavar="D", help="GPUs over all nodes."),
+            click.option("--nodes", type=int, metavar="N", help="Nodes. Default: 1."),
+            click.option("--groups", type=int, metavar="G", help="Expert groups per layer. Default: 1."),
+            click.option(
+                "--window",
+                type=click.IntRange(min=1),
+                metavar="W",
+                help="Steps that a plan looks back on. Default: 1024; of a policy that replans the interval, or 256.",
+            ),
+            click.option(
+                "--slot-bytes", type=float, metavar="B", help="Weights of an expert in a layer. Default: DeepSeek-V3's."
+            ),
+            click.option(
+                "--bandwidth",
+                type=float,
+                metavar="B/S",
+                help="Bytes a second at which slots are written. Default: 900e9.",
+            ),
+            click.option(
+                "--layer-time",
+                type=float,
+                metavar="SECONDS",
+                help="Of an expert layer in a step, were all GPUs loaded alike. Default: from the tokens of a step.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 experts_option: Decorator = click.option(

@@ -20,6 +20,8 @@ from eplb_triton.cli.declarations import (
     diff_command,
     doctor_command,
     plan_command,
+    recommend_command,
+    replay_command,
     score_command,
 )
 from eplb_triton.cli.warming import warm_command
@@ -50,6 +52,8 @@ def commands(context: click.Context) -> None:
 for command in (
     plan_command,
     compare_command,
+    replay_command,
+    recommend_command,
     score_command,
     check_command,
     convert_command,

@@ -12,6 +12,9 @@ from torch import Tensor
 from eplb_triton import POLICIES, Placement, Topology, plan
 from eplb_triton.cli.gaps import gaps_of
 from eplb_triton.formats import Recording
+from eplb_triton.policy import Policy
+from eplb_triton.replans import NEWEST_STEPS
+from eplb_triton.replay import Deployment, History, Rules, Summary
 
 UNPLANNED = "none (experts spread in order)"
 
@@ -48,10 +51,6 @@ class Windows:
         """[n, L, E] float64, loads of a window step by step."""
         return self.recording.steps_of(index * self.size, (index + 1) * self.size)
 
-    def history(self, index: int) -> Tensor:
-        """[n, L, E] float64, the steps of this window and of all before it, oldest first."""
-        return self.recording.steps_of(0, (index + 1) * self.size)
-
 
 @dataclass
 class Outcome:
@@ -79,20 +78,71 @@ class Outcome:
     duplicates: list[float] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
 
-    def add(self, weight: Tensor, steps: Tensor, bound: Tensor, placement: Placement) -> None:
-        """Take in the plan of the next window: its loads [L, E], its steps [n, L, E], and the lower bound [L].
-
-        What was in force until then is judged by the steps.
-        """
+    def add(self, weight: Tensor, bound: Tensor, placement: Placement) -> None:
+        """Take in the plan of the next window: its loads [L, E], and the lower bound [L]."""
         if self.placement is not None:
             moved = placement.moved(self.placement)
-            self.following.append(balancedness_by_step(self.placement, steps))
             self.moved.append(float(moved.slots.double().mean()))
             self.fetched.append(float(moved.fetches.double().mean()))
         self.planned.append(placement.balancedness(weight))
         self.gaps.append(gaps_of(placement, weight, bound))
         self.duplicates.append(float(placement.duplicates().double().mean()))
         self.placement = placement
+
+
+class _Contender:
+    """What plans at the end of every window, and is judged step by step in the next, where its plan serves.
+
+    Args:
+        outcome: where to note what it did.
+        windows: the loads.
+        bounds: [L], the lower bound of every window.
+        history: the steps so far.
+        make: of the history, the loads of the window and the placement in force: the next placement.
+        advance: called after each plan, which is timed; None: nothing is planned.
+    """
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        windows: Windows,
+        bounds: Sequence[Tensor],
+        history: History,
+        make: Callable[[Tensor, Tensor, Placement | None], Placement],
+        advance: Callable[[], None] | None = None,
+    ) -> None:
+        self._outcome, self._windows, self._bounds = outcome, windows, bounds
+        self._make, self._advance = make, advance
+        rules = Rules(len(windows.steps(0)), NEWEST_STEPS, layer_steps=0)
+        self._deployment = Deployment(None, self._plan, rules, history)
+
+    def serve(self, step: Tensor, summary: Summary) -> None:
+        """Be judged by a step, and plan after the last of a window."""
+        for judgement in self._deployment.serve(step):
+            summary.add(judgement)
+
+    def _plan(self, history: Tensor, live: Placement | None) -> Placement:
+        index = len(self._outcome.planned)
+        weight = self._windows.loads(index)
+        if self._advance is not None and index == 0:
+            self._make(history, weight, live)
+        start = time.perf_counter()
+        placement = self._make(history, weight, live)
+        if self._advance is not None:
+            self._outcome.milliseconds.append((time.perf_counter() - start) * 1e3)
+            self._advance()
+        self._outcome.add(weight, self._bounds[index], placement)
+        return placement
+
+
+def _maker(policy: Policy, topology: Topology, backend: str) -> Callable[[Tensor, Tensor, Placement | None], Placement]:
+    """What plans by a policy: from what is in force by all steps, or anew by the window."""
+
+    def make(history: Tensor, weight: Tensor, live: Placement | None) -> Placement:
+        loads, previous = (history, live) if policy.replan else (weight, None)
+        return plan(loads, topology, policy=policy, previous=previous, backend=backend)
+
+    return make
 
 
 def compare_policies(
@@ -117,40 +167,23 @@ def compare_policies(
     Raises:
         ValueError: see `plan`.
     """
-    recording = windows.recording
-    unplanned = Outcome(UNPLANNED)
+    recording, history = windows.recording, History(NEWEST_STEPS)
     in_order = Placement.spread_in_order(recording.num_layers, recording.num_experts, topology)
-    outcomes = [Outcome(name) for name in POLICIES]
-    for index, bound in enumerate(bounds):
-        weight, steps = windows.loads(index), windows.steps(index)
-        history = windows.history(index)
-        unplanned.add(weight, steps, bound, in_order)
-        for outcome in outcomes:
-            policy = POLICIES[outcome.policy]
-            loads, previous = (history, outcome.placement) if policy.replan else (weight, None)
-            if index == 0:
-                plan(loads, topology, policy=policy, backend=backend)
-            start = time.perf_counter()
-            placement = plan(loads, topology, policy=policy, previous=previous, backend=backend)
-            outcome.milliseconds.append((time.perf_counter() - start) * 1e3)
-            outcome.add(weight, steps, bound, placement)
-            advance()
-    return unplanned, outcomes
-
-
-def balancedness_by_step(placement: Placement, steps: Tensor) -> float:
-    """Mean GPU loads summed over steps and layers / max GPU loads summed alike; 1 without load.
-
-    Args:
-        placement: what is judged.
-        steps: [n, L, E], loads of each step.
-    """
-    mean_loads = peaks = 0.0
-    for step in steps:
-        on_gpus = placement.gpu_loads(step)
-        mean_loads += float(on_gpus.mean(1).sum())
-        peaks += float(on_gpus.amax(1).sum())
-    return mean_loads / peaks if peaks else 1.0
+    outcomes = [Outcome(UNPLANNED), *(Outcome(name) for name in POLICIES)]
+    contenders = [_Contender(outcomes[0], windows, bounds, history, lambda *_: in_order)]
+    for outcome in outcomes[1:]:
+        make = _maker(POLICIES[outcome.policy], topology, backend)
+        contenders.append(_Contender(outcome, windows, bounds, history, make, advance))
+    for index in range(windows.count):
+        summaries = [Summary() for _ in contenders]
+        for step in windows.steps(index):
+            history.add(step)
+            for contender, summary in zip(contenders, summaries, strict=True):
+                contender.serve(step, summary)
+        for outcome, summary in zip(outcomes, summaries, strict=True):
+            if summary.steps:
+                outcome.following.append(summary.balancedness)
+    return outcomes[0], outcomes[1:]
 
 
 def mean(values: Sequence[float]) -> float | None:

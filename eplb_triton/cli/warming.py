@@ -50,40 +50,50 @@ def warm_command(
     if None in shape and any(count is not None for count in shape):
         raise Refused("--experts, --replicas and --gpus go together: they are the shape that GPU kernels are made for")
     chosen = [resolve_policy(name) for name in policies or named_policies()]
-    _warm_cpu(chosen)
+    compiled = _warm_cpu(chosen)
     if experts is not None and replicas is not None and gpus is not None:
         with refusing():
             topology = Topology(num_replicas=replicas, num_gpus=gpus, num_groups=groups, num_nodes=nodes)
             topology.check_experts(experts)
-            _warm_gpu(chosen, topology, layers, experts)
+            compiled |= _warm_gpu(chosen, topology, layers, experts)
+    if not compiled:
+        raise Refused("nothing was compiled: the lines above say why")
 
 
-def _warm_cpu(policies: Sequence[Policy]) -> None:
+def _warm_cpu(policies: Sequence[Policy]) -> bool:
     try:
-        from eplb_triton.cpu.launcher import compile_for  # noqa: PLC0415 - Numba is not everywhere, and takes a second
+        from eplb_triton.cpu import serve  # noqa: PLC0415 - Numba is not everywhere, and takes a second
+        from eplb_triton.cpu.launcher import compile_for  # noqa: PLC0415
     except ImportError as error:
         click.echo(f"cpu: nothing compiled: {error}")
-        return
+        return False
     for policy in policies:
         begin = time.perf_counter()
         folder = compile_for(policy)
         where = f"cached in {folder}" if folder else "not cached: no folder can be written"
         click.echo(f"cpu: {policy.name}: {time.perf_counter() - begin:.1f} s, {where}")
+    begin = time.perf_counter()
+    serve.compile_all()
+    click.echo(f"cpu: splitting: {time.perf_counter() - begin:.1f} s")
+    return True
 
 
-def _warm_gpu(policies: Sequence[Policy], topology: Topology, layers: int, experts: int) -> None:
+def _warm_gpu(policies: Sequence[Policy], topology: Topology, layers: int, experts: int) -> bool:
     import torch  # noqa: PLC0415 - takes a second
 
     try:
-        from eplb_triton.kernels.launcher import Launch  # noqa: PLC0415 - Triton is not everywhere
+        import triton  # noqa: F401, PLC0415 - Triton is not everywhere
     except ImportError as error:
         click.echo(f"gpu: nothing compiled: {error}")
-        return
+        return False
     if not torch.cuda.is_available():
         click.echo("gpu: nothing compiled: PyTorch sees no GPU here")
-        return
+        return False
+    from eplb_triton.planner import Planner  # noqa: PLC0415
+
     folder = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
     for policy in policies:
         begin = time.perf_counter()
-        Launch(topology, layers, experts, policy, device="cuda")
+        Planner(topology, layers, experts, policy=policy, device="cuda")
         click.echo(f"gpu: {policy.name}: {time.perf_counter() - begin:.1f} s, cached in {folder}")
+    return True

@@ -7,7 +7,7 @@ from rich.console import Console
 from eplb_triton import Topology
 from eplb_triton.cli.study import Windows
 from eplb_triton.cli.terminal import say
-from eplb_triton.formats import Recording, RoutingTrace
+from eplb_triton.formats import Recording, RoutingTrace, StepStream
 from eplb_triton.printing import printable, shown
 
 
@@ -22,6 +22,13 @@ def loads_words(recording: Recording) -> str:
     if isinstance(recording, RoutingTrace):
         return text + f"{recording.topk_ids.shape[2]} of {recording.num_experts} experts a token"
     return text + counted(recording.num_experts, "expert")
+
+
+def stream_words(stream: StepStream) -> str:
+    """`law.npz, 65 steps, 26 layers, 64 experts`."""
+    names = ", ".join(shown(path) for path in stream.paths)
+    counts = counted(stream.length, "step"), counted(stream.num_layers, "layer"), counted(stream.num_experts, "expert")
+    return f"{names}: {', '.join(counts)}"
 
 
 def span_words(recording: Recording, start: int, stop: int) -> str:

@@ -84,10 +84,10 @@ def value_of(bits: int) -> np.float32:
 
 
 @stage
-def quotient(weight: np.float32, count: int) -> np.float32:
-    """weight / count in float32; Numba alone would divide a float32 by an int64 in float64."""
-    share: np.float32 = weight / np.float32(count)
-    return share
+def divide(load: np.float32, count: int) -> np.float32:
+    """load / count in float32; Numba alone would divide a float32 by an int64 in float64."""
+    replica_load: np.float32 = load / np.float32(count)
+    return replica_load
 
 
 @stage

@@ -14,7 +14,9 @@ from typing import Any, TypeVar, cast
 
 import llvmlite.binding  # type: ignore[import-untyped]
 import numba
+from numba.core.caching import FunctionCache
 
+from eplb_triton import constants
 from eplb_triton.cpu.linking import LeanCompiler, PartCompiler
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -26,7 +28,14 @@ PART: dict[str, Any] = {**EXACT, "no_cpython_wrapper": True, "pipeline_class": P
 
 
 def stage(function: Function) -> Function:
-    """Compile `function` when an entry point that calls it is compiled, as a part of that; Python cannot call it."""
+    """Compile `function` when an entry point that calls it is compiled, as a part of that; Python cannot call it.
+
+    A closure is named by what it closes over: code from the cache and code compiled now lie side by side, and of two
+    functions of one name LLVM takes the first for both. Numba's own numbers in names start anew in every process.
+    """
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        value = getattr(cell.cell_contents, "py_func", cell.cell_contents)
+        function.__qualname__ += f"-{name}-{getattr(value, '__qualname__', value)}"
     return cast(Function, numba.njit(**PART)(function))
 
 
@@ -61,9 +70,21 @@ def entry_point(function: Function, signature: str, specialised_for: str, about:
     options = {**EXACT, "pipeline_class": _compiler_that_says(about) if about else LeanCompiler}
     with _no_garbage_collection():
         try:
-            return cast(Function, numba.njit(signature, cache=True, **options)(function))
+            dispatcher = numba.njit(**options)(function)
+            dispatcher._cache = cast(Any, _CacheByName)(function)
+            dispatcher.compile(signature)
+            dispatcher.disable_compile()
+            return cast(Function, dispatcher)
         except Exception:
             return cast(Function, numba.njit(signature, **options)(function))
+
+
+class _CacheByName(FunctionCache):
+    """Numba's cache on disk without a look at what the function has closed over: its name says all of that, and stages
+    among it have another digest in each process."""
+
+    def _index_key(self, signature: Any, codegen: Any) -> Any:
+        return signature, codegen.magic_tuple()
 
 
 def _compiler_that_says(about: str) -> type[LeanCompiler]:
@@ -98,9 +119,9 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @cache
 def source_digest() -> str:
-    """16 hex digits over this package's sources, Numba's version and the processor that code is made for."""
+    """16 hex digits over the sources of this package and constants.py, Numba's version and the processor."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(constants.__file__)):
         digest.update(source.name.encode() + source.read_bytes())
     processor: Any = (llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten())
     digest.update(repr((numba.__version__, processor)).encode())

@@ -10,11 +10,12 @@ import math
 
 import numpy as np
 
+from eplb_triton import constants
 from eplb_triton.cpu.arith import Doubles, Floats
 from eplb_triton.cpu.compiled import stage
 
-LOAD_BITS = np.int64(28)
-PENALTY = float(1 << 28)  # added to what must not be chosen: above every load
+LOAD_BITS = np.int64(constants.LOAD_BITS)
+PENALTY = float(constants.PENALTY)
 
 
 @stage

@@ -1,6 +1,6 @@
 """Fix-up: move single replicas between experts after replication.
 
-weights [e] float32, counts [e] int64 and the replica list (expert, rank) [p] int64 of one row. A share is w / c.
+loads [e] float32, counts [e] int64 and the replica list (expert, rank) [p] int64 of one row. A replica load is w / c.
 donors, peak and tie are integers of fields.py.
 """
 
@@ -8,68 +8,68 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Floats, Ints, quotient
+from eplb_triton.constants import EPSILON
+from eplb_triton.cpu.arith import Floats, Ints, divide
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.fields import DONORS_REPLICATED, PEAK_EXACT, PEAK_OTHERS, TIE_LEXICOGRAPHIC, TIE_SECOND_PEAK
 
-EPSILON = 1e-12
 NONE = np.int64(-1)
 ANY = np.int64(0)
 REPLICATED = np.int64(1)
 
 
 @stage
-def _heaviest_two(shares: Floats, counts: Ints, above: int) -> tuple[int, int]:
-    """The experts of the two largest shares among those of more than `above` replicas, NONE where there is none;
+def _heaviest_two(replica_loads: Floats, counts: Ints, above: int) -> tuple[int, int]:
+    """The experts of the two largest replica loads among those of more than `above` replicas, NONE where there is none;
     ties: lowest."""
     first, second = NONE, NONE
-    for i in range(shares.size):
+    for i in range(replica_loads.size):
         if counts[i] <= above:
             continue
-        if first == NONE or shares[i] > shares[first]:
+        if first == NONE or replica_loads[i] > replica_loads[first]:
             first, second = i, first
-        elif second == NONE or shares[i] > shares[second]:
+        elif second == NONE or replica_loads[i] > replica_loads[second]:
             second = i
     return first, second
 
 
 @stage
-def _lightest_two(shares: Floats) -> tuple[int, int]:
-    """The experts of the two smallest shares; ties: lowest."""
+def _lightest_two(replica_loads: Floats) -> tuple[int, int]:
+    """The experts of the two smallest replica loads; ties: lowest."""
     first, second = 0, NONE
-    for i in range(1, shares.size):
-        if shares[i] < shares[first]:
+    for i in range(1, replica_loads.size):
+        if replica_loads[i] < replica_loads[first]:
             first, second = i, first
-        elif second == NONE or shares[i] < shares[second]:
+        elif second == NONE or replica_loads[i] < replica_loads[second]:
             second = i
     return first, second
 
 
 @stage
 def _largest_two_after(
-    shares: Floats, donor: int, new_donor: np.float32, receiver: int, new_receiver: np.float32
+    replica_loads: Floats, donor: int, new_donor: np.float32, receiver: int, new_receiver: np.float32
 ) -> tuple[float, float]:
-    """The largest and second largest share once two of them have changed."""
+    """The largest and second largest replica load once two of them have changed."""
     first, second = max(new_donor, new_receiver), min(new_donor, new_receiver)
-    for i in range(shares.size):
+    for i in range(replica_loads.size):
         if i not in (donor, receiver):
-            second = max(second, min(first, shares[i]))
-            first = max(first, shares[i])
+            second = max(second, min(first, replica_loads[i]))
+            first = max(first, replica_loads[i])
     return np.float64(first), np.float64(second)
 
 
 @stage
 def _judge(
-    weights: Floats, counts: Ints, shares: Floats, donor: int, receiver: int, heaviest: int, second: int, peak: int
+    loads: Floats, counts: Ints, replica_loads: Floats, donor: int, receiver: int, heaviest: int, second: int, peak: int
 ) -> tuple[float, float]:
     """The peak after a move as `peak` sees it, and the second peak, which breaks ties."""
     if peak == PEAK_EXACT:
-        new_donor = quotient(weights[donor], counts[donor] - 1)
-        new_receiver = quotient(weights[receiver], counts[receiver] + 1)
-        return _largest_two_after(shares, donor, new_donor, receiver, new_receiver)
-    others = np.float64(shares[heaviest if peak == PEAK_OTHERS and donor != heaviest else second])
-    giving = np.float64(weights[donor]) / np.float64(counts[donor] - 1)
-    taking = np.float64(weights[receiver]) / np.float64(counts[receiver] + 1)
+        new_donor = divide(loads[donor], counts[donor] - 1)
+        new_receiver = divide(loads[receiver], counts[receiver] + 1)
+        return _largest_two_after(replica_loads, donor, new_donor, receiver, new_receiver)
+    others = np.float64(replica_loads[heaviest if peak == PEAK_OTHERS and donor != heaviest else second])
+    giving = np.float64(loads[donor]) / np.float64(counts[donor] - 1)
+    taking = np.float64(loads[receiver]) / np.float64(counts[receiver] + 1)
     middle = max(min(others, giving), min(max(others, giving), taking))
     return max(others, giving, taking), middle
 
@@ -92,20 +92,20 @@ def _better(
 
 @stage
 def _best_move(
-    weights: Floats, counts: Ints, shares: Floats, donors: int, peak: int, tie: int
+    loads: Floats, counts: Ints, replica_loads: Floats, donors: int, peak: int, tie: int
 ) -> tuple[float, float, int, int]:
     """(peak, second peak, donor, receiver) of the move to make, NONE for the donor if there is none."""
-    heaviest, second = _heaviest_two(shares, counts, ANY)
+    heaviest, second = _heaviest_two(replica_loads, counts, ANY)
     above = REPLICATED if donors == DONORS_REPLICATED else ANY
     best = (np.inf, np.inf, NONE, NONE)
-    for donor in _heaviest_two(shares, counts, above):
+    for donor in _heaviest_two(replica_loads, counts, above):
         if donor == NONE or counts[donor] == 1:
             continue
-        for receiver in _lightest_two(shares):
+        for receiver in _lightest_two(replica_loads):
             if receiver == donor:
                 continue
-            largest, middle = _judge(weights, counts, shares, donor, receiver, heaviest, second, peak)
-            if largest + EPSILON < np.float64(shares[heaviest]) and _better(
+            largest, middle = _judge(loads, counts, replica_loads, donor, receiver, heaviest, second, peak)
+            if largest + EPSILON < np.float64(replica_loads[heaviest]) and _better(
                 largest, middle, donor, receiver, best, tie
             ):
                 best = (largest, middle, donor, receiver)
@@ -114,7 +114,7 @@ def _best_move(
 
 @stage
 def move_replicas(
-    weights: Floats,
+    loads: Floats,
     counts: Ints,
     expert: Ints,
     rank: Ints,
@@ -122,20 +122,20 @@ def move_replicas(
     donors: int,
     peak: int,
     tie: int,
-    shares: Floats,
+    replica_loads: Floats,
 ) -> None:
     """Move up to `moves` replicas, each from a heavy expert to a light one, where the peak is judged to fall.
 
     Changes `counts` and the replica list; `expert` and `rank` may be empty, for a list made afterwards.
-    shares [e] is scratch.
+    replica_loads [e] is scratch.
     """
-    e = weights.size
+    e = loads.size
     if e < 2:
         return
     for _ in range(moves):
         for i in range(e):
-            shares[i] = quotient(weights[i], counts[i])
-        _, _, donor, receiver = _best_move(weights, counts, shares, donors, peak, tie)
+            replica_loads[i] = divide(loads[i], counts[i])
+        _, _, donor, receiver = _best_move(loads, counts, replica_loads, donors, peak, tie)
         if donor == NONE:
             return
         for k in range(expert.size):

@@ -10,13 +10,13 @@ from eplb_triton.cpu.fixed import fixed_point
 
 
 @stage
-def group_loads(weight: Floats, group_size: int, loads: Floats) -> None:
+def group_loads(loads: Floats, group_size: int, of_groups: Floats) -> None:
     """Sum each group's experts in float64, rounded once."""
-    for group in range(loads.size):
+    for group in range(of_groups.size):
         total = 0.0
         for expert in range(group * group_size, (group + 1) * group_size):
-            total += np.float64(weight[expert])
-        loads[group] = np.float32(total)
+            total += np.float64(loads[expert])
+        of_groups[group] = np.float32(total)
 
 
 @stage
@@ -30,13 +30,13 @@ def list_experts(pack: Ints, slot: Ints, group_size: int, num_packs: int, expert
 
 
 @stage
-def node_loads(weight: Floats, experts: Ints, num_groups: int, node_loads: Doubles) -> int:
+def node_loads(loads: Floats, experts: Ints, num_groups: int, node_loads: Doubles) -> int:
     """Fill the load of each node of a layer in the fixed point of its groups; the scale of that."""
     group_size, size = experts.size // num_groups, num_groups // node_loads.size
     groups, fixed = floats(num_groups), doubles(num_groups)
     placed = floats(experts.size)
     for k in range(experts.size):
-        placed[k] = weight[experts[k]]
+        placed[k] = loads[experts[k]]
     group_loads(placed, group_size, groups)
     scale = fixed_point(groups, size, fixed)
     for node in range(node_loads.size):

@@ -219,7 +219,9 @@ def _partition_table(group_pack: int, num_groups: int, num_nodes: int) -> Ints:
     return np.array(table, np.int64).reshape(len(table), num_groups)
 
 
-def _in_spans(work: Callable[[int, int], None], num_layers: int, threads: int) -> None:
+def _in_spans(
+    work: Callable[[int, int], None], num_layers: int, threads: int, spans_per_thread: int = SPANS_PER_THREAD
+) -> None:
     """work(first, last) over spans of all layers, by the caller and up to threads - 1 helpers.
 
     Helpers are started anew each time: a pool would be shared state, dead in a forked child, and saves 0.02 ms.
@@ -229,7 +231,7 @@ def _in_spans(work: Callable[[int, int], None], num_layers: int, threads: int) -
     if threads == 1:
         work(0, num_layers)
         return
-    spans = _Spans(num_layers, threads)
+    spans = _Spans(num_layers, threads * spans_per_thread, threads - 1)
     try:
         for helping in spans.helping:
             _thread.start_new_thread(spans.help_out, (work, helping))  # threading.Thread waits for it to run, 0.03 ms
@@ -242,11 +244,11 @@ class _Spans:
     """Spans of layers that threads take from until none is left. A deque is popped, and a lock released, by any thread
     at any time; a Condition around both would cost a tenth of a millisecond."""
 
-    def __init__(self, num_layers: int, threads: int) -> None:
-        most = min(num_layers, threads * SPANS_PER_THREAD)
+    def __init__(self, num_layers: int, num_spans: int, num_helpers: int) -> None:
+        most = min(num_layers, num_spans)
         self._left = deque(pairwise(np.linspace(0, num_layers, most + 1).astype(int).tolist()))
         self._error: BaseException | None = None
-        self.helping = [_thread.allocate_lock() for _ in range(threads - 1)]  # held by a helper at work, or in the end
+        self.helping = [_thread.allocate_lock() for _ in range(num_helpers)]  # held by a helper at work, or in the end
 
     def help_out(self, work: Callable[[int, int], None], helping: _thread.LockType) -> None:
         """Work until no span is left; nothing, if the caller is done already."""

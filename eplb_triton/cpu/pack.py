@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from eplb_triton.constants import NEAR
 from eplb_triton.cpu.arith import LAST_INDEX, Floats, Ints, descending_order, ordered_bits, ordered_sum, value_of
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.tournament import BRANCHES, NO_KEY, build_tree, replace_leaf
@@ -85,7 +86,7 @@ def pack_spread(
         _one_item_each(pack, slot)
         return
     order, items = descending_order(loads, work), work[-num_packs:]
-    tolerance = np.float32(1e-6 * (ordered_sum(loads) / n))
+    tolerance = np.float32(NEAR * (ordered_sum(loads) / n))
     items[:] = 0
     pack_loads[:] = np.float32(0)
     top = _all_empty(tree, num_packs)

@@ -1,8 +1,4 @@
-"""The order of the stages: entry points, each compiled for the fields of a policy that it branches on.
-
-The fields reach an entry point as constants of its closure: Numba drops a branch on a constant before it compiles
-what the branch calls, so that `deepseek` never waits for the stages of other policies.
-"""
+"""The order of the stages: entry points, each compiled for the fields of a policy that its stages branch on."""
 
 from __future__ import annotations
 
@@ -11,50 +7,18 @@ from functools import cache
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Floats, Ints, doubles, floats, int_rows, ints, new_work, quotient
-from eplb_triton.cpu.compiled import entry_point, stage
-from eplb_triton.cpu.fields import (
-    COUNTS_CAPPED,
-    COUNTS_DISPERSION,
-    COUNTS_GATED,
-    COUNTS_PEAK_AWARE,
-    COUNTS_WATERFILL,
-    GROUP_PARTITION,
-    MEAN_COUNTS,
-    PACK_BLOCKS,
-    PACK_SPREAD,
-    REFINE_CORNER,
-    REFINE_EXCHANGE,
-    REFINE_NEAREST,
-    REFINE_NONE,
-    REFINE_PEAK,
-    Fields,
-    name_of,
-)
-from eplb_triton.cpu.fixed import fixed_point, node_target
-from eplb_triton.cpu.fixup import move_replicas
-from eplb_triton.cpu.fixup_paired import move_paired
-from eplb_triton.cpu.groups import group_loads, list_experts, node_loads
-from eplb_triton.cpu.groups_partition import pack_partition
+from eplb_triton.cpu.arith import Floats, Ints, doubles, floats, ints, new_work
+from eplb_triton.cpu.compiled import entry_point
+from eplb_triton.cpu.fields import COUNTS_DISPERSION, PACK_BLOCKS, REFINE_EXCHANGE, Fields, name_of
+from eplb_triton.cpu.groups import node_loads
 from eplb_triton.cpu.maps import physical_maps
-from eplb_triton.cpu.pack import pack_plain, pack_spread
-from eplb_triton.cpu.pack_blocks import fill_blocks
-from eplb_triton.cpu.refine import corner_gpu_steps, refine_corner, refine_nearest, refine_peak
-from eplb_triton.cpu.refine_exchange import refine_doubles, refine_match, refine_pairs
-from eplb_triton.cpu.replicate import (
-    dispersion_tail,
-    fixed_tail,
-    pick_dhondt,
-    pick_gated,
-    pick_peak_aware,
-    pick_sainte_lague,
-    simulated_tail,
-)
-from eplb_triton.cpu.replicate_capped import capped_counts
-from eplb_triton.cpu.replicate_waterfill import list_by_expert, waterfill_counts
+from eplb_triton.cpu.replicate import dispersion_tail, simulated_tail
+from eplb_triton.cpu.rows import count_stage, divide_loads, group_stage, load_row, pack_stage, refine_stage
 from eplb_triton.cpu.tournament import new_trees
 
 TREES = np.int64(3)  # an int64, as in tournament.py
+_SIZES, _MAPS = "int64, int64, int64, int64", "int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[:, ::1]"
+SIGNATURE = f"void(float32[:, ::1], {_SIZES}, int64[:, ::1], boolean, boolean, int64, {_MAPS}, int64, int64)"
 TOO_MANY = -2  # in `bad`: an expert of the row has more replicas than log2phy is wide
 
 
@@ -101,30 +65,18 @@ def compiled_log2phy(dtype: str) -> Callable[..., None]:
     return entry_point(fill_log2phy, signature, dtype)
 
 
-@stage
-def _list_once(counts: Ints, expert: Ints, rank: Ints) -> None:
-    """Begin the replica list: every expert once."""
-    for i in range(counts.size):
-        counts[i] = 1
-        expert[i] = i
-        rank[i] = 0
-
-
 @cache
-def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as plan_rows
+def compiled_rows(fields: Fields) -> Callable[..., None]:
     """The entry point that plans layers: their groups onto nodes, then each row.
 
     A tail with a mean over all rows stands between the two, and then each takes a call of its own.
     """
-    tail, moves, donors, peak, tie, group_rule, group_steps, group_lights, *others = map(np.int64, fields)
-    pack_rule, refine, steps, lights, group_pack, paired_moves, paired_donors, *exchange = others
-    pair_rounds, match_rounds, proposers, double_steps, candidates = exchange
-    spread = bool(pack_rule == PACK_SPREAD)
-    swaps = fields.group_refine != REFINE_NONE or fields.gpu_refine in (REFINE_NEAREST, REFINE_CORNER, REFINE_PEAK)
-    mean_length, fixed_length = fields.counts in MEAN_COUNTS, fields.counts in (COUNTS_PEAK_AWARE, COUNTS_GATED)
+    place_groups, count_replicas = group_stage(fields), count_stage(fields)
+    pack_replicas, refine_gpus = pack_stage(fields), refine_stage(fields)
+    wants_nodes = bool(fields.gpu_pack == PACK_BLOCKS)
 
-    def plan_rows(  # noqa: PLR0912, PLR0915 - one line a stage; a policy's code has three of these branches
-        weight: Floats,  # [L, E]
+    def plan_rows(
+        layers: Floats,  # [L, E], loads
         num_replicas: int,
         num_groups: int,
         num_nodes: int,
@@ -140,99 +92,35 @@ def compiled_rows(fields: Fields) -> Callable[..., None]:  # noqa: PLR0915 - as 
         first: int,  # layers first .. last-1
         last: int,
     ) -> None:
-        group_size = weight.shape[1] // num_groups
-        loads_of_groups, node, position = floats(num_groups), ints(num_groups), ints(num_groups)
-        own = ints(weight.shape[1])
-        e, p, d = weight.shape[1] // num_nodes, num_replicas // num_nodes, num_gpus // num_nodes
+        e, p, d = layers.shape[1] // num_nodes, num_replicas // num_nodes, num_gpus // num_nodes
         # sums are bounds, too, and a `max` out here would be compiled for this function alone
         work, trees = new_work(p + num_groups, d + num_nodes), new_trees(TREES, e + d + num_nodes)
-        if swaps:
-            totals = doubles(d + num_nodes)
-        if moves > 0:
-            replica_loads, no_list = floats(e), ints(p)[:0]
-        if spread:
-            held, pack_loads = int_rows(e, d), floats(d)
-            held[:] = 0
-        if pack_rule == PACK_BLOCKS:
-            fixed, loads_of_nodes, node_scale, target = doubles(p), doubles(num_nodes), np.int64(0), 0.0
-            loads_of_nodes[:] = 0
-        weights, counts = floats(e), ints(e)
-        expert, rank = ints(p), ints(p)
-        loads, pack, slot = floats(p), ints(p), ints(p)
-        tail_length = mean_tail_length
-        if fixed_length and p > e:
-            tail_length = fixed_tail(p - e)
+        own, loads, counts = ints(layers.shape[1]), floats(e), ints(e)
+        expert, rank, replica_loads = ints(p), ints(p), floats(p)
+        gpu, slot, fixed = ints(p), ints(p), doubles(p)
+        loads_of_nodes, node_scale = doubles(num_nodes), np.int64(0)
+        loads_of_nodes[:] = 0
         for layer in range(first, last):
             experts = kept[layer] if kept.shape[0] > 0 else own
             if place:
-                group_loads(weight[layer], group_size, loads_of_groups)
-                if group_pack == GROUP_PARTITION:
-                    pack_partition(loads_of_groups, num_nodes, node, position, table, work, trees[0])
-                else:
-                    pack_plain(loads_of_groups, num_nodes, node, position, work, trees[0])
-                if group_rule == REFINE_NEAREST:
-                    refine_nearest(
-                        loads_of_groups, node, position, num_nodes, group_steps, group_lights, work, totals[:num_nodes]
-                    )
-                if group_rule == REFINE_CORNER:
-                    refine_corner(loads_of_groups, node, position, num_nodes, group_steps, work, totals[:num_nodes])
-                list_experts(node, position, group_size, num_nodes, experts)
+                place_groups(layers[layer], num_groups, num_nodes, table, work, trees, experts)
             if not plan:
                 continue
-            if pack_rule == PACK_BLOCKS and num_nodes > 1:
-                node_scale = node_loads(weight[layer], experts, num_groups, loads_of_nodes)
-            for nth in range(num_nodes):
-                row = experts[nth * e : (nth + 1) * e]
-                for i in range(e):
-                    weights[i] = weight[layer, row[i]]
-                if tail == COUNTS_WATERFILL:
-                    waterfill_counts(weights, p, counts, trees)
-                    if moves > 0:
-                        move_replicas(weights, counts, no_list, no_list, moves, donors, peak, tie, replica_loads)
-                    list_by_expert(counts, expert, rank)
-                elif tail == COUNTS_CAPPED:
-                    capped_counts(weights, p, d, counts, trees)
-                    if paired_moves > 0 and p == 2 * d:
-                        move_paired(weights, counts, d, paired_moves, paired_donors, work)
-                    list_by_expert(counts, expert, rank)
-                else:
-                    _list_once(counts, expert, rank)
-                    pick_dhondt(weights, counts, expert, rank, e, p - tail_length, trees)
-                    if mean_length:
-                        pick_sainte_lague(weights, counts, expert, rank, p - tail_length, p, trees)
-                    if tail == COUNTS_PEAK_AWARE:
-                        pick_peak_aware(weights, counts, expert, rank, p - tail_length, p, trees)
-                    if tail == COUNTS_GATED:
-                        pick_gated(weights, counts, expert, rank, p - tail_length, p, trees)
-                    if moves > 0 and p > e:
-                        move_replicas(weights, counts, expert, rank, moves, donors, peak, tie, replica_loads)
-                for k in range(p):
-                    loads[k] = quotient(weights[expert[k]], counts[expert[k]])
-                if pack_rule == PACK_BLOCKS:
-                    scale = fixed_point(loads, p // d, fixed)
-                    fill_blocks(fixed, expert, d, pack, slot)
-                    target = node_target(loads_of_nodes, node_scale, fixed, scale, d)
-                elif spread and d > 1 and p > e:
-                    pack_spread(loads, expert, d, pack, slot, work, trees[0], held, pack_loads)
-                else:
-                    pack_plain(loads, d, pack, slot, work, trees[0])
-                if refine == REFINE_NEAREST:
-                    refine_nearest(loads, pack, slot, d, steps, lights, work, totals)
-                if refine == REFINE_CORNER:
-                    gpu_steps = corner_gpu_steps(loads, pack, slot, d, steps, work, totals)
-                    refine_corner(loads, pack, slot, d, gpu_steps, work, totals)
-                if refine == REFINE_PEAK:
-                    refine_peak(loads, expert, pack, slot, d, work, totals)
-                if refine == REFINE_EXCHANGE:
-                    refine_pairs(fixed, expert, pack, slot, d, target, pair_rounds)
-                    refine_match(fixed, expert, pack, slot, d, target, match_rounds, proposers)
-                    refine_doubles(fixed, expert, pack, slot, d, target, double_steps, candidates)
+            if wants_nodes and num_nodes > 1:
+                node_scale = node_loads(layers[layer], experts, num_groups, loads_of_nodes)
+            for node in range(num_nodes):
+                row = experts[node * e : (node + 1) * e]
+                load_row(layers[layer], row, loads)
+                count_replicas(loads, d, mean_tail_length, counts, expert, rank, work, trees)
+                divide_loads(loads, counts, expert, replica_loads)
+                target = pack_replicas(
+                    replica_loads, expert, e, d, loads_of_nodes, node_scale, gpu, slot, fixed, work, trees
+                )
+                refine_gpus(replica_loads, expert, d, target, fixed, gpu, slot, work)
                 physical_maps(
-                    pack, slot, expert, rank, counts, row, d, nth, phy2log[layer], phyrank[layer], logcnt[layer]
+                    gpu, slot, expert, rank, counts, row, d, node, phy2log[layer], phyrank[layer], logcnt[layer]
                 )
 
-    sizes, maps = "int64, int64, int64, int64", "int64[:, ::1], int64[:, ::1], int64[:, ::1], int64[:, ::1]"
-    signature = f"void(float32[:, ::1], {sizes}, int64[:, ::1], boolean, boolean, int64, {maps}, int64, int64)"
     seconds = 8 if fields.gpu_refine == REFINE_EXCHANGE else 4
     about = f"{name_of(fields)}, about {seconds} s"
-    return entry_point(plan_rows, signature, "-".join(map(str, fields)), about)
+    return entry_point(plan_rows, SIGNATURE, "-".join(map(str, fields)), about)

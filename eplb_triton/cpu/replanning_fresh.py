@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Ints, new_work, quotient
+from eplb_triton.cpu.arith import Ints, divide, new_work
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.fixed import fixed_point
 from eplb_triton.cpu.groups_partition import pack_partition
@@ -45,7 +45,7 @@ def fresh_plan(state: State, rule: Rule, previous: Ints, num_groups: int, table:
         capped_counts(weights, p, d, counts, trees)
         list_by_expert(counts, expert, rank)
         for k in range(p):
-            loads[k] = quotient(weights[expert[k]], counts[expert[k]])
+            loads[k] = divide(weights[expert[k]], counts[expert[k]])
         fixed_point(loads, s, fixed)
         fill_blocks(fixed, expert, d, gpu, slot)
         for k in range(p):

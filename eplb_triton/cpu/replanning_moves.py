@@ -14,6 +14,7 @@ from eplb_triton.cpu.replanning_potential import (
     link_slots,
     potential_of,
     set_replicas,
+    set_slot,
 )
 from eplb_triton.cpu.replanning_replicas import best_replica_move
 from eplb_triton.cpu.replanning_room import NO_MOVE, Move, Room
@@ -60,10 +61,9 @@ def _swap(state: State, rule: Rule, move: Move) -> None:
     a, b = state.phy2log[move.slot], state.phy2log[move.other]
     state.phy2log[move.slot], state.phy2log[move.other] = b, a
     link_slots(state)
-    set_replicas(state, rule, a)
-    set_replicas(state, rule, b)
-    gpus_of(state, rule, state.gpu[move.slot])
-    gpus_of(state, rule, state.gpu[move.other])
+    for slot in (move.slot, move.other):
+        set_slot(state, rule, slot)
+        gpus_of(state, rule, state.gpu[slot])
 
 
 @stage
@@ -74,9 +74,13 @@ def _rewrite(state: State, rule: Rule, move: Move) -> None:
     state.counts[given] -= 1
     state.counts[taken] += 1
     link_slots(state)
-    last = state.gpu[move.slot]
     for expert in (given, taken):
         set_replicas(state, rule, expert)
+        slot = state.slots[expert]
+        while slot != NO_SLOT:
+            set_slot(state, rule, slot)
+            slot = state.following[slot]
+    last = state.gpu[move.slot]
     gpus_of(state, rule, last)
     for expert in (given, taken):
         slot = state.slots[expert]

@@ -2,6 +2,9 @@
 
 Whole numbers below 2^53 are float64 here, which vectors are made of: sums of them are exact in any order. A slot has a
 *position*: those of a node follow each other, its GPUs side by side, so that what they have in slot s is a vector.
+
+Beside the exact numbers there are the loads of all positions less their means, rounded to float32: their inner products
+are T times covariances, with nothing to cancel. They only say which moves deserve an exact look.
 """
 
 from __future__ import annotations
@@ -10,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles, Ints
+from eplb_triton.cpu.arith import Doubles, Floats, Ints
 from eplb_triton.cpu.compiled import stage
-from eplb_triton.cpu.replanning_sums import sum_of, sum_product
+from eplb_triton.cpu.replanning_sums import add_to, sum_of, sum_product
 from eplb_triton.replans import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
 
-LANES = 4  # samples are filled up with zeros to a multiple
+LANES = 8  # samples are filled up with zeros to a multiple
 SHIFT, ONE, LIMIT = np.int64(POWER_BITS), np.int64(1 << POWER_BITS), np.int64(POWER_LIMIT)
 NO_SLOT = np.int64(-1)
 
@@ -31,15 +34,17 @@ class State(NamedTuple):
     gpu: Ints  # [P], of each slot; a table, as is the next: a division takes longer than what it is for
     position: Ints  # [P], of each slot
     replica: Doubles  # [E, T], loads of one replica of each expert, in each sample
-    loads: Doubles  # [T, P], of the replica in each position
-    mean: Doubles  # [P], sum of that over the samples
-    square: Doubles  # [P], sum of its squares
-    spread: Doubles  # [P], T^2 times its variance
-    products: Doubles  # [P], inner product of that and the loads of its GPU
+    sums: Doubles  # [E, 3], of that: sum over the samples, sum of squares, spread: T^2 times its variance
+    centred: Floats  # [N, T, P / N], T times the load of the replica in each position, less the sum over the samples
+    mean: Doubles  # [P], sum of the loads of the replica in each position
+    spread: Doubles  # [P]
+    rest_mean: Doubles  # [P], sum of the loads of its GPU without it
+    rest_twice: Doubles  # [P], T^2 times their variance, and the spreads of the other replicas
     gpu_loads: Doubles  # [D, T]
     gpu_mean: Doubles  # [D]
     gpu_square: Doubles  # [D]
     gpu_spread: Doubles  # [D], sum of the spreads of its replicas
+    gpu_least: Doubles  # [D], z deviations are at least that after any swap
     score: Doubles  # [D]
     power: Ints  # [D], of `potential_of`
 
@@ -81,12 +86,14 @@ def new_state(num_experts: int, num_replicas: int, num_gpus: int, num_nodes: int
         gpu,
         position,
         np.empty((num_experts, width), np.float64),
-        np.empty((width, p), np.float64),
+        np.empty((num_experts, 3), np.float64),
+        np.zeros((num_nodes, width, p // num_nodes), np.float32),
         np.empty(p, np.float64),
         np.empty(p, np.float64),
         np.empty(p, np.float64),
         np.empty(p, np.float64),
         np.empty((d, width), np.float64),
+        np.empty(d, np.float64),
         np.empty(d, np.float64),
         np.empty(d, np.float64),
         np.empty(d, np.float64),
@@ -115,22 +122,14 @@ def state_of(state: State, rule: Rule) -> None:
     for slot in range(state.phy2log.size):
         state.counts[state.phy2log[slot]] += 1
     link_slots(state)
-    loads = state.replica
-    sums = np.empty((state.counts.size, 3), np.float64)
     for expert in range(state.counts.size):
         if state.counts[expert] > 0:
-            mean, square, spread = replicas_of(
-                state.samples[expert], state.counts[expert], rule.num_samples, loads[expert]
-            )
-            sums[expert, 0], sums[expert, 1], sums[expert, 2] = mean, square, spread
+            set_replicas(state, rule, expert)
     d, s = rule.num_gpus, rule.num_slots
     for first in range(0, state.score.size, d):
         for k in range(s):
             for o in range(d):  # neighbouring columns one after the other, that the cache lines of all samples stay
-                at, expert = first * s + k * d + o, state.phy2log[(first + o) * s + k]
-                for t in range(loads.shape[1]):
-                    state.loads[t, at] = loads[expert, t]
-                state.mean[at], state.square[at], state.spread[at] = sums[expert]
+                set_slot(state, rule, (first + o) * s + k)
     for gpu in range(state.score.size):
         gpus_of(state, rule, gpu)
 
@@ -147,41 +146,47 @@ def link_slots(state: State) -> None:
 
 @stage
 def set_replicas(state: State, rule: Rule, expert: int) -> None:
-    """Fill what the replicas of an expert bring to their positions."""
-    loads = state.replica[expert]
-    if state.slots[expert] == NO_SLOT:
-        return
-    mean, square, spread = replicas_of(state.samples[expert], state.counts[expert], rule.num_samples, loads)
-    slot = state.slots[expert]
-    while slot != NO_SLOT:
-        at = state.position[slot]
-        for t in range(loads.size):
-            state.loads[t, at] = loads[t]
-        state.mean[at], state.square[at], state.spread[at] = mean, square, spread
-        slot = state.following[slot]
+    """Fill what one replica of an expert carries."""
+    loads, sums = state.replica[expert], state.sums[expert]
+    sums[0], sums[1], sums[2] = replicas_of(state.samples[expert], state.counts[expert], rule.num_samples, loads)
+
+
+@stage
+def set_slot(state: State, rule: Rule, slot: int) -> None:
+    """Fill what the replica in a slot brings to its position."""
+    expert, at = state.phy2log[slot], state.position[slot]
+    loads, mean = state.replica[expert], state.sums[expert, 0]
+    state.mean[at], state.spread[at] = mean, state.sums[expert, 2]
+    of_node = state.centred.shape[2]
+    centred, q = state.centred[at // of_node], at % of_node
+    for t in range(rule.num_samples):
+        centred[t, q] = np.float32(rule.num_samples * loads[t] - mean)
+    centred[rule.num_samples :, q] = 0
 
 
 @stage
 def gpus_of(state: State, rule: Rule, gpu: int) -> None:
-    """Fill what a GPU carries, and the products of its slots."""
-    carried = state.gpu_loads[gpu]
-    first, d = state.position[gpu * rule.num_slots], rule.num_gpus
-    last = first + rule.num_slots * d
-    for t in range(carried.size):
-        load = 0.0
-        for at in range(first, last, d):
-            load += state.loads[t, at]
-        carried[t] = load
+    """Fill what a GPU carries, and what it carries without each of its replicas."""
+    carried, s, steps = state.gpu_loads[gpu], rule.num_slots, np.float64(rule.num_samples)
+    carried[:] = 0
     spread = 0.0
-    for at in range(first, last, d):
-        spread += state.spread[at]
-        product = 0.0
-        for t in range(carried.size):
-            product += carried[t] * state.loads[t, at]
-        state.products[at] = product
-    state.gpu_mean[gpu], state.gpu_square[gpu] = sum_of(carried), sum_product(carried, carried)
-    state.gpu_spread[gpu] = spread
-    state.score[gpu] = scores(state.gpu_mean[gpu], state.gpu_square[gpu], spread, rule)
+    for slot in range(gpu * s, (gpu + 1) * s):
+        add_to(state.replica[state.phy2log[slot]], carried)
+        spread += state.sums[state.phy2log[slot], 2]
+    mean, square = sum_of(carried), sum_product(carried, carried)
+    state.gpu_mean[gpu], state.gpu_square[gpu], state.gpu_spread[gpu] = mean, square, spread
+    state.score[gpu] = scores(mean, square, spread, rule)
+    least = np.inf
+    for slot in range(gpu * s, (gpu + 1) * s):
+        expert, at = state.phy2log[slot], state.position[slot]
+        rest = mean - state.sums[expert, 0]
+        product = sum_product(carried, state.replica[expert])
+        variance = steps * (square - 2 * product + state.sums[expert, 1]) - rest * rest
+        others = spread - state.sums[expert, 2]
+        state.rest_mean[at], state.rest_twice[at] = rest, variance + others
+        # Whatever comes instead, of spread u >= 0: 2 * covariance >= -2 * sqrt(variance * u) >= -variance / 2 - 2 * u.
+        least = min(least, variance * 0.5 + others)
+    state.gpu_least[gpu] = rule.z * np.sqrt(least * 0.5)
 
 
 @stage

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles, Flags, Ints
+from eplb_triton.cpu.arith import Doubles, Flags, Floats, Ints
 from eplb_triton.cpu.compiled import stage
-from eplb_triton.cpu.replanning_potential import LANES, NO_SLOT
+from eplb_triton.cpu.replanning_potential import NO_SLOT
 
 
 class Move(NamedTuple):
@@ -100,31 +100,27 @@ def new_replica_room(num_experts: int, num_slots: int, num_gpus: int, width: int
 
 
 class Room(NamedTuple):
-    """For the search of a swap; s slots of the heaviest GPU, d GPUs of its node, n = s * d."""
+    """For the search of a swap; s slots of the heaviest GPU, n of its node, by position."""
 
-    partner: Ints  # [d], GPUs that a swap may pay with; m of them: q = k * m + o is slot k of the o-th
-    place: Ints  # [d], which of them each GPU is, or NO_SLOT
-    rows: Doubles  # [LANES, n], loads of theirs
-    products: Doubles  # [s, n], inner products of slots of the heaviest GPU and theirs
-    gains: Doubles  # [s, n]
-    light: Doubles  # [n], of one slot of the heaviest GPU
-    columns: Doubles  # [7, n], see _fill_columns; the sixth: the largest gain of each
-    gpus: Doubles  # [2, d]
+    factors: Floats  # [s, T], centred loads of the slots of the heaviest GPU, scaled
+    products: Floats  # [s, n], scaled inner products of them and those of all positions
+    gains: Floats  # [s, n], of two slots, about
+    columns: Floats  # [6, n], see _fill_columns
+    given: Floats  # [n], sum of the products of a slot of the heaviest GPU and those of each GPU
+    best: Floats  # [n], largest gain of each position
     replicas: ReplicaRoom
 
 
 @stage
 def new_room(num_experts: int, num_slots: int, num_gpus: int, width: int) -> Room:
     """Room for moves on nodes of `num_gpus` GPUs; `width`: T, as in State."""
-    n = num_slots * num_gpus
+    s, n = num_slots, num_slots * num_gpus
     return Room(
-        np.empty(num_gpus, np.int64),
-        np.empty(num_gpus, np.int64),
-        np.empty((LANES, n), np.float64),
-        np.empty((num_slots, n), np.float64),
-        np.empty((num_slots, n), np.float64),
-        np.empty(n, np.float64),
-        np.empty((7, n), np.float64),
-        np.empty((2, num_gpus), np.float64),
+        np.empty((s, width), np.float32),
+        np.empty((s, n), np.float32),
+        np.empty((s, n), np.float32),
+        np.empty((6, n), np.float32),
+        np.empty(n, np.float32),
+        np.empty(n, np.float32),
         new_replica_room(num_experts, num_slots, num_gpus, width),
     )

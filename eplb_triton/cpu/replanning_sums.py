@@ -31,3 +31,21 @@ def sum_of(a: Doubles) -> float:
     for t in range(a.size):
         total += a[t]
     return total
+
+
+@in_any_order
+def add_to(a: Doubles, total: Doubles) -> None:
+    """Add a to `total`, element by element."""
+    for t in range(a.size):
+        total[t] += a[t]
+
+
+@in_any_order
+def exchanged(loads: Doubles, given: Doubles, taken: Doubles) -> tuple[float, float]:
+    """Sum of loads - given + taken, and the sum of their squares; as `sum_of`."""
+    total = square = 0.0
+    for t in range(loads.size):
+        load = loads[t] - given[t] + taken[t]
+        total += load
+        square += load * load
+    return total, square

@@ -1,18 +1,21 @@
 """Replanning: swaps of a slot of the heaviest GPU with one of another GPU on its node.
 
-They are judged by inner products: those of the slots of the heaviest GPU with all slots of its partners give what every
-GPU carries afterwards. Gains are first found in float64, all at once, then exactly for those near the largest.
+They are judged by inner products: those of the slots of the heaviest GPU with all slots of its node give what every
+GPU carries afterwards. Gains are first found in float32, all at once, then exactly for those near the largest.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles, Ints
+from eplb_triton.cpu.arith import Floats
 from eplb_triton.cpu.compiled import inlined, stage
 from eplb_triton.cpu.replanning_potential import LANES, NO_SLOT, Potential, Rule, State, powers, scores
 from eplb_triton.cpu.replanning_room import NO_MOVE, Move, Room
-from eplb_triton.cpu.replanning_vectors import BANNED, UNIT, add_multiples, largest, subtract_powers
+from eplb_triton.cpu.replanning_sums import exchanged
+from eplb_triton.cpu.replanning_vectors import BANNED, UNIT, add_multiples, fill_gains, largest_of, raise_to
+
+EPSILON = 2.0**-24  # of float32
 
 
 @stage
@@ -22,190 +25,165 @@ def best_swap(state: State, rule: Rule, potential: Potential, floor: int, room: 
     No swap brings an expert to a GPU that holds it. Ties: the lowest partner, then the lowest slot of the heaviest
     GPU, then of the partner.
     """
-    s, h = rule.num_slots, potential.heaviest
-    m = _fill_partners(state, rule, potential, floor, room.partner, room.place)
-    n, node = s * m, h // rule.num_gpus * rule.num_gpus
-    if m == 0:
+    if not _may_pay(state, rule, potential, floor):
         return NO_MOVE
-    _multiply(state, rule, h, m, room)
-    _fill_columns(state, rule, h, m, room)
-    best = room.columns[5][:n]
-    best[:] = -BANNED
-    steps = np.float64(rule.num_samples)
-    light_given, held = room.gpus[0][:m], room.gpus[1][:m]
+    s, d, h = rule.num_slots, rule.num_gpus, potential.heaviest
+    node = h // d
+    scale = np.float32(1.0 / max(potential.top, 1.0))
+    _multiply(state, rule, h, scale, room)
+    _fill_columns(state, rule, h, scale, room)
+    room.best[:] = -BANNED
     for i in range(s):
-        at = state.position[h * s + i]
-        products, gains, light = room.products[i][:n], room.gains[i][:n], room.light[:n]
-        _sum_by_gpu(products, light_given)
-        held[:] = 0
-        slot = state.slots[state.phy2log[h * s + i]]
-        while slot != NO_SLOT:
-            o = room.place[state.gpu[slot] - node]
-            if o != NO_SLOT:
-                held[o] = BANNED
-            slot = state.following[slot]
-        for k in range(s):
-            for o in range(m):
-                q = k * m + o
-                light[q] = products[q] - light_given[o]
-                gains[q] = room.columns[4, q] - held[o]
-        mean, square, spread = state.mean[at], state.square[at], state.spread[at]
-        twice = steps * (square - 2 * state.products[at]) - spread
-        subtract_powers(room.columns[0][:n], room.columns[1][:n], products, -mean, twice, rule, potential.top, gains)
-        twice = steps * square + spread
-        subtract_powers(room.columns[2][:n], room.columns[3][:n], light, mean, twice, rule, potential.top, gains)
-        for q in range(n):
-            best[q] = gains[q] if gains[q] > best[q] else best[q]
-    return _exact_best(state, rule, potential, floor, m, room)
+        slot = h * s + i
+        at, gains = state.position[slot], room.gains[i]
+        _sum_by_gpu(room.products[i], d, room.given)
+        gains[:] = room.columns[0]
+        held = state.slots[state.phy2log[slot]]
+        while held != NO_SLOT:
+            if state.gpu[held] // d == node:
+                o = state.gpu[held] - node * d
+                for k in range(s):
+                    gains[k * d + o] = -BANNED
+            held = state.following[held]
+        heavy, light = np.float32(state.rest_mean[at]) * scale, np.float32(state.mean[at]) * scale
+        heavy_rest = np.float32(state.rest_twice[at]) * scale * scale
+        light_spread = np.float32(2.0 * state.spread[at]) * scale * scale
+        own = heavy, light, heavy_rest, light_spread
+        fill_gains(own, np.float32(rule.z), rule.norm, room.columns, room.given, room.products[i], gains, room.best)
+    return _exact_best(state, rule, potential, floor, room)
 
 
 @inlined
-def _fill_partners(state: State, rule: Rule, potential: Potential, floor: int, partner: Ints, place: Ints) -> int:
-    """Fill the GPUs of the node with which a swap may gain more than `floor`, and which of them each GPU is; how many.
+def _may_pay(state: State, rule: Rule, potential: Potential, floor: int) -> bool:
+    """Whether a swap with some GPU of the node may gain more than `floor`.
 
-    The two means add up to the same after any swap, and a score is no less than the mean: so the two powers then are no
-    less than twice that of half the sum.
+    The two means add up to the same after any swap, and `gpu_least` bounds the deviations: so the two powers then are
+    no less than twice that of half the sum.
     """
-    h, m = potential.heaviest, 0
+    h = potential.heaviest
     node = h // rule.num_gpus * rule.num_gpus
     margin = np.float64(4 * rule.norm + 8)
     for gpu in range(node, node + rule.num_gpus):
-        power = (state.gpu_mean[h] + state.gpu_mean[gpu]) * 0.5 / max(potential.top, 1.0)
-        norm = rule.norm
-        while norm > 1:
-            power *= power
-            norm >>= 1
+        if gpu == h:
+            continue
+        score = (state.gpu_mean[h] + state.gpu_mean[gpu] + state.gpu_least[h] + state.gpu_least[gpu]) * 0.5
+        power = raise_to((score - 2.0 - rule.z) / max(potential.top, 1.0), rule.norm)  # scores are cut, twice
         least = 2.0 * power / UNIT - margin
-        place[gpu - node] = NO_SLOT
-        if gpu != h and np.float64(state.power[h] + state.power[gpu]) - least > 2.0 * np.float64(floor):
-            partner[m], place[gpu - node] = gpu, m
-            m += 1
-    if 2 * m > rule.num_gpus:  # then all of them: their loads lie side by side
-        m = rule.num_gpus
-        for o in range(m):
-            partner[o], place[o] = node + o, o
-    return m
+        if np.float64(state.power[h] + state.power[gpu]) - least > 2.0 * np.float64(floor):
+            return True
+    return False
 
 
 @inlined
-def _multiply(state: State, rule: Rule, h: int, m: int, room: Room) -> None:
-    """Fill the inner products of the loads of the slots of GPU `h` with those of its partners."""
-    s, d = rule.num_slots, rule.num_gpus
-    n, node = s * m, h // d * d
-    room.products[:, :n] = 0
-    for t in range(0, state.loads.shape[0], LANES):
-        a, b, c, e = room.rows[0][:n], room.rows[1][:n], room.rows[2][:n], room.rows[3][:n]
-        if m == d:
-            first, last = node * s, node * s + n
-            a, b = state.loads[t][first:last], state.loads[t + 1][first:last]
-            c, e = state.loads[t + 2][first:last], state.loads[t + 3][first:last]
-        else:
-            for lane in range(LANES):
-                row, loads = room.rows[lane], state.loads[t + lane]
-                for k in range(s):
-                    first = (node * s) + k * d - node
-                    for o in range(m):
-                        row[k * m + o] = loads[first + room.partner[o]]
-        for i in range(s):
-            at = state.position[h * s + i]
-            x, y, z, w = (
-                state.loads[t, at],
-                state.loads[t + 1, at],
-                state.loads[t + 2, at],
-                state.loads[t + 3, at],
-            )
-            add_multiples(x, y, z, w, a, b, c, e, room.products[i][:n])
+def _multiply(state: State, rule: Rule, h: int, scale: np.float32, room: Room) -> None:
+    """Fill the products: twice the covariances with the slots of GPU `h`, as the columns are scaled."""
+    centred = state.centred[h // rule.num_gpus]
+    per_step = np.float32(2.0) / np.float32(rule.num_samples) * scale * scale
+    for i in range(rule.num_slots):
+        q = state.position[h * rule.num_slots + i] % centred.shape[1]
+        for t in range(centred.shape[0]):
+            room.factors[i, t] = centred[t, q] * per_step
+    room.products[:] = 0
+    for t in range(0, centred.shape[0], LANES):
+        rows = centred[t : t + LANES]
+        for i in range(rule.num_slots):
+            add_multiples(room.factors[i][t : t + LANES], rows, room.products[i])
 
 
 @inlined
-def _fill_columns(state: State, rule: Rule, h: int, m: int, room: Room) -> None:
-    """What does not depend on the slot that the heaviest GPU `h` gives.
+def _fill_columns(state: State, rule: Rule, h: int, scale: np.float32, room: Room) -> None:
+    """What does not depend on the slot that the heaviest GPU `h` gives, by position of the node.
 
-    For it and for the partner: mean, and T * square + spread, if it had (had not) the replica in each slot; the powers
-    of both before, less a penalty where `h` holds the expert; the product of that replica and the loads of `h`.
+    The powers of both GPUs before, in units of 2^30, -BANNED where `h` is the partner or holds the expert; the mean of
+    the replica there, and what its spread and its covariances with all of `h` add; the means of the others of its GPU,
+    and the square of their deviation. On the scale of the largest score.
     """
-    s, steps = rule.num_slots, np.float64(rule.num_samples)
-    heavy_taken = room.columns[6][: s * m]
-    heavy_taken[:] = 0
+    s, d, columns = rule.num_slots, rule.num_gpus, room.columns
+    first, node = h // d * d * s, h // d * d
+    for q in range(columns.shape[1]):
+        columns[1, q] = np.float32(state.mean[first + q]) * scale
+        columns[2, q] = np.float32(2.0 * state.spread[first + q]) * scale * scale
+        columns[3, q] = np.float32(state.rest_mean[first + q]) * scale
+        columns[4, q] = np.float32(state.rest_twice[first + q]) * scale * scale
     for i in range(s):
-        for q in range(heavy_taken.size):
-            heavy_taken[q] += room.products[i, q]
-    for k in range(s):
-        for o in range(m):
-            q, gpu = k * m + o, room.partner[o]
-            at = state.position[gpu * s + k]
-            square, spread = state.square[at], state.spread[at]
-            room.columns[0, q] = state.gpu_mean[h] + state.mean[at]
-            room.columns[1, q] = (
-                steps * (state.gpu_square[h] + square + 2 * heavy_taken[q]) + state.gpu_spread[h] + spread
-            )
-            room.columns[2, q] = state.gpu_mean[gpu] - state.mean[at]
-            room.columns[3, q] = (
-                steps * (state.gpu_square[gpu] + square - 2 * state.products[at]) + state.gpu_spread[gpu] - spread
-            )
-            room.columns[4, q] = np.float64(state.power[h] + state.power[gpu]) * UNIT
-    node = h // rule.num_gpus * rule.num_gpus
+        for q in range(columns.shape[1]):
+            columns[2, q] += room.products[i, q]
+    for o in range(d):
+        columns[0, o] = np.float32(np.float64(state.power[h] + state.power[node + o]) * UNIT)
+    columns[0, h - node] = -BANNED
+    for k in range(d, s * d):
+        columns[0, k] = columns[0, k - d]
     for i in range(s):
         slot = state.slots[state.phy2log[h * s + i]]
         while slot != NO_SLOT:
-            gpu = state.gpu[slot]
-            o = room.place[gpu - node]
-            if o != NO_SLOT:
-                room.columns[4, (slot - gpu * s) * m + o] -= BANNED
+            if state.gpu[slot] // d * d == node:
+                columns[0, state.position[slot] - first] = -BANNED
             slot = state.following[slot]
 
 
 @stage
-def _sum_by_gpu(products: Doubles, sums: Doubles) -> None:
-    """Fill the inner products of a replica's loads with those of each GPU."""
-    d = sums.size
-    sums[:] = 0
-    for k in range(0, products.size, d):
+def _sum_by_gpu(products: Floats, d: int, sums: Floats) -> None:
+    """Fill for every position the sum of the products of its GPU."""
+    sums[:d] = products[:d]
+    for k in range(d, products.size, d):
         for o in range(d):
             sums[o] += products[k + o]
+    for q in range(d, products.size):
+        sums[q] = sums[q - d]
+
+
+@inlined
+def _margin(rule: Rule, potential: Potential) -> float:
+    """How far a gain in float32 may be from the exact one, of two slots, in units of 2^30.
+
+    e = 2^-24; sd(x): deviation of x, so that its spread is sd^2. An inner product of centred loads is off by less than
+    (T + 4) e sd(a) sd(b), the sums of s of them by (2T + s + 16) e sd(b) times the sum of the sd(a) of a GPU, which is
+    at most sqrt(s) that GPU's; twice that, over the root of something above the spread of b, and 4 (s + 1) e for the
+    rest's own rounding and 24 e for means: off a score, as a part of the largest. Cutting takes 2 + z more. A power is
+    off by norm times that (and a little: 1.1), integers by 2 units a power of norm.
+    """
+    s, t = np.float64(rule.num_slots), np.float64(rule.num_samples)
+    rounding = EPSILON * (2.0 * (2.0 * t + s + 16.0) * np.sqrt(s) + 4.0 * (s + 1.0) + 24.0)
+    score = rounding + (2.0 + rule.z) / max(potential.top, 1.0)
+    margin: float = 2.0 * rule.norm * (1.1 * score + 4.0 * UNIT)
+    return margin
 
 
 @stage
-def _exact_best(state: State, rule: Rule, potential: Potential, floor: int, m: int, room: Room) -> Move:
+def _exact_best(state: State, rule: Rule, potential: Potential, floor: int, room: Room) -> Move:
     """The first of the largest exact gains, among those whose approximate gain may be the largest."""
-    s = rule.num_slots
-    best = room.columns[5][: s * m]
-    most = largest(best)
-    # Two powers, each off by less than 2 * norm units: what is 8 * norm of them below the largest is not larger.
-    margin = (4.0 * rule.norm + 8.0) * UNIT
-    least = max(most - 2 * margin, 2.0 * np.float64(floor) * UNIT - margin)
+    s, d = rule.num_slots, rule.num_gpus
+    margin, node = _margin(rule, potential), potential.heaviest // d * d
     gain, own, other = floor, NO_SLOT, NO_SLOT
-    for q in range(best.size):
-        if best[q] < least:
-            continue
-        for i in range(s):
-            if room.gains[i, q] < least:
+    least = 2.0 * np.float64(floor) * UNIT - margin
+    most = largest_of(room.best)
+    for first in (True, False):  # the most promising alone at first: most of the others then need no look
+        for q in range(most if first else 0, most + 1 if first else room.best.size):
+            if room.best[q] < least:
                 continue
-            exact = _exact_gain(state, rule, potential, i, q, m, room)
-            slot = room.partner[q % m] * s + q // m
-            tied = exact == gain and other != NO_SLOT
-            if exact > gain or (tied and (state.gpu[slot], i, slot) < (state.gpu[other], own, other)):
-                gain, own, other = exact, i, slot
+            for i in range(s):
+                if room.gains[i, q] < least:
+                    continue
+                slot = (node + q % d) * s + q // d
+                exact = _exact_gain(state, rule, potential, potential.heaviest * s + i, slot)
+                tied = exact == gain and other != NO_SLOT
+                if exact > gain or (tied and (state.gpu[slot], i, slot) < (state.gpu[other], own, other)):
+                    gain, own, other = exact, i, slot
+                    least = max(least, 2.0 * np.float64(gain) * UNIT - margin)
     if other == NO_SLOT:
         return NO_MOVE
     return Move(gain, potential.heaviest * s + own, other)
 
 
-@inlined
-def _exact_gain(state: State, rule: Rule, potential: Potential, i: int, q: int, m: int, room: Room) -> int:
-    """The gain a slot of swapping slot i of the heaviest GPU with the q-th of its partners."""
-    s, h = rule.num_slots, potential.heaviest
-    gpu = room.partner[q % m]
-    own, other = state.position[h * s + i], state.position[gpu * s + q // m]
-    mean, spread = state.mean[other] - state.mean[own], state.spread[other] - state.spread[own]
-    square = state.square[other] + state.square[own] - 2 * room.products[i, q]
-    light_given = 0.0
-    for k in range(s):
-        light_given += room.products[i, k * m + q % m]
-    heavy_square = state.gpu_square[h] + square + 2 * (room.columns[6, q] - state.products[own])
-    light_square = state.gpu_square[gpu] + square + 2 * (light_given - state.products[other])
-    heavy = scores(state.gpu_mean[h] + mean, heavy_square, state.gpu_spread[h] + spread, rule)
-    light = scores(state.gpu_mean[gpu] - mean, light_square, state.gpu_spread[gpu] - spread, rule)
+@stage
+def _exact_gain(state: State, rule: Rule, potential: Potential, own: int, other: int) -> int:
+    """The gain a slot of swapping slot `own` of the heaviest GPU with slot `other`."""
+    h, gpu, given, taken = state.gpu[own], state.gpu[other], state.phy2log[own], state.phy2log[other]
+    spread = state.sums[taken, 2] - state.sums[given, 2]
+    mean, square = exchanged(state.gpu_loads[h], state.replica[given], state.replica[taken])
+    heavy = scores(mean, square, state.gpu_spread[h] + spread, rule)
+    mean, square = exchanged(state.gpu_loads[gpu], state.replica[taken], state.replica[given])
+    light = scores(mean, square, state.gpu_spread[gpu] - spread, rule)
     before = state.power[h] + state.power[gpu]
     gain: int = (before - powers(heavy, potential.top, rule.norm) - powers(light, potential.top, rule.norm)) >> 1
     return gain

@@ -2,23 +2,77 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import numba
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles
-from eplb_triton.cpu.compiled import stage
+from eplb_triton.cpu.arith import Doubles, Floats
+from eplb_triton.cpu.compiled import PART, Function, stage
 from eplb_triton.cpu.replanning_potential import SHIFT, Rule
 
 BANNED = 1e9  # taken off the gain of what must not be done, in units of 2^30; a power is at most 2^32 of them
 UNIT = 1.0 / (1 << SHIFT)
 
 
+def about(function: Function) -> Function:
+    """As `stage`, for what is off by a margin anyway: any order of operations, fused ones too."""
+    return cast(Function, numba.njit(**(PART | {"fastmath": {"reassoc", "nsz", "contract"}}))(function))
+
+
 @stage
-def add_multiples(
-    x: float, y: float, z: float, w: float, a: Doubles, b: Doubles, c: Doubles, d: Doubles, out: Doubles
-) -> None:
-    """Add x * a + y * b + z * c + w * d to `out`: four samples at a time, one load and store of `out` for all."""
+def raise_to(value: float, norm: int) -> float:
+    """value^norm, norm a power of two; 0 of what is negative."""
+    power = max(value, 0.0)
+    while norm > 1:
+        power *= power
+        norm >>= 1
+    return power
+
+
+@about
+def add_multiples(factors: Floats, rows: Floats, out: Floats) -> None:
+    """Add factors [LANES] @ rows [LANES, n] to `out` [n]: one load and store of `out` for all of them."""
+    a, b, c, d = factors[0], factors[1], factors[2], factors[3]
+    e, f, g, h = factors[4], factors[5], factors[6], factors[7]
     for q in range(out.size):
-        out[q] += (x * a[q] + y * b[q]) + (z * c[q] + w * d[q])
+        first = (a * rows[0, q] + b * rows[1, q]) + (c * rows[2, q] + d * rows[3, q])
+        out[q] += first + ((e * rows[4, q] + f * rows[5, q]) + (g * rows[6, q] + h * rows[7, q]))
+
+
+@about
+def fill_gains(
+    own: tuple[np.float32, np.float32, np.float32, np.float32],
+    z: np.float32,
+    norm: int,
+    columns: Floats,
+    given: Floats,
+    products: Floats,
+    gains: Floats,
+    best: Floats,
+) -> None:
+    """Take the powers of both GPUs after each swap of one slot off `gains` [n]; raise `best` [n] to them.
+
+    own: mean of the other replicas of the heaviest GPU, of its own; squared deviation of the others; twice its spread.
+    """
+    heavy, light, heavy_rest, light_spread = own
+    from_4, from_8, from_16, from_32 = norm >= 4, norm >= 8, norm >= 16, norm >= 32
+    zero, half, one, much = np.float32(0.0), np.float32(0.5), np.float32(1.0 + 2.0**-8), np.float32(2.0)
+    for q in range(gains.size):
+        a = heavy_rest + columns[2, q] - products[q]
+        b = light_spread + columns[4, q] + given[q] - products[q]
+        a = heavy + columns[1, q] + z * np.sqrt(half * max(a, zero))
+        b = light + columns[3, q] + z * np.sqrt(half * max(b, zero))
+        a = a if a < one else much  # a score above the largest: no gain makes up for its power
+        b = b if b < one else much
+        a *= a
+        b *= b
+        a, b = (a * a, b * b) if from_4 else (a, b)
+        a, b = (a * a, b * b) if from_8 else (a, b)
+        a, b = (a * a, b * b) if from_16 else (a, b)
+        a, b = (a * a, b * b) if from_32 else (a, b)
+        gains[q] -= a + b
+        best[q] = max(best[q], gains[q])
 
 
 @stage
@@ -60,3 +114,15 @@ def largest(values: Doubles) -> float:
     for q in range(values.size):
         most = max(most, values[q])
     return most
+
+
+@stage
+def largest_of(values: Floats) -> int:
+    """Where the largest of `values` is. Ties: the first."""
+    most = np.float32(-BANNED)
+    for q in range(values.size):
+        most = max(most, values[q])
+    for q in range(values.size):
+        if values[q] == most:
+            return q
+    return 0

@@ -15,28 +15,28 @@ from eplb_triton.cpu.tournament import (
 
 
 @stage
-def capped_counts(weights: Floats, num_replicas: int, num_packs: int, counts: Ints, trees: Ints) -> None:
+def capped_counts(loads: Floats, num_replicas: int, num_packs: int, counts: Ints, trees: Ints) -> None:
     """Fill `counts`: replica after replica to the expert of largest w / c among those of fewer than `num_packs`.
 
     The cap is lifted where that many replicas cannot be held without two on a GPU. Idle rows get theirs spread evenly.
     Ties: lowest expert.
     """
-    e = weights.size
+    e = loads.size
     cap = num_packs if num_replicas <= e * num_packs else num_replicas
     counts[:] = 1
     if num_replicas == e:
         return
     idle = True
     for i in range(e):
-        idle = idle and weights[i] == 0
+        idle = idle and loads[i] == 0
     if idle:
-        weights = floats(e)
-        weights[:] = 1
-    top = fill_quotients(weights, counts, DHONDT, trees[0])
+        loads = floats(e)
+        loads[:] = 1
+    top = fill_quotients(loads, counts, DHONDT, trees[0])
     for _ in range(num_replicas - e):
         choice = key_expert(top)
         counts[choice] += 1
         if counts[choice] < cap:
-            top = refresh_quotient(weights, counts, DHONDT, trees[0], choice)
+            top = refresh_quotient(loads, counts, DHONDT, trees[0], choice)
         else:
             top = replace_leaf(trees[0], e, choice, NO_KEY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import LAST_INDEX, Floats, Ints, ordered_bits, quotient, value_of
+from eplb_triton.cpu.arith import LAST_INDEX, Floats, Ints, divide, ordered_bits, value_of
 from eplb_triton.cpu.compiled import inlined, stage
 
 Divisor = tuple[np.int64, np.int64]
@@ -82,25 +82,25 @@ def replace_leaf(tree: Ints, num_leaves: int, leaf: int, key: int) -> int:
 
 
 @stage
-def _expert_key(weights: Floats, counts: Ints, divisor: Divisor, expert: int) -> int:
+def _expert_key(loads: Floats, counts: Ints, divisor: Divisor, expert: int) -> int:
     """A key that is larger for a larger quotient; ties: lowest expert."""
     times, plus = divisor
-    share = quotient(weights[expert], times * counts[expert] + plus)
-    return (ordered_bits(share) << 32) | (LAST_INDEX - expert)
+    replica_load = divide(loads[expert], times * counts[expert] + plus)
+    return (ordered_bits(replica_load) << 32) | (LAST_INDEX - expert)
 
 
 @stage
-def fill_quotients(weights: Floats, counts: Ints, divisor: Divisor, tree: Ints) -> int:
+def fill_quotients(loads: Floats, counts: Ints, divisor: Divisor, tree: Ints) -> int:
     """Start a tournament of the experts' quotients; the winning key."""
-    for i in range(weights.size):
-        tree[i // BRANCHES, i % BRANCHES] = _expert_key(weights, counts, divisor, i)
-    return build_tree(tree, weights.size)
+    for i in range(loads.size):
+        tree[i // BRANCHES, i % BRANCHES] = _expert_key(loads, counts, divisor, i)
+    return build_tree(tree, loads.size)
 
 
 @inlined
-def refresh_quotient(weights: Floats, counts: Ints, divisor: Divisor, tree: Ints, expert: int) -> int:
+def refresh_quotient(loads: Floats, counts: Ints, divisor: Divisor, tree: Ints, expert: int) -> int:
     """Bring a tournament of quotients up to date after counts[expert] changed; the winning key."""
-    return replace_leaf(tree, weights.size, expert, _expert_key(weights, counts, divisor, expert))
+    return replace_leaf(tree, loads.size, expert, _expert_key(loads, counts, divisor, expert))
 
 
 @stage
@@ -109,7 +109,7 @@ def key_expert(key: int) -> int:
 
 
 @stage
-def key_share(key: int) -> np.float32:
+def key_load(key: int) -> np.float32:
     return value_of(key >> 32)
 
 
@@ -119,7 +119,7 @@ def largest_two(top: int, tree: Ints, num_experts: int) -> tuple[np.float32, np.
 
     Takes the winner out: refresh it before the next use.
     """
-    largest = key_share(top)
+    largest = key_load(top)
     if num_experts == 1:
         return largest, largest
-    return largest, key_share(replace_leaf(tree, num_experts, key_expert(top), NO_KEY))
+    return largest, key_load(replace_leaf(tree, num_experts, key_expert(top), NO_KEY))

@@ -7,6 +7,7 @@ from eplb_triton.formats.maps import NEED_GPUS, SUFFIXES_OF, check_map_path, rea
 from eplb_triton.formats.plans import PlanFile, check_plan_path, read_plan, write_plan
 from eplb_triton.formats.recordings import LoadSeries, Recording, RoutingTrace
 from eplb_triton.formats.slot_map import SlotMap
+from eplb_triton.formats.streaming import StepStream, open_steps
 
 __all__ = [
     "NEED_GPUS",
@@ -17,9 +18,11 @@ __all__ = [
     "Recording",
     "RoutingTrace",
     "SlotMap",
+    "StepStream",
     "check_map_path",
     "check_plan_path",
     "check_writable",
+    "open_steps",
     "read_loads",
     "read_map",
     "read_plan",

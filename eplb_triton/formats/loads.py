@@ -48,7 +48,7 @@ def read_loads(
     """
     if os.path.isdir(path):  # False where the path cannot be looked at, which is told below
         return _read_folder(path, num_experts)
-    named = read_named(path, LOAD_SUFFIXES, EXPECTED, lambda names: [_pick(path, names, key)])
+    named = read_named(path, LOAD_SUFFIXES, EXPECTED, lambda names: [pick_name(path, names, key)])
     if sglang_passes.RECORDS in named:
         del named  # read again with the map: dumps are large
         return sglang_passes.read_files(path, [path], num_experts)
@@ -78,7 +78,7 @@ def _read_folder(path: Path, num_experts: int | None) -> LoadSeries:
     return sglang_passes.read_files(path, dumps, num_experts)
 
 
-def _pick(path: Path, names: Sequence[str], key: str | None) -> str:
+def pick_name(path: Path, names: Sequence[str], key: str | None) -> str:
     listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") or "nothing"
     if key is not None:
         if key in names and key != NAMELESS:

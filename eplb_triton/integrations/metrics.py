@@ -24,7 +24,10 @@ class Metrics:
             "eplb_triton_plan_seconds", "Seconds to plan and compare", labels, buckets=(0.001, 0.01, 0.1, 1.0, 10.0)
         )
         self.peak = client.Gauge(
-            "eplb_triton_peak_over_mean", "Load of the busiest GPU / mean, of the last plan", [*labels, "when"]
+            "eplb_triton_peak_over_mean",
+            "Load of the busiest GPU / mean, of the last plan",
+            [*labels, "when"],
+            multiprocess_mode="livemax",  # the same on every rank: one series, not one a process
         )
 
     def planned(self, framework: str, outcome: str, seconds: float) -> None:

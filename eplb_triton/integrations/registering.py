@@ -29,12 +29,10 @@ def asked_settings(framework: str) -> Settings | None:
 
 
 def log_as(framework: str) -> None:
-    """Let our lines go where the framework's go, if it configures its own logger alone and nobody ours."""
-    ours, theirs = logging.getLogger("eplb_triton"), logging.getLogger(framework)
-    if not ours.handlers and theirs.handlers:
-        for handler in theirs.handlers:
-            ours.addHandler(handler)
-        ours.setLevel(logging.INFO)
+    """Let our lines go where the framework's go, now and after it configures its logger: unless ours has a handler."""
+    ours = logging.getLogger("eplb_triton")
+    if not ours.handlers:
+        ours.parent = logging.getLogger(framework)  # its handlers and its level are asked for at each line
 
 
 def tell_version(framework: str) -> None:
@@ -70,12 +68,13 @@ def refuse_unknown(framework: str, what: str) -> None:
     )
 
 
-def guarded(framework: str, register: Callable[[Settings], None]) -> None:
-    """Run a registration; one that fails is a log line, for one that raises ends the engine."""
+def guarded(framework: str, register: Callable[[Settings], bool]) -> bool:
+    """Whether a registration took place; one that fails is a log line, for one that raises ends the engine."""
     try:
         settings = asked_settings(framework)
         if settings is not None:
             log_as(framework)
-            register(settings)
+            return register(settings)
     except Exception:
         logger.exception("%s: not registered; its own planner plans", framework)
+    return False

@@ -93,14 +93,15 @@ class Replanner:
             compare: whether other ranks plan too.
         """
         started = time.perf_counter()
-        compare = compare and self.settings.agree and topology.num_gpus > 1
-        if compare and group is None:
+        compare = compare and self.settings.agree
+        if compare and group is None and topology.num_gpus > 1:
             self.tell_once("no process group to compare plans over: the framework's own planner plans", logging.ERROR)
             return self._end(Answer(None, "own"), started)
         keepable = can_be_kept(old, topology, num_experts)
         kept = old if keepable else None
+        loads = self._loads(history)  # where a stop file is too: other ranks may not see one, and histories stay alike
         stop = self._stop_asked()
-        made = None if stop else self._made(history, old, topology, num_experts, keepable)
+        made = None if stop or loads is None else self._made(loads, old, topology, num_experts, keepable)
         verdict = self._verdict(made, stop, group if compare else None)
         if verdict.stopped:
             self.tell_once(f"stopped by {self.settings.stop_file}: the framework's own planner plans", logging.WARNING)
@@ -110,7 +111,7 @@ class Replanner:
             if (counters := prometheus()) is not None:
                 counters.disagreements.labels(self.framework).inc()
             return self._end(Answer(kept, "kept" if keepable else "own", True), started)
-        self._tell_of(made, old if keepable else None, started, group)
+        self._tell_of(made, old, keepable, started, group)
         if self.settings.shadow:
             return self._end(Answer(kept, "shadow"), started)
         return self._end(Answer(made.placement.phy2log, "deployed"), started)
@@ -136,13 +137,20 @@ class Replanner:
         except Exception:  # the first plan tries again, and then the reference
             logger.warning("%s: planning on the CPU could not be warmed up", self.framework, exc_info=True)
 
+    def _loads(self, history: Callable[[], Tensor]) -> Tensor | None:
+        """[n, L, E] that can be planned for, or None; never raises."""
+        try:
+            given = history()
+            return self._usable(given if given.dim() == 3 else given.unsqueeze(0))
+        except Exception:
+            logger.exception("%s: there are no loads to plan for", self.framework)
+            return None
+
     def _made(
-        self, history: Callable[[], Tensor], old: Tensor | None, topology: Topology, num_experts: int, keepable: bool
+        self, loads: Tensor, old: Tensor | None, topology: Topology, num_experts: int, keepable: bool
     ) -> Made | None:
         """A valid plan by the first backend that makes one, or None; never raises."""
         try:
-            given = history()
-            loads = self._usable(given if given.dim() == 3 else given.unsqueeze(0))
             mean = loads.to(torch.float64).mean(0)
             if keepable and not bool(mean.any()):  # an idle window says nothing that is worth a move
                 assert old is not None
@@ -235,15 +243,24 @@ class Replanner:
                 logger.exception("%s: the plan has no fingerprint", self.framework)
         return agree(fingerprint, group, stop=stop)
 
-    def _tell_of(self, made: Made, old: Tensor | None, started: float, group: distributed.ProcessGroup | None) -> None:
+    def _tell_of(
+        self,
+        made: Made,
+        old: Tensor | None,
+        keepable: bool,
+        started: float,
+        group: distributed.ProcessGroup | None,
+    ) -> None:
         """One line on rank 0, and counters; a figure that cannot be had stops nothing."""
         try:
-            placement, before, slots = made.placement, None, placement_slots(made.placement)
-            if old is not None:
-                held = Placement.from_phy2log(
-                    old.to(made.loads.device, torch.int64).contiguous(), placement.num_experts, placement.topology
-                )
-                before, slots = held.balancedness(made.loads), int(placement.moved(held).slots.sum())
+            placement, before = made.placement, None
+            num_experts, topology = placement.num_experts, placement.topology
+            slots, held = placement.phy2log.numel(), fitted(old, topology, num_experts)
+            if held is not None:
+                slots = int((placement.phy2log.to("cpu", torch.int64) != held).sum())
+            if held is not None and keepable:
+                live = Placement.from_phy2log(held.to(made.loads.device), num_experts, topology)
+                before = live.balancedness(made.loads)
             after = placement.balancedness(made.loads)
             if (counters := prometheus()) is not None:
                 counters.moved(self.framework, 0 if self.settings.shadow else slots, before, after)
@@ -259,7 +276,7 @@ class Replanner:
                     "none" if before is None else f"{before:.4f}",
                     after,
                     slots,
-                    placement_slots(placement),
+                    placement.phy2log.numel(),
                     placement.fingerprint(),
                     __version__,
                     SPEC_VERSION,
@@ -273,14 +290,9 @@ class Replanner:
         return answer
 
 
-def placement_slots(placement: Placement) -> int:
-    """L * P."""
-    return placement.phy2log.numel()
-
-
 def _rank(group: distributed.ProcessGroup | None) -> int:
     if group is not None:
-        return distributed.get_rank(group)
+        return group.rank()  # not distributed.get_rank(group), which knows no group that was made beside torch's own
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 

@@ -38,6 +38,7 @@ PLANNER_ARGUMENTS = (
     "algorithm",
 )
 LOCATION = "sglang.srt.eplb.expert_location"
+RECORDER = "sglang.srt.eplb.expert_distribution"
 DISPATCH = f"{LOCATION}.compute_logical_to_rank_dispatch_physical_map"
 DISPATCH_ARGUMENTS = ("logical_to_all_physical_map", "ep_size", "num_physical_experts", "ep_rank", "seed")
 
@@ -70,7 +71,9 @@ class Hooks:
         alone = _plans_alone()
         group = None if alone else self._own_group()
         old = _in_force(loads.shape[-2])
-        answer = self.replanner.answer(lambda: loads, old, topology, experts, group, compare=not alone)
+        answer = self.replanner.answer(
+            lambda: _in_order_of_time(loads), old, topology, experts, group, compare=not alone
+        )
         if answer.phy2log is None:
             return original(*args, **kwargs)
         placement = Placement.from_phy2log(answer.phy2log.to(loads.device, torch.int64), experts, topology)
@@ -100,17 +103,21 @@ class Hooks:
         return self._group
 
 
-def register() -> None:
-    """Entry point `sglang.srt.plugins`. Does nothing unless EPLB_TRITON_SGLANG=1; never raises."""
-    guarded(FRAMEWORK, _register)
+def register() -> bool:
+    """Entry point `sglang.srt.plugins`. Does nothing unless EPLB_TRITON_SGLANG=1; never raises.
+
+    Returns:
+        Whether this package plans from now on.
+    """
+    return guarded(FRAMEWORK, _register)
 
 
-def _register(settings: Settings) -> None:
+def _register(settings: Settings) -> bool:
     registry = import_module("sglang.srt.plugins.hook_registry")
     algorithms, location = import_module("sglang.srt.eplb.eplb_algorithms"), import_module(LOCATION)
     if not takes(getattr(algorithms, "rebalance_experts", None), PLANNER_ARGUMENTS):
         refuse_unknown(FRAMEWORK, PLANNER)
-        return
+        return False
     tell_version(FRAMEWORK)
     hooks = Hooks(settings)
     hooks.replanner.warm()
@@ -119,6 +126,19 @@ def _register(settings: Settings) -> None:
         registry.HookRegistry.register(DISPATCH, hooks.dispatch, registry.HookType.AROUND)
     else:
         refuse_unknown(FRAMEWORK, DISPATCH)
+    return True
+
+
+def _in_order_of_time(loads: Tensor) -> Tensor:
+    """[B, L, E], oldest step first: SGLang hands its ring over as it lies, and starts no window at the ring's row 0."""
+    try:
+        recorder = import_module(RECORDER).get_global_expert_distribution_recorder()
+        ring = recorder._accumulator._global_physical_count_of_buffered_step
+        if loads.dim() == 3 and len(loads) == len(ring._buffer):
+            return loads.roll(-int(ring._curr_index), 0)  # the row that is written next is the oldest, or empty
+    except (ImportError, AttributeError):  # loads of a file, or another recorder: no ring
+        logger.debug("sglang: the order of steps is taken as it is", exc_info=True)
+    return loads
 
 
 def _in_force(num_layers: int) -> Tensor | None:

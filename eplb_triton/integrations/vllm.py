@@ -7,6 +7,7 @@ and `maps_of_slots` in that of its loop over slots. vLLM is not imported before.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -81,6 +82,7 @@ class TritonEplbPolicy:
         Returns:
             [L, P] int64 on the CPU, a new tensor, the same on every rank.
         """
+        model = _model_of_caller()
         arguments = weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices
 
         def own() -> Tensor:
@@ -90,15 +92,16 @@ class TritonEplbPolicy:
         layers, experts = weight.shape
         mapped: Tensor
         mapped, disagreed = cls._map(
-            lambda: cls.windows.add(weight, num_replicas),
+            lambda: cls.windows.add(weight, num_replicas, model),
             old_global_expert_indices,
             (experts, num_replicas, num_groups, num_nodes, num_ranks),
             _eplb_group,
             own,
             weight,
+            model,
         )
         if disagreed:
-            cls.windows.forget(layers, experts, num_replicas)
+            cls.windows.forget(layers, experts, model)
         return mapped
 
     def create_state(self, num_moe_layers: int) -> EplbModelState:
@@ -120,7 +123,8 @@ class TritonEplbPolicy:
             (loads.shape[-1], context.num_replicas, counts.num_groups, counts.num_nodes, counts.num_ranks),
             lambda: context.cpu_group,
             own,
-            loads[0],
+            loads[-1],
+            _model_of_caller(),
         )
         return _as_plan(mapped) if isinstance(mapped, Tensor) else mapped
 
@@ -137,6 +141,7 @@ class TritonEplbPolicy:
         group: Callable[[], distributed.ProcessGroup | None],
         own: Callable[[], Any],
         loads: Tensor,
+        model: object | None,
     ) -> tuple[Any, bool]:
         """The map to deploy, or what vLLM's own policy says; and whether ranks disagreed."""
         try:
@@ -150,7 +155,7 @@ class TritonEplbPolicy:
         else:
             mapped = answer.phy2log.to("cpu", torch.int64).clone()  # read by another thread over many steps
         if cls.weighted is not None and isinstance(mapped, Tensor):
-            cls.weighted.remember(mapped, loads, topology)
+            cls.weighted.remember(mapped, loads, topology, model)
         return mapped, answer.disagreed
 
     @classmethod
@@ -172,7 +177,7 @@ def compute_logical_maps(physical_to_logical_map: Tensor, num_logical_experts: i
     """In the place of vLLM's: the same maps without a loop over slots, weighted by the last loads where asked for."""
     try:
         if TritonEplbPolicy.weighted is not None:
-            found = TritonEplbPolicy.weighted.maps(physical_to_logical_map, num_logical_experts)
+            found = TritonEplbPolicy.weighted.maps(physical_to_logical_map, num_logical_experts, _model_of_caller())
             if found is not None:
                 return found
         return maps_of_slots(physical_to_logical_map, num_logical_experts)
@@ -183,24 +188,28 @@ def compute_logical_maps(physical_to_logical_map: Tensor, num_logical_experts: i
 
 
 _OWN: dict[str, Any] = {}
-"""vLLM's functions that are replaced, by name."""
+"""vLLM's own of what is replaced or looked for, by name."""
 
 
-def register() -> None:
-    """Entry point `vllm.general_plugins`. Does nothing unless EPLB_TRITON_VLLM=1; never raises."""
-    guarded(FRAMEWORK, _register)
+def register() -> bool:
+    """Entry point `vllm.general_plugins`. Does nothing unless EPLB_TRITON_VLLM=1; never raises.
+
+    Returns:
+        Whether this package plans from now on.
+    """
+    return guarded(FRAMEWORK, _register)
 
 
-def _register(settings: Settings) -> None:
+def _register(settings: Settings) -> bool:
     policies = import_module("vllm.distributed.eplb.policy").EPLB_POLICIES
     own = policies.get("default")
     if own is TritonEplbPolicy:
-        return  # vLLM may load plugins twice in a process
+        return True  # vLLM may load plugins twice in a process
     today = takes(getattr(own, "rebalance_experts", None), TODAY)
     coming = takes(getattr(own, "plan_rebalance", None), COMING)
     if not (today or coming):
         refuse_unknown(FRAMEWORK, 'EPLB_POLICIES["default"]')
-        return
+        return False
     tell_version(FRAMEWORK)
     TritonEplbPolicy.own, TritonEplbPolicy.windows = own, Windows()
     TritonEplbPolicy.replanner = Replanner(FRAMEWORK, settings)
@@ -209,12 +218,29 @@ def _register(settings: Settings) -> None:
     if TritonEplbPolicy.weighted is not None:
         TritonEplbPolicy.weighted.warm()
     state: Any = import_module("vllm.distributed.eplb.eplb_state")
+    _OWN["EplbModelState"] = getattr(state, "EplbModelState", None)
     if takes(getattr(state, "compute_logical_maps", None), ("physical_to_logical_map", "num_logical_experts")):
         _OWN["compute_logical_maps"] = state.compute_logical_maps
         state.compute_logical_maps = compute_logical_maps
     else:
         refuse_unknown(FRAMEWORK, "compute_logical_maps")
     policies["default"] = TritonEplbPolicy
+    return True
+
+
+def _model_of_caller() -> object | None:
+    """vLLM's state of the model that the caller of our caller works on, or None where it has none that we know.
+
+    Today's call does not say which model it is for, and vLLM asks the main model and the draft model to be equal in
+    experts and replicas: of equal layers too, their loads would be one history. Every caller in vLLM has the state of
+    its model in a local variable.
+    """
+    kind, held = _OWN.get("EplbModelState"), sys._getframe(2).f_locals
+    for name in ("model_state", "eplb_model_state"):
+        if kind is not None and isinstance(held.get(name), kind):
+            found: object = held[name]
+            return found
+    return None
 
 
 def _eplb_group() -> distributed.ProcessGroup | None:

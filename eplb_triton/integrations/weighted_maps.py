@@ -18,11 +18,11 @@ MOST_ROWS = 1024
 class WeightedMaps:
     """Remembers which loads the layers of the last plans were made for, by their slots; bounded. Any thread may use it.
 
-    A framework asks for the maps of one layer without saying which: layers of equal slots share their loads.
+    A framework asks for the maps of one layer without saying which: layers of a model of equal slots share their loads.
     """
 
     def __init__(self) -> None:
-        self._rows: OrderedDict[bytes, tuple[Tensor, Topology]] = OrderedDict()
+        self._rows: OrderedDict[tuple[int, bytes], tuple[Tensor, Topology]] = OrderedDict()
         self._lock = threading.Lock()
 
     def warm(self) -> None:
@@ -31,13 +31,13 @@ class WeightedMaps:
         self.remember(slots, torch.ones(1, 2), topology)
         self.maps(slots, 2)
 
-    def remember(self, phy2log: Tensor, loads: Tensor, topology: Topology) -> None:
-        """Keep the loads [L, E] of every layer of phy2log [L, P], in force from now on."""
+    def remember(self, phy2log: Tensor, loads: Tensor, topology: Topology, model: object | None = None) -> None:
+        """Keep the loads [L, E] of every layer of phy2log [L, P] of a model, in force from now on."""
         usable = loads.to("cpu", torch.float32)
         usable = torch.where((usable >= 0) & (usable <= 2.0**100), usable, 0.0)
-        found: dict[bytes, Tensor] = {}
+        found: dict[tuple[int, bytes], Tensor] = {}
         for slots, load in zip(phy2log, usable, strict=True):
-            key = _key(slots)
+            key = _key(slots, model)
             found[key] = found[key] + load if key in found else load
         with self._lock:
             for key, load in found.items():
@@ -46,13 +46,13 @@ class WeightedMaps:
             while len(self._rows) > MOST_ROWS:
                 self._rows.popitem(last=False)
 
-    def maps(self, phy2log: Tensor, num_experts: int) -> tuple[Tensor, Tensor] | None:
+    def maps(self, phy2log: Tensor, num_experts: int, model: object | None = None) -> tuple[Tensor, Tensor] | None:
         """As `maps_of_slots`, of width 16 or more; None where a layer is not remembered, or lacks an expert."""
         from eplb_triton.serving.dispatch import classify, split, table  # noqa: PLC0415 - only who asks for it
 
         slots = phy2log if phy2log.dim() == 2 else phy2log.unsqueeze(0)
         with self._lock:
-            found = [self._rows.get(_key(row)) for row in slots]
+            found = [self._rows.get(_key(row, model)) for row in slots]
         known = [row for row in found if row is not None and row[0].numel() == num_experts]
         if len(known) < len(found) or not known or bool((slots < 0).any()):
             return None
@@ -67,5 +67,5 @@ class WeightedMaps:
         return (made, count) if phy2log.dim() == 2 else (made[0], count[0])
 
 
-def _key(slots: Tensor) -> bytes:
-    return slots.to("cpu", torch.int64).contiguous().numpy().tobytes()
+def _key(slots: Tensor, model: object | None) -> tuple[int, bytes]:
+    return id(model), slots.to("cpu", torch.int64).contiguous().numpy().tobytes()

@@ -71,6 +71,19 @@ def at(values, index, position):
 
 
 @triton.jit
+def lowest_free(masks):
+    """The lowest bit that none of the int32 `masks` has, 32 if there is none."""
+    used = tl.reduce(masks, 0, _either)
+    bit = tl.arange(0, 32)
+    return tl.min(tl.where((used >> bit) & 1 == 0, bit, 32), 0)
+
+
+@triton.jit
+def _either(a, b):
+    return a | b
+
+
+@triton.jit
 def _ordered(x):
     """float64 as ordered int64 keys, negative numbers included."""
     key = x.to(tl.int64, bitcast=True)

@@ -9,6 +9,7 @@ from eplb_triton import constants
 from eplb_triton.kernels.arith import bits, float64, from_bits
 
 LOAD_BITS = tl.constexpr(constants.LOAD_BITS)
+FULL = tl.constexpr(2.0**constants.LOAD_BITS)
 INDEX = tl.constexpr(0xFFFF)  # of an item or a label, in a sort key: load, then label, then item
 LABEL_SHIFT = tl.constexpr(16)
 PENALTY = tl.constexpr(constants.PENALTY)  # above every load
@@ -65,7 +66,7 @@ def node_target(
     """The mean GPU load of the layer's heaviest node on the scale of the row, or the row's own if larger."""
     NUM_PACKS: tl.constexpr = shape.num_packs
     of_layer = heaviest_node.to(tl.float64) * power_of_two(scale - node_scale)
-    of_layer = tl.minimum(of_layer / float64(NUM_PACKS), float64(2.0**28)).to(tl.int32)
+    of_layer = tl.minimum(of_layer / float64(NUM_PACKS), float64(FULL)).to(tl.int32)
     return tl.maximum(of_layer, mean_target(fixed_ptr, shape))
 
 

@@ -31,7 +31,10 @@ def move_paired(
     step = 0
     going = True
     while (step < rule.moves) & going:
-        value, heavy, light = _largest_pair(loads, counts, expert, replicas, NUM_PACKS, NUM_EXPERTS)
+        keys = sort_descending(tl.where(expert < NUM_EXPERTS, _key(loads, counts, expert), -1), replicas.keys)
+        tl.store(replicas.keys + expert, keys)
+        tl.debug_barrier()
+        value, heavy, light = _largest_pair(replicas, NUM_PACKS, NUM_EXPERTS, shape.expert_lanes)
         givers = tl.where(counts > 1, bits(divide(loads, tl.maximum(counts - 1, 1))), HIGHEST)
         best = from_bits(tl.full((), 0x7F800000, tl.int32))  # infinity
         best_donor = 0
@@ -39,10 +42,13 @@ def move_paired(
         for candidate in tl.range(0, 2 * rule.donors):
             key, donor = smallest(givers, expert)
             receiver = tl.where(candidate % 2 == 0, heavy, light)
-            allowed = (key < HIGHEST) & (receiver != donor) & (at(counts, expert, receiver) < NUM_PACKS)
+            count = at(counts, expert, receiver)
+            allowed = (key < HIGHEST) & (receiver != donor) & (count < NUM_PACKS)
             if allowed:
-                after = counts - (expert == donor).to(tl.int32) + (expert == receiver).to(tl.int32)
-                new_value, _, _ = _largest_pair(loads, after, expert, replicas, NUM_PACKS, NUM_EXPERTS)
+                fewer = _key(from_bits(at(bits(loads), expert, donor)), at(counts, expert, donor) - 1, donor)
+                more = _key(from_bits(at(bits(loads), expert, receiver)), count + 1, receiver)
+                _sort_again(keys, fewer, more, replicas.keys)
+                new_value, _, _ = _largest_pair(replicas, NUM_PACKS, NUM_EXPERTS, shape.expert_lanes)
                 if new_value < best:
                     best = new_value
                     best_donor = donor
@@ -56,19 +62,44 @@ def move_paired(
 
 
 @triton.jit
-def _largest_pair(loads, counts, expert, replicas, NUM_PACKS: tl.constexpr, NUM_EXPERTS: tl.constexpr):
+def _key(load, count, expert):
+    """An expert's sort key, int64: larger for a larger replica load, then for a lower number; and its count."""
+    key = (bits(divide(load, tl.maximum(count, 1))).to(tl.int64) << 32) | count.to(tl.int64)
+    return key | ((expert ^ INDEX) << LABEL_SHIFT).to(tl.uint32).to(tl.int64)
+
+
+@triton.jit
+def _sort_again(keys, fewer, more, keys_ptr):
+    """Sorted `keys`, two of which become `fewer` and `more`, in order to memory: a sort takes much longer."""
+    lane = tl.arange(0, keys.shape[0])
+    label = label_of(keys)
+    is_fewer = (label == label_of(fewer)) & (keys >= 0)
+    is_more = (label == label_of(more)) & (keys >= 0)
+    stays = ~(is_fewer | is_more)
+    gone = tl.min(tl.where(is_fewer, lane, HIGHEST), 0)
+    also_gone = tl.min(tl.where(is_more, lane, HIGHEST), 0)
+    place = lane - (lane > gone).to(tl.int32) - (lane > also_gone).to(tl.int32)
+    place += (keys < fewer).to(tl.int32) + (keys < more).to(tl.int32)
+    tl.store(keys_ptr + place, keys, mask=stays)
+    first = tl.sum((stays & (keys > fewer)).to(tl.int32), 0)
+    second = tl.sum((stays & (keys > more)).to(tl.int32), 0)
+    tl.store(keys_ptr + first + (more > fewer).to(tl.int32), fewer)
+    tl.store(keys_ptr + second + (fewer > more).to(tl.int32), more)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _largest_pair(replicas, NUM_PACKS: tl.constexpr, NUM_EXPERTS: tl.constexpr, EXPERTS: tl.constexpr):
     """The largest of the pairs of the best pairing, float32, and its two experts, heavier first; ties: the first.
 
-    Replicas of an expert weigh the same: the sorted replicas are the sorted experts, each as often as it counts. From
-    here on lanes are experts by position: load descending, then number; `start` is the place of its first replica."""
-    EXPERTS: tl.constexpr = expert.shape[0]
+    Replicas of an expert weigh the same: the sorted replicas are the sorted experts, `replicas.keys`, each as often as
+    it counts. Lanes are experts by position: load descending, then number; `start` is the place of its first replica.
+    """
     LAST: tl.constexpr = 2 * NUM_PACKS - 1
-    key = (bits(divide(loads, tl.maximum(counts, 1))).to(tl.int64) << 32) | counts.to(tl.int64)
-    key = key | ((expert ^ INDEX) << LABEL_SHIFT).to(tl.uint32).to(tl.int64)
-    key = sort_descending(tl.where(expert < NUM_EXPERTS, key, -1), replicas.keys)
+    expert = tl.arange(0, EXPERTS)
+    key = tl.load(replicas.keys + expert)
     count = tl.where(expert < NUM_EXPERTS, (key & INDEX).to(tl.int32), 0)
     start = tl.cumsum(count, 0) - count
-    tl.store(replicas.keys + expert, key)
     tl.store(replicas.spare + expert, start, mask=expert < NUM_EXPERTS)
     tl.debug_barrier()
     load = from_bits((key >> 32).to(tl.int32))

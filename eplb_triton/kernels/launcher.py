@@ -134,7 +134,7 @@ class Launch:
         width = plan.shape.log2phy_width
         elements = *(self.num_layers * n for n in (replicas, replicas, experts, experts * width)), rows
         stand_ins: dict[str, Any] = {
-            "loads_ptr": _Pointer(types["loads_ptr"], 1),  # never specialised
+            "loads_ptr": Pointer(types["loads_ptr"], 1),  # never specialised
             "num_rows": rows,
             "scratch_ptr": self.scratch,
             "partitions_ptr": self.partitions,
@@ -149,11 +149,11 @@ def _nothing(*_: object) -> None:
     """No layers: nothing to launch."""
 
 
-def _pointer(kind: str, elements: int) -> _Pointer | None:
-    return None if kind == "constexpr" else _Pointer(kind, elements)
+def _pointer(kind: str, elements: int) -> Pointer | None:
+    return None if kind == "constexpr" else Pointer(kind, elements)
 
 
-class _Pointer:
+class Pointer:
     """What Triton asks a tensor for when it compiles: its type, its alignment and how far it reaches."""
 
     def __init__(self, kind: str, elements: int) -> None:

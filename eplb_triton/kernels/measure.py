@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import bits, divide, float64, from_bits, ordered_sum
+from eplb_triton.kernels.arith import EPSILON, bits, divide, float64, from_bits, ordered_sum
 from eplb_triton.kernels.buffers import ROW_BYTES, replicas_of, statistics_of
 from eplb_triton.kernels.replicate import pick_dhondt, pick_sainte_lague
 from eplb_triton.kernels.rows import groups_to_nodes, load_row
@@ -52,7 +52,7 @@ def _variation(loads_ptr, NUM_EXPERTS: tl.constexpr):
             deviation = tl.load(loads_ptr + i).to(tl.float64) - mean
             variance += deviation * deviation
         variance = variance / float64(1.0 * (NUM_EXPERTS - 1))
-    return tl.sqrt(variance) / tl.maximum(mean, float64(1e-12))
+    return tl.sqrt(variance) / tl.maximum(mean, float64(EPSILON))
 
 
 @triton.jit

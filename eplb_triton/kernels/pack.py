@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from eplb_triton import constants
 from eplb_triton.kernels.arith import (
     HIGHEST,
     at,
@@ -15,6 +16,8 @@ from eplb_triton.kernels.arith import (
     smallest,
 )
 from eplb_triton.kernels.sorting import sort_descending
+
+NEAR = tl.constexpr(constants.NEAR)
 
 
 @triton.jit
@@ -62,7 +65,7 @@ def pack_spread(items, shape: tl.constexpr):
         lane = tl.arange(0, shape.item_lanes)
         tl.store(items.sorted + lane, _sorted_items(items, shape), mask=lane < NUM_ITEMS)
         mean = ordered_sum(items.loads, NUM_ITEMS) / float64(1.0 * NUM_ITEMS)
-        near = (float64(1e-6) * mean).to(tl.float32)
+        near = (float64(NEAR) * mean).to(tl.float32)
         tl.debug_barrier()
         pack = tl.arange(0, shape.pack_lanes)
         key = tl.where(pack < NUM_PACKS, tl.zeros_like(pack), HIGHEST)

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from eplb_triton import constants
 from eplb_triton.kernels.arith import (
     EPSILON,
     HIGHEST,
@@ -21,6 +22,7 @@ from eplb_triton.kernels.arith import (
 )
 from eplb_triton.kernels.sorting import sort_descending
 
+LEAST_VARIATION, MOST_VARIATION = (tl.constexpr(bound) for bound in constants.VARIATION_RANGE)
 SMALLEST_NORMAL = tl.constexpr(0x00800000)  # bits of 2^-126
 
 
@@ -76,7 +78,9 @@ def dispersion_tail(
     """A tenth of the redundant replicas, times the mean coefficient of variation held between 0.7 and 1.3,
     rounded half to even."""
     variation, _, _ = _ordered_sums(statistics_ptr, num_rows, 1)
-    scale = tl.minimum(tl.maximum(variation / num_rows.to(tl.float64), float64(0.7)), float64(1.3))
+    scale = tl.minimum(
+        tl.maximum(variation / num_rows.to(tl.float64), float64(LEAST_VARIATION)), float64(MOST_VARIATION)
+    )
     tail = round_half_even(float64(0.10 * NUM_REDUNDANT) * scale)
     return tl.minimum(tl.maximum(tail, 1), NUM_REDUNDANT)
 
@@ -268,7 +272,7 @@ def _level(average, heaviest, average_ptr, NUM_EXPERTS: tl.constexpr):
     largest a millionth above the mean, the gate is open and nothing more need be known."""
     values = tl.where(average < 0, 0.0, from_bits(average))
     about = tl.sum(values.to(tl.float64), 0) / float64(1.0 * NUM_EXPERTS)
-    level = heaviest.to(tl.float64) <= tl.maximum(about, float64(1e-12)) * float64(1.000001)
+    level = heaviest.to(tl.float64) <= tl.maximum(about, float64(EPSILON)) * float64(1.000001)
     if level:
         expert = tl.arange(0, average.shape[0])
         tl.debug_barrier()

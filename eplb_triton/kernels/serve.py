@@ -1,4 +1,5 @@
-"""The kernels of a serving step: classes, quotas, slots, tables and counts; one program a layer, or a chunk of ids."""
+"""The kernels of a serving step: classes, quotas, slots, tables, counts and transfers; one program a layer, or a chunk
+of ids."""
 # ruff: noqa: N803, N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
@@ -9,7 +10,9 @@ from eplb_triton.kernels.arith import clean
 from eplb_triton.kernels.counting import count_ids, count_slots
 from eplb_triton.kernels.places import list_places
 from eplb_triton.kernels.routing import exact_slots, fill_table, hashed_slots
-from eplb_triton.kernels.splitting import SplitScratch, place_classes, split_counts, whole_counts
+from eplb_triton.kernels.splitting import place_classes, split_counts, whole_counts
+from eplb_triton.kernels.splitting_levels import SplitScratch
+from eplb_triton.kernels.transfers import batch_transfers, choose_sources, count_transfers
 
 
 @triton.jit
@@ -190,3 +193,22 @@ def add_slots(
     tokens = tl.load(tokens_ptr + at, mask=slot < shape.num_replicas, other=0).to(tl.int32)
     row = tl.load(position_ptr) * num_layers + layer
     count_slots(tokens, owner, ring_ptr + row * shape.num_experts, bad_ptr)
+
+
+@triton.jit
+def transfer_layers(
+    ahead_ptr,  # integer [L, P]
+    live_ptr,  # integer [L, P]
+    source_ptr,  # int32 [L, P], out
+    batch_ptr,  # int32 [L, P], out
+    counts_ptr,  # int32 [L, 5], out
+    shape: tl.constexpr,  # SplitShape
+    GPUS_PER_NODE: tl.constexpr,
+):
+    layer = tl.program_id(0).to(tl.int64)
+    row = layer * shape.num_replicas
+    choose_sources(ahead_ptr + row, live_ptr + row, GPUS_PER_NODE, source_ptr + row, shape)
+    tl.debug_barrier()
+    batch_transfers(source_ptr + row, batch_ptr + row, shape)
+    tl.debug_barrier()
+    count_transfers(source_ptr + row, batch_ptr + row, GPUS_PER_NODE, counts_ptr + layer * 5, shape)

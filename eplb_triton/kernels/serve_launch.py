@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ import triton
 from torch import Tensor
 
 from eplb_triton.kernels import serve
+from eplb_triton.kernels.launcher import Pointer
 from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
 from eplb_triton.serving.checks import check
 
 IDS = 512  # of a program that counts and sorts them; half as many cost as much again for the places
 HASHED_IDS = 1024  # of one that does not sort
+MOST_SOURCES = 16384  # 3 * 16384^2, a key of kernels/transfers.py, is below 2^31
 LANES = 64 if torch.version.hip else 32
 _INTERPRETED = not isinstance(serve.split_layers, triton.runtime.JITFunction)
 
@@ -79,19 +81,63 @@ def spec(
     return KernelSpec(function, signature, constexprs, num_warps, 128 if lanes == 32 else None)
 
 
-def class_scratch(num_layers: int, num_experts: int, num_replicas: int, num_gpus: int) -> tuple[int, int]:
-    """Shape of what `classify` needs besides its result, int32."""
-    return num_layers, split_shape(num_experts, num_replicas, num_gpus).class_scratch
-
-
-def classify(phy2log: Tensor, num_gpus: int, classes: Tensor, scratch: Tensor | None = None) -> None:
-    """Fill `classes` [L, E] int32 on the current stream; with `scratch` of `class_scratch` nothing is allocated."""
+def classify(phy2log: Tensor, num_gpus: int, classes: Tensor) -> None:
+    """Fill `classes` [L, E] int32 on the current stream; allocates its scratch, see `ClassLaunch`."""
     num_layers, num_experts = classes.shape
     shape = split_shape(num_experts, phy2log.shape[1], num_gpus)
-    if scratch is None:
-        scratch = torch.empty(num_layers, shape.class_scratch, dtype=torch.int32, device=phy2log.device)
+    scratch = torch.empty(num_layers, shape.class_scratch, dtype=torch.int32, device=phy2log.device)
     tensors = {"phy2log_ptr": phy2log, "scratch_ptr": scratch, "classes_ptr": classes}
     _run("classify_layers", num_layers, shape, tensors)
+
+
+class ClassLaunch:
+    """`classify` for placements of one shape on one device: compiled, loaded and allocated here, nothing later.
+
+    Args:
+        num_layers: L.
+        num_experts: E.
+        num_replicas: P.
+        num_gpus: D.
+        dtype: of the slot maps, torch.int64 or torch.int32.
+        device: a GPU; in Triton's interpreter any device whose memory NumPy can see.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_experts: int,
+        num_replicas: int,
+        num_gpus: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = split_shape(num_experts, num_replicas, num_gpus)
+        self.scratch = torch.empty(num_layers, shape.class_scratch, dtype=torch.int32, device=device)
+        self._index, self._shape = device.index, shape
+        types = ("phy2log_ptr", dtype), ("scratch_ptr", torch.int32), ("classes_ptr", torch.int32)
+        kernel, grid = spec("classify_layers", shape, types), (num_layers, 1, 1)
+        if not num_layers:
+            self._run: Callable[..., object] = _nothing
+        elif _INTERPRETED:
+            self._run = partial(kernel.function[grid], **kernel.options)
+        else:
+            sizes = num_layers * num_replicas, self.scratch.numel(), num_layers * num_experts
+            stand_ins = [Pointer(f"*{TRITON_TYPE[kind]}", size) for (_, kind), size in zip(types, sizes, strict=True)]
+            with torch.cuda.device(device):
+                built = kernel.function.warmup(*stand_ins, shape, grid=grid, **kernel.options)
+                self._run = built[grid]  # loads the module, which a capture would not allow
+
+    def __call__(self, phy2log: Tensor, classes: Tensor) -> None:
+        """Fill `classes` [L, E] int32 from `phy2log` [L, P] on the current stream of the device; not checked here."""
+        if _INTERPRETED or torch.cuda.current_device() == self._index:
+            self._run(phy2log, self.scratch, classes, self._shape)
+        else:
+            with torch.cuda.device(self._index):
+                self._run(phy2log, self.scratch, classes, self._shape)
+
+
+def _nothing(*_: object) -> None:
+    """No layers: nothing to launch."""
 
 
 def split(
@@ -177,6 +223,25 @@ def tabulate(phy2log: Tensor, quotas: Tensor, num_gpus: int, table: Tensor) -> N
     _run("fill_tables", num_layers, shape, tensors, width)
 
 
+def transfer(
+    ahead: Tensor, live: Tensor, num_experts: int, num_gpus: int, gpus_per_node: int, out: Sequence[Tensor]
+) -> None:
+    """Fill `out`: source [L, P], batch [L, P] and counts [L, 5]; checked by the caller, but for the size.
+
+    Raises:
+        ValueError: there are more replicas than a key of 32 bits has room for.
+    """
+    num_layers, num_replicas = ahead.shape
+    if num_replicas > MOST_SOURCES:
+        raise ValueError(
+            f"num_replicas={num_replicas} must be at most {MOST_SOURCES} for backend 'triton'; 'cpu' has no limit"
+        )
+    shape = split_shape(num_experts, num_replicas, num_gpus)
+    source, batch, counts = out
+    tensors = {"ahead_ptr": ahead, "live_ptr": live, "source_ptr": source, "batch_ptr": batch, "counts_ptr": counts}
+    _run("transfer_layers", num_layers, shape, tensors, GPUS_PER_NODE=gpus_per_node)
+
+
 def add_ids(topk_ids: Tensor, layer: int, ring: Tensor, position: Tensor, bad: Tensor) -> None:
     """Count `topk_ids` into `layer` of the ring [n, L, E] at `position`."""
     shape = split_shape(ring.shape[2], 1, 1)
@@ -229,4 +294,6 @@ def _num_warps(name: str, shape: SplitShape, lanes: int) -> int:
     with 4 they take 4,500. What a small tile of GPUs costs more, every warp doing the same, is nothing."""
     if name == "classify_layers":
         return max(1, min(8, shape.gpus // lanes))  # a step for every expert, over GPUs
+    if name == "transfer_layers" and shape.replicas <= 512:
+        return 1  # a step for every slot that is written: two reductions, which between warps cost two barriers each
     return max(1, min(8 if shape.replicas <= 1024 else 16, max(shape.replicas, shape.experts) // lanes))

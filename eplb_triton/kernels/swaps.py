@@ -7,6 +7,7 @@ import triton.language as tl
 
 from eplb_triton import constants
 from eplb_triton.kernels.arith import (
+    EPSILON,
     HIGHEST,
     LOWEST,
     bits,
@@ -46,7 +47,7 @@ def exceeds(held, held_ptr, LIMIT: tl.constexpr, NUM_PACKS: tl.constexpr):
     tl.debug_barrier()
     most, _ = largest_double(held, inside, pack)
     least, _ = smallest_double(held, inside, pack)
-    return (most - least) / tl.maximum(mean, float64(1e-12)) > float64(LIMIT)
+    return (most - least) / tl.maximum(mean, float64(EPSILON)) > float64(LIMIT)
 
 
 @triton.jit

@@ -47,6 +47,12 @@ def check_placement(phy2log: Tensor, topology: Topology) -> None:
     check("phy2log", phy2log, tuple(phy2log.shape), INDEX_TYPES, phy2log.device)
 
 
+def gpus_of_node(topology: Topology) -> int:
+    """D / N, however planning is; D, one node, where N does not divide D."""
+    gpus, nodes = topology.num_gpus, topology.num_nodes
+    return gpus // nodes if gpus % nodes == 0 else gpus
+
+
 def check_counts(
     counts: Tensor, shape: tuple[int, int], device: torch.device, rank: int | None, offsets: Tensor | None
 ) -> None:

@@ -245,4 +245,4 @@ def _on_gpu() -> Any:
 
 
 def _split_scratch(num_layers: int, num_experts: int, topology: Topology) -> tuple[int, int]:
-    return num_layers, 3 * num_experts + 17 * topology.num_replicas  # SplitScratch of kernels/splitting.py
+    return num_layers, 3 * num_experts + 17 * topology.num_replicas  # SplitScratch of kernels/splitting_levels.py

@@ -1,7 +1,9 @@
-"""Splitting and routing on the CPU, by Numba or by the reference, for tensors on any device."""
+"""Splitting, routing and transfers on the CPU, by Numba or by the reference, for tensors on any device."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
@@ -87,6 +89,36 @@ def tabulate(backend: str, phy2log: Tensor, quotas: Tensor, num_gpus: int, table
         table.copy_(_reference("routing").fill_table(slots, quota, num_experts, num_gpus, width))
 
 
+def transfer(
+    backend: str,
+    ahead: Tensor,
+    live: Tensor,
+    num_experts: int,
+    num_gpus: int,
+    gpus_per_node: int,
+    out: Sequence[Tensor],
+) -> None:
+    """Fill `out`: source [L, P], batch [L, P] and counts [L, 5].
+
+    Raises:
+        ValueError: a slot names no expert and is not -1.
+    """
+    after, before = _on_cpu(ahead), _on_cpu(live)
+    for name, slots in (("ahead", after), ("live", before)):
+        _check_held(name, slots, num_experts)
+    sizes = num_experts, num_gpus, gpus_per_node
+    if backend == "cpu":
+        with ExitStack() as stack:
+            _compiled().transfer(after, before, *sizes, [stack.enter_context(_Filled(tensor)) for tensor in out])
+        return
+    stage = _reference("transfers")
+    source = stage.choose_sources(after, before, *sizes)
+    batch = stage.batch_transfers(source, num_gpus)
+    counts = stage.count_transfers(source, batch, num_gpus, gpus_per_node)
+    for target, made in zip(out, (source, batch, counts), strict=True):
+        target.copy_(made)
+
+
 class _Filled:
     """The tensor itself where it is on the CPU, else one there that is copied back."""
 
@@ -112,6 +144,16 @@ def _compiled() -> Any:
 
 def _reference(stage: str) -> Any:
     return import_module(f"eplb_reference.{stage}")
+
+
+def _check_held(name: str, slots: Tensor, num_experts: int) -> None:
+    """Refuse a slot map that names what is no expert and not -1."""
+    if slots.numel() and not (int(slots.min()) >= -1 and int(slots.max()) < num_experts):
+        layer, slot = ((slots < -1) | (slots >= num_experts)).nonzero()[0].tolist()
+        raise ValueError(
+            f"{name}[{layer}, {slot}]={int(slots[layer, slot])} must be -1 to {num_experts - 1}; "
+            "it is the first that is not"
+        )
 
 
 def _check_placed(counts: Tensor, phy2log: Tensor) -> None:

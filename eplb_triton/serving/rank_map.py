@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eplb_triton.serving.checks import check_placement
+from eplb_triton.serving.checks import check_placement, gpus_of_node
 from eplb_triton.topology import Topology
 
 _MOST_ELEMENTS = 1 << 22  # of a temporary tensor: layers are taken so many at a time
@@ -33,7 +33,7 @@ def dispatch_map(rank: int, phy2log: Tensor, num_experts: int, topology: Topolog
     gpus = topology.num_gpus
     if not 0 <= rank < gpus:
         raise ValueError(f"rank={rank} must be 0 to {gpus - 1}, as there are {gpus} GPUs")
-    size = gpus // topology.num_nodes if gpus % topology.num_nodes == 0 else gpus
+    size = gpus_of_node(topology)
     at_once = max(1, _MOST_ELEMENTS // (gpus * num_experts))
     parts = [_of_rank(rank, slots, num_experts, gpus, size) for slots in torch.split(phy2log, at_once)]
     return torch.cat(parts).to(phy2log.dtype) if parts else phy2log.new_empty(0, num_experts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,11 @@ def ordered_mean(values: Tensor) -> Tensor:
     return ordered_sum(values) / values.shape[-1]
 
 
+def square_root(values: Tensor) -> Tensor:
+    """Of float64 `values`, correctly rounded. PyTorch's may come from a vector library that is 1 bit off in 1 of 75."""
+    return torch.from_numpy(np.sqrt(values.numpy()))
+
+
 def top_two(values: Tensor) -> Tensor:
     """Indices [rows, 2] of the largest and second largest of `values` [rows, n >= 2]; ties: lowest index."""
     first = values.argmax(1, keepdim=True)
@@ -35,9 +41,9 @@ def bottom_two(values: Tensor) -> Tensor:
     return torch.cat((first, values.scatter(1, first, torch.inf).argmin(1, keepdim=True)), 1)
 
 
-def per_replica(weights: Tensor, counts: Tensor) -> Tensor:
+def per_replica(loads: Tensor, counts: Tensor) -> Tensor:
     """Load that each of `counts` replicas of an expert carries, w/c in float32."""
-    return weights / counts.to(torch.float32)
+    return loads / counts.to(torch.float32)
 
 
 def indices(stop: int, start: int = 0) -> Tensor:

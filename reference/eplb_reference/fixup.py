@@ -13,7 +13,7 @@ from eplb_triton.policy import Donors, PeakEstimate, Tie
 
 
 def move_replicas(
-    weights: Tensor,  # [rows, e >= 2] float32
+    loads: Tensor,  # [rows, e >= 2] float32
     counts: Tensor,  # [rows, e] int64, changed in place
     expert: Tensor | None,  # [rows, p] int64, the replica list, changed in place; None: there is no list yet
     rank: Tensor | None,  # [rows, p] int64
@@ -28,13 +28,13 @@ def move_replicas(
     Ties between candidates: as `tie` says, candidates in the order of the heavier donor, then the lighter receiver.
     """
     for _ in range(moves):
-        load = per_replica(weights, counts)
-        donor, receiver = _best_move(weights, counts, load, donors, peak, tie)
+        load = per_replica(loads, counts)
+        donor, receiver = _best_move(loads, counts, load, donors, peak, tie)
         _apply(counts, expert, rank, donor, receiver)
 
 
 def _best_move(
-    weights: Tensor, counts: Tensor, load: Tensor, donors: Donors, peak: PeakEstimate, tie: Tie
+    loads: Tensor, counts: Tensor, load: Tensor, donors: Donors, peak: PeakEstimate, tie: Tie
 ) -> tuple[Tensor, Tensor]:
     """Donor and receiver [rows, 1] of each row's best move; -1 where there is none."""
     largest = load.amax(1, keepdim=True).to(torch.float64)
@@ -44,7 +44,7 @@ def _best_move(
     best = (torch.full_like(largest, torch.inf),) * 2
     best_pair = (torch.full_like(receivers[0], -1),) * 2
     for donor, receiver in product(columns(top_two(giving)), receivers):
-        score = _score(weights, counts, load, donor, receiver, peak)
+        score = _score(loads, counts, load, donor, receiver, peak)
         counted = (counts.gather(1, donor) > 1) & (donor != receiver) & (score[0] + EPSILON < largest)
         better = counted & _precedes(score, (donor, receiver), best, best_pair, tie)
         best = torch.where(better, score[0], best[0]), torch.where(better, score[1], best[1])
@@ -53,10 +53,10 @@ def _best_move(
 
 
 def _score(
-    weights: Tensor, counts: Tensor, load: Tensor, donor: Tensor, receiver: Tensor, peak: PeakEstimate
+    loads: Tensor, counts: Tensor, load: Tensor, donor: Tensor, receiver: Tensor, peak: PeakEstimate
 ) -> tuple[Tensor, Tensor]:
     """(peak, second peak) [rows, 1] float64 that a move is judged to leave."""
-    w_d, w_r = weights.gather(1, donor), weights.gather(1, receiver)
+    w_d, w_r = loads.gather(1, donor), loads.gather(1, receiver)
     c_d, c_r = counts.gather(1, donor) - 1, counts.gather(1, receiver) + 1
     if peak == "exact":
         after = load.scatter(1, donor, per_replica(w_d, c_d)).scatter(1, receiver, per_replica(w_r, c_r))

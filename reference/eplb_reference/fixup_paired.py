@@ -12,7 +12,7 @@ from eplb_triton.constants import PAIR_GAIN
 PAIR_GAIN_F32 = torch.tensor(PAIR_GAIN, dtype=torch.float32, device="cpu")
 
 
-def move_paired(weights: Tensor, counts: Tensor, num_packs: int, moves: int, donors: int) -> None:
+def move_paired(loads: Tensor, counts: Tensor, num_packs: int, moves: int, donors: int) -> None:
     """For packs of two: up to `moves` times, move a replica where that most lowers the largest pair.
 
     Replicas by load, the heaviest with the lightest, the second with the second last, and so on, is the best pairing of
@@ -21,7 +21,7 @@ def move_paired(weights: Tensor, counts: Tensor, num_packs: int, moves: int, don
     lowers its value by more than 1e-6 of it.
 
     Args:
-        weights: [rows, e] float32.
+        loads: [rows, e] float32.
         counts: [rows, e] int64 with a sum of 2 * `num_packs` in every row; changed in place.
         num_packs: GPUs of a row.
         moves: at most so many.
@@ -29,9 +29,9 @@ def move_paired(weights: Tensor, counts: Tensor, num_packs: int, moves: int, don
 
     Ties: the first largest pair; the donor of smaller w/(c - 1), then the lower; the heavier receiver.
     """
-    going = indices(weights.shape[0])
+    going = indices(loads.shape[0])
     for _ in range(moves):
-        w, c = weights[going], counts[going]
+        w, c = loads[going], counts[going]
         value, receivers = _largest_pair(w, c, num_packs)
         lighter = torch.where(c > 1, w / (c - 1), torch.inf)  # c = 1: w/0, unused
         best = torch.full_like(value, torch.inf)
@@ -52,11 +52,11 @@ def move_paired(weights: Tensor, counts: Tensor, num_packs: int, moves: int, don
             break
 
 
-def _largest_pair(weights: Tensor, counts: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
+def _largest_pair(loads: Tensor, counts: Tensor, num_packs: int) -> tuple[Tensor, Tensor]:
     """Largest of the pairs of the best pairing [rows, 1] float32, and its experts [rows, 2], the heavier first."""
     expert, _ = list_by_expert(counts)
-    loads, order = per_replica(weights, counts).gather(1, expert).sort(dim=1, descending=True, stable=True)
-    pairs = loads[:, :num_packs] + loads.flip(1)[:, :num_packs]
+    replica_loads, order = per_replica(loads, counts).gather(1, expert).sort(dim=1, descending=True, stable=True)
+    pairs = replica_loads[:, :num_packs] + replica_loads.flip(1)[:, :num_packs]
     first = pairs.argmax(1, keepdim=True)
     pair = torch.cat((first, 2 * num_packs - 1 - first), 1)
     return pairs.gather(1, first), expert.gather(1, order.gather(1, pair))

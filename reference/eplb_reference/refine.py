@@ -62,16 +62,16 @@ def refine_nearest(
     for _ in range(steps):
         heavy = state.pack_load.argmax(1, keepdim=True)
         light = bottom_two(state.pack_load)[:, :lights]
-        gap = state.pack_load.gather(1, heavy) - state.pack_load.gather(1, light)
-        usable = (light != heavy) & (gap > LEVEL)
-        score, i, j = _nearest_pairs(state, heavy, light, gap)
+        difference = state.pack_load.gather(1, heavy) - state.pack_load.gather(1, light)
+        usable = (light != heavy) & (difference > LEVEL)
+        score, i, j = _nearest_pairs(state, heavy, light, difference)
         best = torch.where(usable, score, torch.inf).argmin(1, keepdim=True)
-        apply = usable.gather(1, best) & (score.gather(1, best) < gap.gather(1, best) - LEVEL)
+        apply = usable.gather(1, best) & (score.gather(1, best) < difference.gather(1, best) - LEVEL)
         state.swap(apply, i.gather(1, best), j.gather(1, best))
     return state.pack, state.slot
 
 
-def _nearest_pairs(state: _State, heavy: Tensor, light: Tensor, gap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _nearest_pairs(state: _State, heavy: Tensor, light: Tensor, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For every light pack, the best score and its items i of `heavy` and j of `light`, all [rows, lights].
 
     One item of the heavy pack at a time: all pairs at once take S² entries, gigabytes for two packs of thousands.
@@ -79,10 +79,10 @@ def _nearest_pairs(state: _State, heavy: Tensor, light: Tensor, gap: Tensor) -> 
     of_heavy = state.items(heavy)
     of_light = torch.stack([state.items(pack) for pack in columns(light)], 1)  # [rows, lights, S]
     w_light = state.loads.unsqueeze(1).expand(-1, light.shape[1], -1).gather(2, of_light)
-    score = torch.full_like(gap, torch.inf)
+    score = torch.full_like(difference, torch.inf)
     best_i, best_j = torch.zeros_like(light), torch.zeros_like(light)
     for i in columns(of_heavy):
-        pair_scores = (gap.unsqueeze(2) - 2 * (state.loads.gather(1, i).unsqueeze(2) - w_light)).abs()
+        pair_scores = (difference.unsqueeze(2) - 2 * (state.loads.gather(1, i).unsqueeze(2) - w_light)).abs()
         lowest, place = pair_scores.min(2)
         better = lowest < score
         score = torch.where(better, lowest, score)
@@ -129,23 +129,23 @@ def _corner_step(state: _State, going: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     heavy = state.pack_load.argmax(1, keepdim=True)
     others = state.pack_load.scatter(1, heavy, torch.inf)
     light = bottom_two(others)[:, : num_packs - 1]
-    gap = state.pack_load.gather(1, heavy) - state.pack_load.gather(1, light)  # [rows, lights]
+    difference = state.pack_load.gather(1, heavy) - state.pack_load.gather(1, light)  # [rows, lights]
     heaviest = _extreme_two(state, heavy, descending=True)
     lightest = torch.stack([_extreme_two(state, pack, descending=False) for pack in columns(light)], 1)
     w_i = state.loads.gather(1, heaviest)  # [rows, 2]
     w_j = state.loads.gather(1, lightest.flatten(1)).view_as(lightest)  # [rows, lights, 2]
     # [rows, lights, 2, 2] in nesting order, so that the first smallest is the lowest in flat order.
-    scores = (gap[:, :, None, None] - 2 * (w_i[:, None, :, None] - w_j[:, :, None, :])).abs()
-    scores = torch.where((gap > LEVEL)[:, :, None, None], scores, torch.inf).flatten(1)
+    scores = (difference[:, :, None, None] - 2 * (w_i[:, None, :, None] - w_j[:, :, None, :])).abs()
+    scores = torch.where((difference > LEVEL)[:, :, None, None], scores, torch.inf).flatten(1)
     best = scores.argmin(1, keepdim=True)
     score, chosen = scores.gather(1, best), best // 4
-    gap_chosen = gap.gather(1, chosen)
-    single = going & (score < gap_chosen - LEVEL)
-    content = score <= GOOD_SWAP * gap_chosen
+    difference_chosen = difference.gather(1, chosen)
+    single = going & (score < difference_chosen - LEVEL)
+    content = score <= GOOD_SWAP * difference_chosen
 
-    gap_first, w_j1, w_j2 = gap[:, :1], w_j[:, 0, :1], w_j[:, 0, 1:]
-    both = (gap_first - 2 * (((w_i[:, :1] + w_i[:, 1:]) - w_j1) - w_j2)).abs()
-    double = going & ~single & (both < gap_first - LEVEL)
+    difference_first, w_j1, w_j2 = difference[:, :1], w_j[:, 0, :1], w_j[:, 0, 1:]
+    both = (difference_first - 2 * (((w_i[:, :1] + w_i[:, 1:]) - w_j1) - w_j2)).abs()
+    double = going & ~single & (both < difference_first - LEVEL)
 
     state.swap(single, heaviest.gather(1, best // 2 % 2), lightest.flatten(1).gather(1, 2 * chosen + best % 2))
     for k in (0, 1):

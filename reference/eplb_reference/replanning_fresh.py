@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from eplb_reference import groups_partition
-from eplb_reference.arith import per_replica
+from eplb_reference.arith import per_replica, square_root
 from eplb_reference.fixed import fixed_point
 from eplb_reference.pack_blocks import fill_blocks
-from eplb_reference.replanning_potential import Judge, square_root
+from eplb_reference.replanning_potential import Judge
 from eplb_reference.replicate_capped import capped_counts
 from eplb_reference.replicate_waterfill import list_by_expert
 from eplb_triton.topology import Topology

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from eplb_reference.arith import square_root
 from eplb_triton.replans import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
 from eplb_triton.topology import Topology
 
@@ -83,11 +83,6 @@ def scores(mean: Tensor, square: Tensor, spread: Tensor, num_samples: Tensor, z:
     """T times (mean + z standard deviations) of a GPU's load, cut: half of the covariance between experts counts."""
     twice = (num_samples * square - mean.square() + spread).clamp(min=0)
     return mean + (square_root((twice >> 1).to(torch.float64)) * z).to(torch.int64)
-
-
-def square_root(values: Tensor) -> Tensor:
-    """Of float64 `values`, correctly rounded. PyTorch's may come from a vector library that is 1 bit off in 1 of 75."""
-    return torch.from_numpy(np.sqrt(values.numpy()))
 
 
 def powers(score: Tensor, top: Tensor, norm: int) -> Tensor:

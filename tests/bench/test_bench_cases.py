@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.cases import CASES, Case, select
-from bench.loads import WINDOWS, MissingTraceError, digest, series
-from bench.quality import quality, same_layers
-from bench.random_cases import random_cases
-from bench.ties import CAUSES, causes
+from bench.cases import CASES, WINDOWS, Case, MissingTraceError, digest, select, series
+from bench.quality import CAUSES, causes, quality, same_layers
+from bench.studies.conformance import random_cases
 from eplb_triton import Placement, Topology, plan
 from eplb_triton.testing import canonical
 
@@ -97,8 +95,8 @@ def test_every_cause_of_a_difference_is_found() -> None:
 
 def test_random_cases_can_be_planned_and_are_seeded() -> None:
     once, again = list(random_cases(24, 3)), list(random_cases(24, 3))
-    assert [(kind, topology) for kind, _, topology in once] == [(kind, topology) for kind, _, topology in again]
-    assert {topology.planned_nodes > 1 for _, _, topology in once} == {True, False}
-    for (_, loads, topology), (_, same, _) in zip(once, again, strict=True):
-        assert torch.equal(loads, same)
-        plan(loads, topology, backend="reference").validate()
+    assert [(one.kind, one.topology) for one in once] == [(one.kind, one.topology) for one in again]
+    assert {one.topology.planned_nodes > 1 for one in once} == {True, False}
+    for one, same in zip(once, again, strict=True):
+        assert torch.equal(one.loads, same.loads)
+        plan(one.loads, one.topology, backend="reference").validate()

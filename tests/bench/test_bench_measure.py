@@ -13,14 +13,13 @@ from torch import Tensor
 
 from bench import measure
 from bench.case_run import run_case
-from bench.cases import Case
-from bench.fetch_peers import MANIFEST
-from bench.loads import series
+from bench.cases import Case, series
 from bench.machine import machine_class
-from bench.peers import peers
-from bench.planners import Call, Planner, Skip, ours, probe
+from bench.planners.fetch import MANIFEST
+from bench.planners.ours import Call, Planner, Skip, ours, probe
+from bench.planners.peers import peers
 from bench.run import choose
-from bench.scale import fit
+from bench.studies.scale import fit
 from bench.style import spread
 from eplb_triton import POLICIES, Topology
 

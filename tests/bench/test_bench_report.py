@@ -10,8 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench import balance, next_window, report, results, run, scale, tables_studies
+from bench import report, results, run
 from bench.machine import ROOT
+from bench.studies import balance, next_window, scale
 from bench.tables import source
 from eplb_triton import POLICIES, Topology
 
@@ -65,8 +66,8 @@ def test_blocks_are_filled_once_and_again(folder: Path) -> None:
 
 
 def test_a_straight_line_is_found_and_its_largest_error() -> None:
-    assert tables_studies._straight([1, 2, 4, 256], [3.0, 5.0, 9.0, 513.0]) == "1 + 2 ms, within 0%"
-    bent = tables_studies._straight([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0])  # a parabola is no line
+    assert scale._straight([1, 2, 4, 256], [3.0, 5.0, 9.0, 513.0]) == "1 + 2 ms, within 0%"
+    bent = scale._straight([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0])  # a parabola is no line
     assert int(bent.split("within ")[1].rstrip("%")) > 30
 
 
@@ -106,8 +107,8 @@ def test_the_balance_study_writes_a_report(tmp_path: Path, monkeypatch: pytest.M
     assert found["kind"] == "balance"
     assert set(found["cases"][0]["policies"]) == {*POLICIES, "balanced_low", "balanced_high"}
     text = (tmp_path / "REPORT.md").read_text()
-    assert tables_studies.balance(found) in text
-    assert tables_studies.tiny(found) in text
+    assert balance.table(found) in text
+    assert balance.tiny_table(found) in text
     assert "; recorded: no folder of routing traces" in text
     assert source(found) in text
     assert (tmp_path / "gap.png").read_bytes().startswith(b"\x89PNG")
@@ -131,17 +132,17 @@ def test_the_table_of_gaps_takes_the_best_other_policy_and_the_efforts_by_name()
     policies = {name: {"mean_gap": gap, "layers_worse_than_deepseek": 3} for name, gap in gaps.items()}
     case = {"case": {"name": "small", "layers": 7}, "promised": 0.0015, "policies": policies}
     efforts = {"low": "low", "medium": "mid", "high": "high"}
-    text = tables_studies.balance({"efforts": efforts, "cases": [case], "skipped": []})
+    text = balance.table({"efforts": efforts, "cases": [case], "skipped": []})
     assert text.splitlines()[2] == "| small | 2.000% | 1.000% | 0.500% | **0.100%** | 0.040% | 0.15% | 3 / 7 |"
 
 
 def test_the_table_of_tiny_instances_has_signs_and_sizes() -> None:
     shapes = [{"experts": experts, "topology": {"num_gpus": gpus}} for experts, gpus in ((6, 4), (12, 8))]
     found = {"shapes": shapes, "instances": 6, "solved": 5, "over_optimum": {"bound": -0.02, "deepseek": 0.031}}
-    text = tables_studies.tiny({"tiny": found})
+    text = balance.tiny_table({"tiny": found})
     assert "| lower bound | -2.00% |\n| `deepseek` | +3.10% |" in text
     assert "5 of 6 instances that the solver finished: 6 to 12 experts, 4 to 8 GPUs." in text
-    assert not tables_studies.tiny({"tiny": {**found, "solved": 0}})
+    assert not balance.tiny_table({"tiny": {**found, "solved": 0}})
 
 
 def test_topology_of_the_next_window_study() -> None:

@@ -19,9 +19,8 @@ from tests.comparing import assert_same
 
 def a_plan() -> Placement:
     weight = torch.from_numpy(np.random.default_rng(1).integers(1, 100, (3, 8)))
-    return plan(
-        weight, Topology(num_replicas=12, num_gpus=4, num_groups=2, num_nodes=2), policy="hybrid_tail_waterfill"
-    )
+    topology = Topology(num_replicas=12, num_gpus=4, num_groups=2, num_nodes=2)
+    return plan(weight, topology, policy="hybrid_tail_waterfill", backend="reference")
 
 
 @pytest.mark.parametrize("log2phy", [True, False])
@@ -114,11 +113,9 @@ def test_a_plan_that_is_invalid(tmp_path: Path, change: Any, text: str) -> None:
 
 
 def test_a_plan_without_layers_cannot_be_written(tmp_path: Path) -> None:
+    empty = plan(torch.zeros(0, 8), Topology(num_replicas=12, num_gpus=4), backend="reference")
     with pytest.raises(ValueError, match="0 layers"):
-        write_plan(
-            tmp_path / "plan.json",
-            plan(torch.zeros(0, 8), Topology(num_replicas=12, num_gpus=4, num_groups=2, num_nodes=2)),
-        )
+        write_plan(tmp_path / "plan.json", empty)
 
 
 def test_outputs_are_refused_before_any_work(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eplb_triton.synthetic import draw_counts, lognormal_series
+from eplb_triton.synthetic import (
+    AWKWARD,
+    TIE_FREE,
+    Family,
+    awkward_loads,
+    draw_counts,
+    load_windows,
+    lognormal_loads,
+    lognormal_series,
+    serving_steps,
+)
 
 
 def test_the_default_is_shaped_like_deepseek_v3() -> None:
@@ -96,6 +106,45 @@ def test_counts_are_the_same_with_every_numpy() -> None:
         [[3, 4, 3, 10, 8, 3, 0, 9]],
         [[2, 1, 7, 10, 6, 1, 2, 11]],
     ]
+
+
+def digest(loads: torch.Tensor) -> str:
+    return hashlib.sha256(np.ascontiguousarray(loads.numpy()).tobytes()).hexdigest()[:12]
+
+
+WINDOWS: dict[Family, str] = {
+    "drift": "52fa5ed99734",
+    "zipf": "9ba7a2c79a17",
+    "hot-group": "6373e5757a38",
+    "idle": "68be81b6901e",
+    "ties": "d90294eb4625",
+}
+
+
+def test_every_draw_is_the_same_with_every_numpy() -> None:
+    """Recorded with NumPy 1.26.4, 2.4.6 and 2.5.5, in which exp differs in its last bit."""
+    found = {name: digest(load_windows(name, 4, 20, 256, seed=3)) for name in WINDOWS}
+    assert found == WINDOWS
+    together = torch.cat([awkward_loads(family, seed, 5, 256) for family in AWKWARD for seed in range(3)])
+    assert digest(together) == "5ff5475c8fc6"
+    assert digest(lognormal_loads(58, 256)) == "9d210e1537b6"
+    for mixed, want in ((False, "2955dff38489"), (True, "2b714c6185bc")):
+        assert digest(torch.stack(list(serving_steps(64, 2, mixed=mixed, seed=1000)))) == want
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+def test_windows_are_as_their_family_says(family: Family) -> None:
+    loads = load_windows(family, 3, 5, 64, seed=1)
+    assert loads.shape == (3, 5, 64)
+    ascending = loads.sort(dim=2).values
+    assert bool((ascending[..., 1:] == ascending[..., :-1]).any()) == (family not in TIE_FREE)
+    assert torch.equal(loads[:2], load_windows(family, 2, 5, 64, seed=1)) or family in ("idle", "ties")
+    if family == "idle":
+        assert 0.5 < float((loads == 0).double().mean()) < 0.7
+    if family == "ties":
+        assert torch.equal(loads.sum(2), torch.full((3, 5), 8.0 * 64))
+    with pytest.raises(ValueError, match="family='steep' must be one of drift, zipf, "):
+        load_windows("steep", 1, 1, 8)  # type: ignore[arg-type]
 
 
 @settings(deadline=None)

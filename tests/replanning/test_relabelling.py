@@ -42,19 +42,29 @@ def most_kept(old: Tensor, new: Tensor, topology: Topology) -> int:
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("policy", ["balanced", "deepseek"])
 def test_the_same_plan_with_few_slots_written(policy: str, backend: str) -> None:
-    """Within 10 % of the best numbering over all small cases; where GPUs have two slots, ties cost up to 15 %."""
-    written = least = 0
-    for experts, topology in SHAPES.values():
+    """Within 10 % of the best numbering, over all small cases and for each shape but that of two slots a GPU.
+
+    The rule is greedy: pairs of GPUs that share k experts, k = S, S - 1, ... 0, the lowest numbers first. With two
+    slots nearly every pair that shares anything shares one expert, and the first free one may be another's only one:
+    14 % more are written than by the best assignment. For the other shapes it is 1 % to 3 %.
+    """
+    written, least = dict.fromkeys(SHAPES, 0), dict.fromkeys(SHAPES, 0)
+    for shape, (experts, topology) in SHAPES.items():
         series = traffic(20, 6, 4, experts)
         for before, after in itertools.pairwise(series):
             old, new = (plan(loads, topology, policy=policy, backend="reference").phy2log for loads in (before, after))
             got = relabel(backend, old, new, topology)
             for layer in range(4):
                 assert nodes(got[layer], topology) == nodes(new[layer], topology)
-                least += topology.num_replicas - most_kept(old[layer], new[layer], topology)
-            written += int((got != old).sum())
+                kept, most = int((got[layer] == old[layer]).sum()), most_kept(old[layer], new[layer], topology)
+                # A pair taken stands in the way of two others at most, which share no more.
+                assert most / 2 <= kept <= most or (topology.planned_nodes > 1 and kept <= most)
+                least[shape] += topology.num_replicas - most
+            written[shape] += int((got != old).sum())
             assert (got != old).sum() <= (new != old).sum()
-    assert least <= written <= 1.1 * least, (written, least)
+    for shape in SHAPES:
+        assert least[shape] <= written[shape] <= (1.15 if shape == "two slots" else 1.03) * least[shape], shape
+    assert sum(written.values()) <= 1.1 * sum(least.values())
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eplb_triton.policy import POLICIES, Policy, Replan
-from eplb_triton.replans import DEFAULT_PRICE, deployment_order, replan_price, score_z
+from eplb_triton.replans import DEFAULT_PRICE, Changes, deployment_order, replan_price, score_z
 
 NONE = math.nan
 
@@ -52,7 +52,8 @@ def test_order_of_deployment(
     before: list[float], after: list[float], written: list[int], fills: list[int], order: list[int]
 ) -> None:
     was, becomes = (torch.tensor(peaks, dtype=torch.float64) for peaks in (before, after))
-    got = deployment_order(was, becomes, torch.tensor(written), torch.tensor(fills))
+    status = torch.zeros(len(order), dtype=torch.int32)
+    got = deployment_order(Changes(torch.tensor(written), torch.tensor(fills), was, becomes, status))
     assert got.dtype == torch.int64
     assert got.tolist() == order
 

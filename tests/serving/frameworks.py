@@ -33,6 +33,18 @@ class OwnPolicy:
         return own_map(weight.shape[0], weight.shape[1], num_replicas)
 
 
+class EplbModelState:
+    """What vLLM keeps of one model."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def rearrange(policy: Any, states: list[EplbModelState], loads: list[Tensor], *others: Any) -> list[Tensor]:
+    """As vLLM plans for its models in turn: the call does not say for which."""
+    return [policy.rebalance_experts(load, *others) for eplb_model_state, load in zip(states, loads, strict=True)]
+
+
 class UnknownPolicy:
     """Of another signature."""
 
@@ -85,7 +97,7 @@ def fake_vllm(group: object = None, policy: type = OwnPolicy) -> dict[str, Modul
         _module(f"vllm.distributed.{name}") for name in ("eplb.policy", "eplb.eplb_state", "parallel_state")
     )
     policies.EPLB_POLICIES = {"default": policy}
-    state.compute_logical_maps = compute_logical_maps
+    state.compute_logical_maps, state.EplbModelState = compute_logical_maps, EplbModelState
     parallel.get_eplb_group = lambda: SimpleNamespace(cpu_group=group)
     parents = [_module(name) for name in ("vllm", "vllm.distributed", "vllm.distributed.eplb")]
     return {module.__name__: module for module in (*parents, policies, state, parallel)}
@@ -125,11 +137,12 @@ class HookRegistry:
 
 def fake_sglang() -> dict[str, ModuleType]:
     """Modules for sys.modules; `expert_location.now.metadata` is the placement in force."""
-    algorithms, location, registry, elastic, context = (
+    algorithms, location, recorder, registry, elastic, context = (
         _module(f"sglang.srt.{name}")
         for name in (
             "eplb.eplb_algorithms",
             "eplb.expert_location",
+            "eplb.expert_distribution",
             "plugins.hook_registry",
             "elastic_ep.elastic_ep",
             "runtime_context",
@@ -158,11 +171,12 @@ def fake_sglang() -> dict[str, ModuleType]:
     location._prefer_same_node_experts = lambda: True
     location.compute_logical_to_rank_dispatch_physical_map = compute_logical_to_rank_dispatch_physical_map
     algorithms.rebalance_experts, algorithms.EplbAlgorithm = rebalance_experts, EplbAlgorithm
+    recorder.get_global_expert_distribution_recorder = lambda: recorder.now  # its ring, once a test has made one
     registry.HookRegistry, registry.HookType = HookRegistry, HookType
     elastic.ElasticEPStateManager = SimpleNamespace(instance=lambda: None)
     context.get_parallel = lambda: SimpleNamespace(nnodes=2)
     HookRegistry.hooks = {}
-    return {module.__name__: module for module in (algorithms, location, registry, elastic, context)}
+    return {module.__name__: module for module in (algorithms, location, recorder, registry, elastic, context)}
 
 
 def _module(name: str) -> Any:

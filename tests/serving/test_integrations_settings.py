@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from types import ModuleType
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("click", reason="the command line: pip install -e .[cli]")
 from click.testing import CliRunner
 
+from eplb_triton import Topology
 from eplb_triton.cli.program import commands
-from eplb_triton.integrations.metrics import Metrics, prometheus
+from eplb_triton.integrations.metrics import prometheus
+from eplb_triton.integrations.replanner import Replanner
 from eplb_triton.integrations.settings import enabled, read_settings
+from tests.commands import launch
+from tests.serving.frameworks import OwnPolicy, UnknownPolicy, fake_vllm
 
 
 def test_without_a_variable_replanning_by_price_and_agreement() -> None:
@@ -59,23 +67,70 @@ class Counter:
     set = observe = inc
 
 
-def test_counters_where_there_is_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def counters(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Those of this process, over a stand-in of the client."""
     client: Any = ModuleType("prometheus_client")
     client.Counter = client.Gauge = client.Histogram = Counter
     monkeypatch.setitem(sys.modules, "prometheus_client", client)
-    made: Any = Metrics()
-    made.planned("vllm", "deployed", 0.5)
-    made.moved("vllm", 7, 0.5, 0.8)
-    assert made.plans.values == {("vllm", "deployed"): [1]}
-    assert made.slots.values == {("vllm",): [7]}
-    assert made.peak.values == {("vllm", "before"): [2.0], ("vllm", "after"): [1.25]}
+    prometheus.cache_clear()
+    yield prometheus()
+    prometheus.cache_clear()
 
 
-def test_no_counters_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_adapter_counts(counters: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that is deployed, one of another backend, one that no backend makes, and one of a shadow."""
+    replanner = Replanner("vllm", read_settings({"EPLB_TRITON_BACKEND": "reference", "EPLB_TRITON_AGREE": "0"}))
+    topology, old = Topology(num_replicas=6, num_gpus=2), torch.tensor([[0, 1, 2, 3, 0, 1]])
+    loads = torch.tensor([[1.0, 1, 20, 1]])
+    monkeypatch.setattr(replanner, "_backends", lambda *_: ["reference", "reference"])
+    made = replanner._by
+    for fails in (0, 1, 2):
+        left = [fails]
+
+        def by(*arguments: Any, left: list[int] = left) -> Any:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise RuntimeError("planted")
+            return made(*arguments)
+
+        monkeypatch.setattr(replanner, "_by", by)
+        replanner.answer(lambda: loads, old, topology, 4, None)
+    replanner.settings = dataclasses.replace(replanner.settings, shadow=True)
+    replanner.answer(lambda: loads, old, topology, 4, None)
+    values = counters.plans.values
+    assert {outcome: sum(values["vllm", outcome]) for _, outcome in values} == {"deployed": 2, "kept": 1, "shadow": 1}
+    assert sum(counters.fallbacks.values["vllm",]) == 3
+    assert sum(counters.disagreements.values["vllm",]) == 1
+    first, second, shadow = counters.slots.values["vllm",]
+    assert first == second > shadow == 0
+    assert counters.peak.values["vllm", "before"][0] > counters.peak.values["vllm", "after"][0]
+    assert len(counters.seconds.values["vllm",]) == 4
+
+
+def test_the_client_itself_takes_them(tmp_path: Path) -> None:
+    """In a process of its own, with the folder that frameworks name for processes that count together."""
+    pytest.importorskip("prometheus_client")
+    code = (
+        "from eplb_triton.integrations.metrics import prometheus\n"
+        "from prometheus_client import CollectorRegistry, generate_latest, multiprocess\n"
+        "made = prometheus()\n"
+        "made.planned('vllm', 'deployed', 0.5), made.moved('vllm', 7, 0.5, 0.8)\n"
+        "registry = CollectorRegistry()\n"
+        "multiprocess.MultiProcessCollector(registry)\n"
+        "print(generate_latest(registry).decode())\n"
+    )
+    text = launch(code=code, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)).out
+    assert 'eplb_triton_plans_total{framework="vllm",outcome="deployed"} 1.0' in text
+    assert 'eplb_triton_slots_moved_total{framework="vllm"} 7.0' in text
+    assert 'eplb_triton_peak_over_mean{framework="vllm",when="after"} 1.25' in text
+    assert 'eplb_triton_plan_seconds_count{framework="vllm"} 1.0' in text
+
+
+def test_no_counters_where_there_is_none(counters: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     prometheus.cache_clear()
     assert prometheus() is None
-    prometheus.cache_clear()
 
 
 def doctor(monkeypatch: pytest.MonkeyPatch, **variables: str) -> tuple[int, str]:
@@ -99,3 +154,17 @@ def test_doctor_tells_what_would_not_work(monkeypatch: pytest.MonkeyPatch, name:
     status, output = doctor(monkeypatch, **{name: value})
     assert status == 1
     assert any(line.startswith("BAD") and told in line for line in output.splitlines())
+
+
+@pytest.mark.parametrize(("own", "status"), [(OwnPolicy, 0), (UnknownPolicy, 1)])
+def test_doctor_registers_with_a_framework_that_is_enabled(
+    monkeypatch: pytest.MonkeyPatch, own: type, status: int
+) -> None:
+    for name, module in fake_vllm(policy=own).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("eplb_triton.cli.doctor.installed", lambda name: "0.33.0")
+    monkeypatch.setattr("eplb_triton.cli.doctor.entry_points", lambda group: [SimpleNamespace(name="eplb_triton")])
+    found, output = doctor(monkeypatch, VLLM="1")
+    assert found == status, output
+    assert ("vllm: registers; this package would plan" in output) == (status == 0)
+    assert ("BAD  vllm: does not register" in output) == (status == 1)

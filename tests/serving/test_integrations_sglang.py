@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eplb_triton import Placement, Topology
 from eplb_triton.integrations import sglang
+from eplb_triton.integrations.replanner import Replanner
 from tests.serving.frameworks import EplbAlgorithm, HookRegistry, fake_sglang, loop_of_maps, own_map
 
 LAYERS, EXPERTS, REPLICAS, RANKS = 2, 8, 16, 4
@@ -23,6 +24,7 @@ def srt(monkeypatch: pytest.MonkeyPatch) -> Any:
     """SGLang's modules, not yet hooked."""
     for name in ("EPLB_TRITON_VLLM", "EPLB_TRITON_SGLANG"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Replanner, "_backends", lambda *_: ["reference"])  # a planted fault compiles no other
     modules = fake_sglang()
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -33,6 +35,7 @@ def srt(monkeypatch: pytest.MonkeyPatch) -> Any:
         algorithms=modules["sglang.srt.eplb.eplb_algorithms"],
         location=modules["sglang.srt.eplb.expert_location"],
         elastic=modules["sglang.srt.elastic_ep.elastic_ep"],
+        recorder=modules["sglang.srt.eplb.expert_distribution"],
         other=other,
     )
 
@@ -71,9 +74,41 @@ def in_order() -> Tensor:
     return (torch.arange(REPLICAS) % EXPERTS).repeat(LAYERS, 1)
 
 
-def test_off_unless_asked_for(srt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    hooked(monkeypatch, SGLANG="0")
+def test_off_unless_asked_for(srt: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "eplb_triton"):
+        hooked(monkeypatch, SGLANG="0")
     assert HookRegistry.hooks == {}
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+
+
+def test_a_bad_value_is_one_error_and_no_hook(
+    srt: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooked(monkeypatch, POLICY="best")
+    assert HookRegistry.hooks == {}
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "EPLB_TRITON_POLICY='best'" in record.getMessage()
+
+
+def test_registering_warms_up_and_says_whether_it_hooks(srt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed = []
+    monkeypatch.setattr(Replanner, "warm", lambda self: warmed.append(self.framework))
+    assert not sglang.register()
+    monkeypatch.setenv("EPLB_TRITON_SGLANG", "1")
+    assert sglang.register()
+    assert warmed == ["sglang"]
+
+
+def test_negative_loads_count_as_zero_and_are_told_once(
+    srt: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooked(monkeypatch)
+    zero, bad = history(), history()
+    zero[1, 1, 3], bad[1, 1, 3] = 0, -5
+    want = call(srt, zero)[0]
+    assert [torch.equal(call(srt, bad)[0], want) for _ in range(2)] == [True, True]
+    assert caplog.text.count("count as 0") == 1
 
 
 def test_an_unknown_signature_is_one_warning_and_no_hook(
@@ -126,6 +161,26 @@ def test_rows_that_were_not_recorded_change_nothing(srt: Any, monkeypatch: pytes
     hooked(monkeypatch, POLICY=policy)
     in_force(srt, in_order())
     assert torch.equal(call(srt, history())[0], call(srt, history()[:5])[0])
+
+
+@pytest.mark.parametrize("steps", [5, 8])
+def test_the_ring_of_steps_is_put_in_order_of_time(srt: Any, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Traffic has changed: the newest steps count, wherever in the ring they lie; of a file's loads, as they lie."""
+    hooked(monkeypatch)
+    in_force(srt, in_order())
+    loads = history(steps=8)[:8]
+    loads[:4, :, 0] *= 50
+    loads[4:, :, 5] *= 50
+    loads[steps:] = 0
+    want = call(srt, loads)[0]
+    others = []
+    for at in range(1, 8):
+        ring = SimpleNamespace(_buffer=loads, _curr_index=(steps + at) % 8)
+        srt.recorder.now = SimpleNamespace(_accumulator=SimpleNamespace(_global_physical_count_of_buffered_step=ring))
+        assert torch.equal(call(srt, loads.roll(at, 0))[0], want), at
+        del srt.recorder.now
+        others.append(torch.equal(call(srt, loads.roll(at, 0))[0], want))
+    assert steps < 8 or not all(others)
 
 
 def test_the_placement_in_force_is_planned_on(srt: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,3 +59,15 @@ def test_tokens_are_split_so_that_the_busiest_gpu_has_less() -> None:
     for rank in (0, 7):
         held = placement.dispatch_map(rank)
         assert_same(placement.phy2log.gather(1, held), torch.arange(EXPERTS).repeat(LAYERS, 1), "expert of each slot")
+
+
+def test_a_rank_gets_its_offsets_with_the_quotas() -> None:
+    placement = plan(loads("continuous", 4, LAYERS, EXPERTS), TOPOLOGY)
+    of_ranks = torch.randint(0, 9, (3, LAYERS, EXPERTS), generator=torch.Generator().manual_seed(6), dtype=torch.int32)
+    quotas, offsets = (torch.empty(LAYERS, width, dtype=torch.int32) for width in (80, EXPERTS))
+    made = placement.split(of_ranks, rank=2, offsets=offsets, out=quotas)
+    assert made.data_ptr() == quotas.data_ptr()
+    assert_same(offsets, of_ranks[0] + of_ranks[1], "offsets")
+    assert_same(quotas, placement.split(of_ranks.sum(0)), "quotas")
+    with pytest.raises(ValueError, match=r"rank=None must be 0 to 2 with counts of 3 ranks"):
+        placement.split(of_ranks)

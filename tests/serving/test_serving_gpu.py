@@ -7,6 +7,7 @@ import torch
 
 from eplb_triton import Topology, plan
 from eplb_triton.serving.dispatch import classify, slots_of, slots_workspace, split, split_workspace, table
+from eplb_triton.serving.transfers import Transfers, list_transfers
 from eplb_triton.serving.window import LoadWindow
 from eplb_triton.synthetic import lognormal_series
 
@@ -65,3 +66,22 @@ def test_nothing_is_allocated() -> None:
         window.add(0, ids)
         if attempt:  # the first compiles
             assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+def test_captured_transfers_follow_the_maps() -> None:
+    topology = Topology(num_replicas=288, num_gpus=32, num_nodes=4)
+    live, ahead = (torch.randperm(288, device="cuda").expand(3, -1).contiguous() % E for _ in range(2))
+    out = Transfers.empty(3, 288, "cuda")
+    list_transfers(ahead, live, E, topology, out=out)  # compiles
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    list_transfers(ahead, live, E, topology, out=out)
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        list_transfers(ahead, live, E, topology, out=out)
+    for _ in range(2):
+        ahead.copy_(torch.randperm(288, device="cuda") % E)
+        graph.replay()
+        torch.cuda.synchronize()
+        want = list_transfers(ahead.cpu(), live.cpu(), E, topology, backend="reference")
+        assert all(torch.equal(mine.cpu(), its) for mine, its in zip(out.tensors, want.tensors, strict=True))

@@ -31,6 +31,7 @@ OWN = {
         "launcher": "layers to threads",
         "compiled": "what Numba may do, and its cache",
         "linking": "stages compiled as parts of their entry point",
+        "rows": "the stages of a row, each compiled for the fields of a policy that it branches on",
         "fields": "a policy as the integers that compiled code takes",
         "positions": "packs in position order while items are exchanged; the reference has meetings.py",
         "serve": "splitting and routing: layers to threads",
@@ -43,6 +44,7 @@ OWN = {
     },
     "kernels": {
         "swaps": "what a swap needs to know, apart for the length of refine.py",
+        "splitting_levels": "the level of a class, apart for the length of splitting.py",
         "meetings": "what an exchange is worth, apart for the length of refine_exchange.py",
         "fused": "the kernel: calls the stages in order",
         "rows": "the loads of a row, for both kernels",

@@ -9,7 +9,9 @@ import torch
 
 from eplb_triton import Topology
 from eplb_triton.serving.dispatch import classify, slots_of, slots_workspace, split, split_workspace, table
+from eplb_triton.serving.transfers import Transfers, list_transfers
 from eplb_triton.serving.window import LoadWindow
+from tests.serving.moves import drawn_pair, skewed_pair
 from tests.serving.shares import drawn, golden_shares, sums
 from tests.sizes import full_unless
 
@@ -117,3 +119,29 @@ def test_windows_count_alike() -> None:
     windows[0].add_counts(torch.full((2, 1), 2**31 - 1), one_slot)
     with pytest.raises(OverflowError):
         windows[0].raise_if_bad()
+
+
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=full_unless(seed in (2, 5, 10))) for seed in range(30)])
+def test_transfers(seed: int) -> None:
+    """As the reference's, of 32-bit maps too, and where GPU 0 alone holds anything: 126 batches."""
+    pair = skewed_pair() if seed == 0 else drawn_pair(500 + seed)
+    want = list_transfers(*pair, backend="reference")
+    out = Transfers(*(torch.full_like(tensor, -77) for tensor in want.tensors))
+    for dtype in (torch.int64, torch.int32):
+        maps = pair.ahead.to(dtype), pair.live.to(dtype)
+        list_transfers(*maps, pair.experts, pair.topology, backend="triton", out=out)
+        for mine, its in zip(out.tensors, want.tensors, strict=True):
+            assert torch.equal(mine, its)
+            mine.fill_(-77)
+
+
+def test_transfers_of_what_is_no_expert() -> None:
+    """On a GPU nothing is refused: it counts as -1."""
+    pair = drawn_pair(502)
+    odd = torch.rand(2, *pair.live.shape, generator=torch.Generator().manual_seed(0)) < 0.2
+    junk = torch.where(torch.arange(pair.live.shape[1]) % 2 == 0, pair.experts, -9)
+    ahead, live = torch.where(odd[0], junk, pair.ahead), torch.where(odd[1], junk, pair.live)
+    found = list_transfers(ahead, live, pair.experts, pair.topology, backend="triton")
+    ahead, live = pair.ahead.masked_fill(odd[0], -1), pair.live.masked_fill(odd[1], -1)
+    want = list_transfers(ahead, live, pair.experts, pair.topology, backend="reference")
+    assert all(torch.equal(mine, its) for mine, its in zip(found.tensors, want.tensors, strict=True))

@@ -1,0 +1,1 @@
+"""Planners behind one signature: ours, and those that others publish."""

@@ -1,0 +1,145 @@
+"""`Launch` without a GPU: what it compiles, once and for all, and what a call then does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+
+from bench.ptx.compiled import compile_kernel
+from bench.ptx.machine import FaultError
+from bench.ptx.plans import run_plan
+from bench.studies.launch_time import no_driver
+from eplb_triton import POLICIES, Planner, Policy, Topology, plan
+from eplb_triton.kernels.launcher import Launch, Outputs
+from eplb_triton.kernels.specs import launch_plan
+from eplb_triton.policy import Fixup
+from eplb_triton.testing.families import loads
+from tests.bench.ptx.test_compiled_plans import plant as plant  # noqa: PLC0414 - a fixture
+from tests.planting import Planter
+
+pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
+
+TOPOLOGY = Topology(num_replicas=16, num_gpus=8, num_groups=4, num_nodes=2)
+LAYERS, EXPERTS = 3, 12
+
+
+def _maps(width: int) -> Outputs:
+    shapes = TOPOLOGY.map_shapes(LAYERS, EXPERTS, log2phy=width)
+    maps = {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
+    return Outputs(maps["phy2log"], maps["phyrank"], maps["logcnt"], maps["log2phy"], maps["bad"].int())
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise AssertionError("a launch that was made allocates or compiles")
+
+
+@pytest.mark.parametrize("policy", ["deepseek", "adaptive_tail_and_2x2_fixup"])  # one kernel, and two
+def test_a_call_only_launches(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with no_driver(keep=True) as driver:
+        launch = Launch(TOPOLOGY, LAYERS, EXPERTS, POLICIES[policy], log2phy_width=5, device="cpu")
+        assert driver.launched == []
+        weight, maps = torch.rand(LAYERS, EXPERTS), _maps(5)
+        with monkeypatch.context() as patch:
+            patch.setattr(triton.compiler, "compile", _refuse)
+            patch.setattr(triton.runtime.JITFunction, "run", _refuse)
+            for factory in ("empty", "zeros", "full", "tensor"):
+                patch.setattr(torch, factory, _refuse)
+            launch(weight, maps)
+            launch(weight.T.contiguous().T, maps)
+    names = ["measure_rows"] * (policy != "deepseek") + ["plan_rows"]
+    assert [name for name, _, _ in driver.launched] == 2 * names
+    assert {grid for _, grid, _ in driver.launched} == {(LAYERS, 2, 1)}
+    first, second = (driver.launched[at][2] for at in (len(names) - 1, -1))
+    assert first[1:6] == (EXPERTS, 1, LAYERS * 2, EXPERTS * 5, 5)
+    assert second[1:3] == (1, LAYERS)
+    assert first[6] is launch.scratch
+    assert first[7] is launch.partitions
+    assert launch.scratch.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("policy", ["deepseek", "balanced"])
+def test_a_planner_that_was_made_only_launches(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its first call on: no tensor is made, nothing compiled or loaded."""
+    with no_driver(keep=True) as driver:
+        planner = Planner(TOPOLOGY, LAYERS, EXPERTS, policy=policy, backend="triton", log2phy=5)
+        out, weight = planner.empty(), torch.rand(LAYERS, EXPERTS)
+        assert driver.launched == []
+        with monkeypatch.context() as patch:
+            patch.setattr(triton.compiler, "compile", _refuse)
+            patch.setattr(triton.runtime.JITFunction, "run", _refuse)
+            patch.setattr(driver.utils, "load_binary", _refuse)
+            for factory in ("empty", "zeros", "full", "tensor", "arange", "empty_like"):
+                patch.setattr(torch, factory, _refuse)
+            planner(weight, out=out)
+    assert [name for name, _, _ in driver.launched] == ["plan_rows", "classify_layers"]
+    arguments = driver.launched[1][2]
+    assert arguments[0] is out.phy2log
+    assert arguments[2] is out.classes
+
+
+class _Loads:
+    """Loads at an address, of which nothing is read."""
+
+    def __init__(self, address: int) -> None:
+        self.dtype = torch.float32
+        self._address = address
+
+    def data_ptr(self) -> int:
+        return self._address
+
+
+def test_one_variant_whatever_the_loads() -> None:
+    kernel = launch_plan(TOPOLOGY, EXPERTS, POLICIES["deepseek"], log2phy_width=5).kernels[0]
+    with no_driver():
+        launch = Launch(TOPOLOGY, LAYERS, EXPERTS, POLICIES["deepseek"], log2phy_width=5, device="cpu")
+        given = dict(zip(kernel.signature, launch._stand_ins(kernel), strict=True))
+        hashes = set()
+        for address, layer_stride, expert_stride in ((0, 12, 1), (4, 12, 1), (16, 1, 3), (8, 16, 16), (0, 1 << 40, 7)):
+            changed = {"loads_ptr": _Loads(address), "layer_stride": layer_stride, "expert_stride": expert_stride}
+            strides = {"log2phy_layer_stride": 3 * layer_stride, "log2phy_stride": expert_stride}
+            arguments = (given | changed | strides).values()
+            built = kernel.function.warmup(*arguments, grid=(1, 1, 1), **kernel.options)
+            hashes.add(built.hash)
+        assert len(hashes) == 1
+        assert {variant.hash for variant in _variants(kernel.function)} >= hashes
+
+
+def _variants(function: Any) -> list[Any]:
+    """Every kernel that this process has compiled of a function."""
+    return [built for cache in function.device_caches.values() for built in cache[0].values()]
+
+
+def test_a_bad_device_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"device='cpu' must be a GPU for backend 'triton'"):
+        Launch(TOPOLOGY, LAYERS, EXPERTS, POLICIES["deepseek"], device="cpu")
+
+
+MOVES = Policy("moves", fixup=Fixup(moves=3, donors="top", peak="second", tie="first"))
+"""No policy of POLICIES makes two moves in a list that is there already."""
+
+
+def _moved(specs: Any) -> tuple[Tensor, Tensor]:
+    """phy2log and its loads, planned by the compiled kernels in 4 warps, where those of the launcher have one."""
+    topology = Topology(num_replicas=24, num_gpus=4)
+    launch = specs.launch_plan(topology, 9, MOVES, log2phy_width=16)
+    kernels = [compile_kernel(replace(spec, num_warps=4), "sm_90", inlined=True) for spec in launch.kernels]
+    weight = loads("ties", 5, 6, 9)
+    return run_plan(kernels, launch, topology, weight).maps["phy2log"], weight
+
+
+def test_moves_in_a_list_do_not_race() -> None:
+    from eplb_triton.kernels import specs  # noqa: PLC0415 - as the planted ones
+
+    phy2log, weight = _moved(specs)
+    topology = Topology(num_replicas=24, num_gpus=4)
+    assert torch.equal(phy2log, plan(weight, topology, MOVES, backend="reference").phy2log)
+
+
+def test_sees_the_missing_barrier_between_moves(plant: Planter) -> None:
+    with pytest.raises(FaultError, match="RaceError"):
+        _moved(plant("fixup.py", "                    tl.debug_barrier()  #", "                    #"))

@@ -1,0 +1,76 @@
+"""The replanning kernel as compiled: arithmetic and cost on five targets; its PTX, run on the CPU, plans as recorded.
+
+The shipped form, a function a stage: what the kernel passes to them is run, too.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import triton
+
+from bench.ptx.compiled import TARGETS, Compiled, compile_kernel
+from bench.ptx.contract import broken_rules
+from bench.ptx.replans import run_replan
+from eplb_triton import Topology
+from eplb_triton.kernels.replanning_shapes import ReplanPlan, replan_plan
+from tests.replanning.cases import STEADY, golden
+from tests.sizes import full_unless
+
+pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
+
+SHAPES = {
+    "v3-global": Topology(num_replicas=288, num_gpus=32),
+    "v3-hierarchical": Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=32),
+    "144 GPUs": Topology(num_replicas=288, num_gpus=144),
+}
+EXPERTS = 256
+REGISTERS = 224
+"""Most a thread of 8 warps, which a multiprocessor has for one program; more there is not, and no other program would
+need them. The products of a step are made with rows of samples in registers: at 150 they take half as long again."""
+
+
+def _compiled(
+    topology: Topology, target: str, *, previous: bool, experts: int = EXPERTS
+) -> tuple[Compiled, ReplanPlan]:
+    plan = replan_plan(topology, experts, STEADY, steps=32, warp=TARGETS[target].warp_size)
+    return compile_kernel(plan.kernel(previous=previous), target), plan
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("shape", [pytest.param(name, marks=full_unless(name == "v3-global")) for name in SHAPES])
+def test_contract(shape: str, target: str) -> None:
+    kernel, _ = _compiled(SHAPES[shape], target, previous=True)
+    assert broken_rules(kernel, REGISTERS) == []
+
+
+def test_square_roots_are_correctly_rounded() -> None:
+    """PTX says so; LLVM's expansion for AMD is the one for correct rounding: seven fused operations a root."""
+    kernel, _ = _compiled(SHAPES["v3-global"], "sm_90", previous=True)
+    roots = re.findall(r"sqrt\.\S+", kernel.ptx)
+    assert roots
+    assert set(roots) == {"sqrt.rn.f64"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("271", id="v3 global"),
+        pytest.param("273", id="v3 hierarchical, nothing in force"),
+        pytest.param("272", id="144 GPUs", marks=full_unless(False)),
+        pytest.param("274", id="144 GPUs, nothing in force", marks=full_unless(False)),
+        pytest.param("m34", id="v3 global, a fresh plan after the moves", marks=full_unless(False)),
+        pytest.param("249", id="nodes", marks=full_unless(False)),
+    ],
+)
+def test_plans_as_recorded(name: str) -> None:
+    case = next(case for file in ("replan", "replan_edges") for case in golden(file) if case.name == name)
+    experts = case.history.shape[2]
+    kernel, plan = _compiled(case.topology, "sm_90", previous=case.previous is not None, experts=experts)
+    ran = run_replan(
+        kernel, plan, case.topology, case.history, previous=case.previous, price=case.price, moves=case.moves
+    )
+    assert torch.equal(ran.outputs["phy2log"], case.planned)
+    assert not ran.outputs["status"].any()
