@@ -1,4 +1,4 @@
-"""Estimated cycles of replanning a layer, stage by stage, without a GPU, as `bench.ptx.sass_cycles` does it: an ESTIMATE.
+"""Estimated cycles of replanning a layer, stage by stage, as `bench.ptx.sass_cycles` does it: an ESTIMATE, no GPU.
 
     python -m bench.sass_replans --output bench/results/sass-replanning.md
 
@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from bench.ptx.compiled import Compiled, compile_kernel
-from bench.ptx.listing import parse_sass
 from bench.ptx.machine import Machine
 from bench.ptx.replans import run_replan
 from bench.ptx.sass_cycles import GIGAHERTZ, _loop, estimate
@@ -38,7 +37,7 @@ CASES = {
 
 def by_stage(kernel: Compiled, machine: Machine) -> dict[str, tuple[float, float]]:
     """Of every function of a kernel: how often it ran, and its cycles in all."""
-    sass = parse_sass(kernel.sass())
+    sass = kernel.sass_listing
     runs = runs_of(sass, machine)
     sharing = -(-kernel.num_warps // 4)
     cycles: dict[str, float] = defaultdict(float)
