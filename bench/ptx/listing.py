@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -18,7 +19,7 @@ _NAME = re.compile(r"\.(?:entry|func)\s+(?:\(.*?\)\s*)?([\w$]+)")
 _PTX_LABEL = re.compile(r"^(\$L__BB\w+):")
 _PTX_OPCODE = re.compile(r"(?:@!?%p\d+\s+)?[a-z]\w*[.\w:]*(?:\s|;)")
 _SASS_LABEL = re.compile(r"^(\.L_x\w+):")
-_SASS_FUNCTION = re.compile(r"^(?!\$__internal)\$[\w$]+:")
+_SASS_FUNCTION = re.compile(r"^(?!\$__internal)\$\w+\$([\w$]+):")
 _SASS_PLACE = re.compile(r'//## File "([^"]+)", line (\d+)( inlined at)?')
 _SASS_LOW = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;\s*/\* 0x([0-9a-f]{16}) \*/")
 _SASS_HIGH = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
@@ -73,11 +74,16 @@ class Loop(NamedTuple):
 @dataclass(frozen=True)
 class Listing:
     """`labels`: index of the instruction that follows each label; `entries`: of the first one of each function, the
-    kernel's before those that it calls."""
+    kernel's before those that it calls; `names`: theirs, "" for the kernel's."""
 
     instructions: Sequence[Instruction]
     labels: dict[str, int]
     entries: tuple[int, ...] = (0,)
+    names: tuple[str, ...] = ("",)
+
+    def name_at(self, at: int) -> str:
+        """Name of the function that instruction `at` belongs to."""
+        return self.names[bisect_right(self.entries, at) - 1]
 
     @cached_property
     def blocks(self) -> list[range]:
@@ -191,7 +197,7 @@ def parse_ptx(ptx: str) -> Listing:
         labels |= {label: start + at for label, at in one.labels.items()}
         texts = _linked([instruction.text for instruction in one.instructions], number, names)
         instructions += [Instruction(text, old.chain) for text, old in zip(texts, one.instructions, strict=True)]
-    return Listing(instructions, labels, tuple(entries))
+    return Listing(instructions, labels, tuple(entries), ("", *list(names)[1:]))
 
 
 def _linked(texts: list[str], number: int, names: dict[str, int]) -> list[str]:
@@ -245,11 +251,13 @@ def parse_sass(sass: str) -> Listing:
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     places: list[Place] = []
-    entries = [0]
+    entries, names = [0], [""]
     inlined = False
     for line in sass.splitlines():
-        if _SASS_FUNCTION.match(line):
+        if function := _SASS_FUNCTION.match(line):
             entries.append(len(instructions))
+            names.append(function.group(1))
+            places = []
         elif label := _SASS_LABEL.match(line):
             labels[label.group(1)] = len(instructions)
         elif place := _SASS_PLACE.search(line):
@@ -260,7 +268,7 @@ def parse_sass(sass: str) -> Listing:
         elif (high := _SASS_HIGH.match(line)) and instructions:
             last = instructions[-1]
             instructions[-1] = Instruction(last.text, last.chain, int(high.group(1), 16) >> 41)
-    return Listing(instructions, labels, tuple(entries))
+    return Listing(instructions, labels, tuple(entries), tuple(names))
 
 
 @cache

@@ -1,5 +1,5 @@
 """Replanning: one program takes one layer from the placement in force to one for the loads to come."""
-# ruff: noqa: N806, PLR0912, PLR0915
+# ruff: noqa: PLR0912, PLR0915
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 from typing import Any, NamedTuple
@@ -11,25 +11,27 @@ from eplb_triton.kernels.arith import float64
 from eplb_triton.kernels.relabelling import relabel_gpus
 from eplb_triton.kernels.replanning_fresh import fresh_plan, partition_experts
 from eplb_triton.kernels.replanning_history import UNITS, sample_history
-from eplb_triton.kernels.replanning_moves import find_swap, list_slots, multiply_own, swap
+from eplb_triton.kernels.replanning_loads import add_up_gpus, divide_loads
+from eplb_triton.kernels.replanning_moves import add_replica, multiply_own, swap
 from eplb_triton.kernels.replanning_potential import (
     PEAK,
     PRICE,
-    add_up_gpus,
-    divide_loads,
     load_number,
+    peak_and_least_gain,
     price_of_slot,
     rate_gpus,
     store_number,
 )
-from eplb_triton.kernels.replanning_previous import fill_slots, previous_status
+from eplb_triton.kernels.replanning_previous import fill_slots, list_experts, previous_status
 from eplb_triton.kernels.replanning_replicas import (
-    add_replica,
+    change_counts,
     find_replica,
     list_donors,
     try_receivers,
     value_pairs,
 )
+from eplb_triton.kernels.replanning_slots import list_slots, write_maps
+from eplb_triton.kernels.replanning_swaps import find_swap
 
 
 class Memory(NamedTuple):
@@ -111,6 +113,8 @@ def replan_layers(
         _copy(memory.ints + shape.at.slot, memory.ints + shape.at.before, shape)
     elif shape.nodes > 1:
         partition_experts(partitions_ptr, memory, shape)
+    if shape.nodes > 1:
+        list_experts(memory, shape)
     tl.store(out.status + layer, status)
     slot_price = price_of_slot(price.to(tl.float64, bitcast=True), samples, shape)
     store_number(memory, SLOT_PRICE, slot_price, shape)
@@ -123,9 +127,13 @@ def replan_layers(
     while more:  # plans on from what is there, then, if that took all its steps, from a fresh plan
         if fresh:
             fresh_plan(memory, samples, shape)
-        list_slots(memory, shape)
+        if fresh | (empty > 0):  # else it was done to look at what is in force
+            list_slots(memory, shape)
+        gpu = tl.arange(0, shape.gpu_lanes)
+        tl.store(memory.ints + shape.at.changed + gpu, gpu, mask=gpu < shape.gpus)
         none = tl.full((), 0, tl.int32)  # a number in its stead would make a function of its own
         divide_loads(memory, samples, none, none + 1, none + shape.experts, shape)
+        most = list_donors(memory, shape)
         changed = none + shape.gpus
         most_steps = tl.where(fresh, shape.fresh_moves, shape.moves)
         limit = tl.where(fresh, NO_LIMIT, moves)
@@ -138,29 +146,36 @@ def replan_layers(
         moving = tl.full((), 1, tl.int1)
         while moving:
             add_up_gpus(memory, samples, changed, shape)
-            heaviest, top, floor = rate_gpus(memory, shape)
+            heaviest, top, low, high = rate_gpus(memory, shape)
             if (step == 0) & (fresh == 0):
-                store_number(memory, PEAK_BEFORE, load_number(memory, PEAK, shape), shape)
-            gain, key = floor, tl.full((), 0, tl.int32)
+                peak, low = peak_and_least_gain(memory, shape)
+                high = low
+                store_number(memory, PEAK_BEFORE, peak, shape)
+            gain, key = low, none
             is_swap = tl.full((), 1, tl.int1)
             if (step < most_steps) & (written < limit):
-                holders = multiply_own(memory, samples, heaviest, shape)
+                multiply_own(memory, samples, heaviest, shape)
                 if written <= limit - 2:
-                    gain_of_swap, key_of_swap = find_swap(memory, heaviest, top, shape)
+                    gain_of_swap, key_of_swap = find_swap(memory, heaviest, top, low, shape)
                     if gain_of_swap > gain:
                         gain, key = gain_of_swap.to(tl.int64), key_of_swap
-                receivers = none
                 if fresh == 0:
-                    receivers = try_receivers(memory, samples, heaviest, top, holders, floor, shape)
-                if receivers > 0:
-                    donors, bits, most = list_donors(memory, samples, heaviest, top, shape)
+                    first, donors = change_counts(memory, samples, heaviest, top, shape)
                     if donors > 0:
-                        value_pairs(memory, samples, heaviest, top, donors, bits, receivers, shape)
-                        best, its_key = find_replica(memory, heaviest, donors, bits, receivers, most, shape)
-                        if best > gain:
-                            gain, key = best, its_key
-                            is_swap = tl.full((), 0, tl.int1)
-            moving = gain > floor
+                        some, unsure = try_receivers(memory, heaviest, low, high, most, first, shape)
+                        if unsure:
+                            peak, low = peak_and_least_gain(memory, shape)
+                            high = low
+                            some, unsure = try_receivers(memory, heaviest, low, high, most, first, shape)
+                        if some:
+                            value_pairs(memory, samples, heaviest, top, first, donors, shape)
+                            best, its_key = find_replica(memory, heaviest, first, donors, most, shape)
+                            if best > gain:
+                                gain, key = best, its_key
+                                is_swap = tl.full((), 0, tl.int1)
+                if (gain > low) & (gain <= high):
+                    peak, low = peak_and_least_gain(memory, shape)
+            moving = gain > low
             if moving:
                 if is_swap:
                     changed = swap(memory, heaviest, key, shape)
@@ -168,8 +183,11 @@ def replan_layers(
                 else:
                     a, b, changed = add_replica(memory, heaviest, key, shape)
                     divide_loads(memory, samples, a, b - a, none + 2, shape)
+                    most = list_donors(memory, shape)
                     written += 1
                 step += 1
+        peak, low = peak_and_least_gain(memory, shape)
+        store_number(memory, PEAK, peak, shape)
         more = (fresh == 0) & (step == most_steps)
         if fresh == 0:
             _copy(memory.ints + shape.at.slot, memory.ints + shape.at.moved, shape)
@@ -200,7 +218,7 @@ def replan_layers(
         of_change += shape.replicas
     tl.debug_barrier()
     _report(memory, samples, of_change, empty, layer, out, shape)
-    _write_maps(memory, plans, layer, out, shape)
+    write_maps(memory, plans, layer, out, shape)
 
 
 @triton.jit(noinline=True)
@@ -237,44 +255,6 @@ def _changed(slots_ptr, memory, shape: tl.constexpr):
         changed += tl.sum((tl.load(slots_ptr + slot, mask=inside, other=0) != before).to(tl.int32), 0)
         start += shape.lanes
     return changed
-
-
-@triton.jit(noinline=True)
-def _write_maps(memory, plans, layer, out, shape: tl.constexpr):
-    """The layer's maps from memory.slot, ranks ascending with the slot; a slot without an expert has none. Where no
-    plan was made, phy2log stands already."""
-    E: tl.constexpr = shape.experts
-    RANKS: tl.constexpr = shape.replicas - E + 1
-    start = 0
-    while start < shape.replicas:
-        slot = start + tl.arange(0, shape.lanes)
-        inside = slot < shape.replicas
-        at = layer * shape.replicas + slot
-        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
-        if plans > 0:
-            tl.store(out.phy2log + at, expert, mask=inside)
-        tl.store(out.phyrank + at, tl.full((shape.lanes,), -1, tl.int32), mask=inside)
-        start += shape.lanes
-    tl.debug_barrier()
-    start = 0
-    while start < E:
-        expert = start + tl.arange(0, shape.lanes)
-        inside = expert < E
-        rank = tl.zeros((shape.lanes,), tl.int32)
-        for slot in tl.range(0, shape.replicas, loop_unroll_factor=4):
-            here = inside & (tl.load(memory.ints + shape.at.slot + slot) == expert)
-            tl.store(out.phyrank + layer * shape.replicas + slot + rank * 0, rank, mask=here)
-            if out.log2phy is not None:
-                its_ranks = out.log2phy + (layer * E + expert) * RANKS
-                tl.store(its_ranks + rank, slot + rank * 0, mask=here)
-            rank += here.to(tl.int32)
-        tl.store(out.logcnt + layer * E + expert, rank, mask=inside)
-        if out.log2phy is not None:
-            for place in tl.range(0, RANKS):
-                its_ranks = out.log2phy + (layer * E + expert) * RANKS
-                tl.store(its_ranks + place, rank * 0 - 1, mask=inside & (place >= rank))
-        start += shape.lanes
-    tl.debug_barrier()
 
 
 @triton.jit

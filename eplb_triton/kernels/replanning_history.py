@@ -1,4 +1,5 @@
 """Replanning, from loads to samples: which steps count, and what each expert got in some of them."""
+# ruff: noqa: N803, N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
@@ -11,6 +12,9 @@ UNITS = tl.constexpr(1 << 20)
 """What the loads of one step add up to after scaling."""
 LEAST_BLOCKS = tl.constexpr(4)
 """Blocks in which a history is searched for a change of traffic; below two steps a block it is not."""
+STEPS_AT_ONCE = tl.constexpr(4)
+"""Steps whose loads are fetched before the first of them is used."""
+WARP = tl.constexpr(32)
 
 
 @triton.jit(noinline=True)
@@ -42,6 +46,12 @@ def sample_history(
 
 
 @triton.jit
+def sample_at(row, t, ROWS: tl.constexpr, shape: tl.constexpr):
+    """Where sample t of a row lies among ROWS of them: a few samples of every row, then the next few."""
+    return (t // shape.together * ROWS + row) * shape.together + t % shape.together
+
+
+@triton.jit
 def quotient(x, y, inverse):
     """x // y of int64 numbers, 0 <= x < 2^61, 0 < y, with x / y < 2^40; `inverse`: of `inverse_of(y)`.
 
@@ -65,11 +75,8 @@ def _scale(largest):
 
 
 @triton.jit
-def _scaled(step_ptr, expert_stride, scale, idle, shape: tl.constexpr):
-    """Loads [lanes] int64 of a step in fixed point; 1 each if `idle`."""
-    expert = tl.arange(0, shape.expert_lanes)
-    inside = expert < shape.experts
-    raw = tl.load(step_ptr + expert.to(tl.int64) * expert_stride, mask=inside, other=0)
+def _scaled(raw, inside, scale, idle):
+    """Loads, int64, in fixed point; 1 each if `idle`."""
     load, _ = clean(raw)
     whole = (load.to(tl.float64) * scale).to(tl.int64)
     return tl.where(idle & inside, 1, whole)
@@ -85,46 +92,65 @@ def _oldest(num_steps, shape: tl.constexpr):
 def _largest_load(layer_ptr, step_stride, expert_stride, num_steps, shape: tl.constexpr):
     expert = tl.arange(0, shape.expert_lanes)
     inside = expert < shape.experts
+    expert_ptr = layer_ptr + expert.to(tl.int64) * expert_stride
     largest = tl.zeros((shape.expert_lanes,), tl.int32)
-    first_bad = tl.full((), HIGHEST, tl.int32)
     bad = expert < 0
     step = _oldest(num_steps, shape)
     while step < num_steps:
-        step_ptr = layer_ptr + step.to(tl.int64) * step_stride
-        load, wrong = clean(tl.load(step_ptr + expert.to(tl.int64) * expert_stride, mask=inside, other=0))
-        largest = tl.maximum(largest, bits(load))
-        bad = bad | (wrong & inside)
-        step += 1
+        for also in tl.static_range(STEPS_AT_ONCE):
+            at = tl.minimum(step + also, num_steps - 1)
+            load, wrong = clean(tl.load(expert_ptr + at.to(tl.int64) * step_stride, mask=inside, other=0))
+            largest = tl.maximum(largest, bits(load))
+            bad = bad | (wrong & inside)
+        step += STEPS_AT_ONCE
     first_bad = tl.min(tl.where(bad, expert, HIGHEST), 0)
     return from_bits(tl.max(largest, 0)), tl.where(first_bad < HIGHEST, first_bad, -1)
 
 
 @triton.jit
 def _steps_with_loads(layer_ptr, step_stride, expert_stride, num_steps, scale, memory, shape: tl.constexpr):
-    """memory.step: the steps whose loads are not all 0, memory.total: their sums. Returns how many."""
+    """memory.step: the steps whose loads are not all 0, memory.total: their sums. Returns how many.
+
+    A warp to a step: its sum takes no wait for other warps."""
+    ROWS: tl.constexpr = max(1, shape.lanes // WARP)
     kept = tl.full((), 0, tl.int32)
     step = _oldest(num_steps, shape)
     while step < num_steps:
-        step_ptr = layer_ptr + step.to(tl.int64) * step_stride
-        total = tl.sum(_scaled(step_ptr, expert_stride, scale, False, shape), 0)
-        tl.store(memory.ints + shape.at.step + kept, step)  # written over by the next one if its loads are all 0
-        tl.store(memory.longs + shape.at.total + kept, total)
-        kept += (total > 0).to(tl.int32)
-        step += 1
+        at = step + tl.arange(0, ROWS)
+        step_ptr = layer_ptr + at.to(tl.int64)[:, None] * step_stride
+        totals = tl.zeros((ROWS, WARP), tl.int64)
+        for first in tl.range(0, shape.experts, WARP, loop_unroll_factor=4):
+            expert = first + tl.arange(0, WARP)[None, :]
+            inside = (at < num_steps)[:, None] & (expert < shape.experts)
+            raw = tl.load(step_ptr + expert.to(tl.int64) * expert_stride, mask=inside, other=0)
+            totals += _scaled(raw, inside, scale, False)
+        total = tl.sum(totals, 1)
+        keep = (total > 0).to(tl.int32)
+        place = kept + tl.cumsum(keep, 0) - 1
+        tl.store(memory.ints + shape.at.step + place, at, mask=keep != 0)
+        tl.store(memory.longs + shape.at.total + place, total, mask=keep != 0)
+        kept += tl.sum(keep, 0)
+        step += ROWS
     return kept
 
 
 @triton.jit
 def _add_steps(layer_ptr, step_stride, expert_stride, start, stop, scale, idle, memory, shape: tl.constexpr):
     """Sum over the kept steps from `start` to below `stop`: loads [lanes] int64 of each expert, and of all."""
+    expert = tl.arange(0, shape.expert_lanes)
+    expert_ptr = layer_ptr + expert.to(tl.int64) * expert_stride
     loads = tl.zeros((shape.expert_lanes,), tl.int64)
     total = tl.full((), 0, tl.int64)
-    at = start
+    at = tl.full((), 0, tl.int32) + start  # of an int in the interpreter, too
     while at < stop:
-        step_ptr = layer_ptr + tl.load(memory.ints + shape.at.step + at).to(tl.int64) * step_stride
-        loads += _scaled(step_ptr, expert_stride, scale, idle, shape)
-        total += tl.load(memory.longs + shape.at.total + at)
-        at += 1
+        for also in tl.static_range(STEPS_AT_ONCE):
+            there = at + also < stop
+            step = tl.load(memory.ints + shape.at.step + at + also, mask=there, other=0).to(tl.int64)
+            inside = expert < tl.where(there, shape.experts, 0)
+            raw = tl.load(expert_ptr + step * step_stride, mask=inside, other=0)
+            loads += _scaled(raw, inside, scale, idle)
+            total += tl.load(memory.longs + shape.at.total + at + also, mask=there, other=0)
+        at += STEPS_AT_ONCE
     return loads, total
 
 
@@ -173,27 +199,44 @@ def _steps_since_change(layer_ptr, step_stride, expert_stride, kept, scale, idle
 @triton.jit
 def _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idle, memory, shape: tl.constexpr):
     """Evenly spaced steps back from the newest, moved so that their mean is each expert's share of all steps used."""
+    ROW: tl.constexpr = shape.row
+    STEP: tl.constexpr = shape.together
+    E: tl.constexpr = shape.experts
     expert = tl.arange(0, shape.expert_lanes)
-    inside = expert < shape.experts
+    inside = expert < E
+    expert_ptr = layer_ptr + expert.to(tl.int64) * expert_stride
     taken = tl.minimum(steps, shape.samples)
     every = steps // taken
-    added = tl.zeros((shape.expert_lanes,), tl.int32)
-    for i in tl.range(0, shape.row):
-        loads = tl.zeros((shape.expert_lanes,), tl.int32)
-        if i < taken:
-            at = kept - 1 - i * every
-            step_ptr = layer_ptr + tl.load(memory.ints + shape.at.step + at).to(tl.int64) * step_stride
-            total = tl.load(memory.longs + shape.at.total + at)
-            whole = _scaled(step_ptr, expert_stride, scale, idle, shape)
-            loads = quotient(whole * UNITS, total, inverse_of(total)).to(tl.int32)
-        tl.store(memory.ints + shape.at.level + expert * shape.row + i, loads, mask=inside)
-        added += loads
+    row = tl.arange(0, ROW)
+    totals = tl.load(memory.longs + shape.at.total + kept - 1 - row * every, mask=row < taken, other=1)
+    inverse_ptr = memory.longs + shape.at.given  # of no use yet to others
+    tl.store(inverse_ptr + row, inverse_of(totals).to(tl.int64, bitcast=True))
     tl.debug_barrier()
-    share = tl.load(memory.ints + shape.at.share + expert, mask=inside, other=0)
-    shift = share - added // taken
-    for i in tl.range(0, shape.row):
-        loads = tl.load(memory.ints + shape.at.level + expert * shape.row + i, mask=inside, other=0)
-        loads = tl.where(i < taken, tl.maximum(loads + shift, 0), 0)
-        tl.store(memory.ints + shape.at.sample + expert * shape.row + i, loads, mask=inside)
+    added = tl.zeros((shape.expert_lanes,), tl.int32)
+    first = 0
+    while first < ROW:
+        for also in tl.static_range(STEPS_AT_ONCE):
+            i = first + also
+            there = i < taken
+            at = kept - 1 - i * every
+            step = tl.load(memory.ints + shape.at.step + at, mask=there, other=0).to(tl.int64)
+            total = tl.load(memory.longs + shape.at.total + at, mask=there, other=1)
+            sampled = expert < tl.where(there, E, 0)
+            raw = tl.load(expert_ptr + step * step_stride, mask=sampled, other=0)
+            whole = _scaled(raw, sampled, scale, idle)
+            inverse = tl.load(inverse_ptr + i).to(tl.float64, bitcast=True)
+            loads = quotient(whole * UNITS, total, inverse).to(tl.int32)
+            tl.store(memory.ints + shape.at.level + sample_at(expert, i, E, shape), loads, mask=inside)
+            added += loads
+        first += STEPS_AT_ONCE
+    tl.debug_barrier()
+    shift = tl.load(memory.ints + shape.at.share + expert, mask=inside, other=0) - added // taken
+    together = tl.arange(0, STEP)[None, :]
+    level_ptr = memory.ints + shape.at.level + expert[:, None] * STEP + together
+    sample_ptr = memory.ints + shape.at.sample + expert[:, None] * STEP + together
+    for t in tl.static_range(0, ROW, STEP):
+        loads = tl.load(level_ptr + t * E, mask=inside[:, None], other=0)
+        loads = tl.where(t + together < taken, tl.maximum(loads + shift[:, None], 0), 0)
+        tl.store(sample_ptr + t * E, loads, mask=inside[:, None])
     tl.debug_barrier()
     return taken

@@ -8,6 +8,7 @@ import triton.language as tl
 from eplb_triton import replan_status
 from eplb_triton.kernels.arith import HIGHEST, largest_double
 from eplb_triton.kernels.replanning_potential import total_loads
+from eplb_triton.kernels.replanning_slots import list_slots
 
 OUT_OF_RANGE = tl.constexpr(replan_status.OUT_OF_RANGE)
 EMPTY_ON_NODES = tl.constexpr(replan_status.EMPTY_ON_NODES)
@@ -50,15 +51,12 @@ def _node_of_experts(memory, empty, shape: tl.constexpr):
     SIZE: tl.constexpr = E // shape.groups
     expert = tl.arange(0, shape.expert_lanes)
     inside = expert < E
-    count = tl.zeros((shape.expert_lanes,), tl.int32)
-    first = tl.full((shape.expert_lanes,), HIGHEST, tl.int32)
-    last = tl.full((shape.expert_lanes,), -1, tl.int32)
-    for slot in tl.range(0, shape.replicas, loop_unroll_factor=4):
-        here = tl.load(memory.ints + shape.at.slot + slot) == expert
-        node = slot // (shape.replicas // shape.nodes)
-        count += here.to(tl.int32)
-        first = tl.where(here, tl.minimum(first, node), first)
-        last = tl.where(here, tl.maximum(last, node), last)
+    P: tl.constexpr = shape.replicas // shape.nodes
+    list_slots(memory, shape)
+    count = tl.load(memory.ints + shape.at.count + expert, mask=inside, other=0)
+    held = inside & (count > 0)
+    first = tl.load(memory.ints + shape.at.link + expert, mask=held, other=HIGHEST) // P
+    last = tl.load(memory.ints + shape.at.last + expert, mask=held, other=-1) // P
     missing = tl.sum((inside & (count == 0)).to(tl.int32), 0)
     status = tl.full((), 0, tl.int32)
     if shape.nodes > 1:
@@ -80,6 +78,19 @@ def _node_of_experts(memory, empty, shape: tl.constexpr):
 
 
 @triton.jit(noinline=True)
+def list_experts(memory, shape: tl.constexpr):
+    """memory.node_expert: the experts of each node, ascending, from memory.node; those of no node are left out."""
+    expert = tl.arange(0, shape.expert_lanes)
+    node = tl.load(memory.ints + shape.at.node + expert, mask=expert < shape.experts, other=-1)
+    for number in tl.range(0, shape.nodes):
+        mine = node == number
+        place = number * (shape.experts // shape.nodes) + tl.cumsum(mine.to(tl.int32), 0) - 1
+        # a layer that cannot be planned on may have more experts on a node
+        tl.store(memory.ints + shape.at.node_expert + place, expert, mask=mine & (place < shape.experts))
+    tl.debug_barrier()
+
+
+@triton.jit(noinline=True)
 def fill_slots(memory, shape: tl.constexpr):
     """Replicas for the empty slots, GPU then slot ascending: experts that have none, the largest load first; then
     whichever has the largest load a replica among those that the GPU does not hold, or all if it holds all.
@@ -89,9 +100,7 @@ def fill_slots(memory, shape: tl.constexpr):
     expert = tl.arange(0, shape.expert_lanes)
     inside = expert < E
     load, squares = total_loads(memory, tl.minimum(expert, E - 1), shape)
-    count = tl.zeros((shape.expert_lanes,), tl.int32)
-    for slot in tl.range(0, shape.replicas, loop_unroll_factor=4):
-        count += (tl.load(memory.ints + shape.at.slot + slot) == expert).to(tl.int32)
+    count = tl.load(memory.ints + shape.at.count + expert, mask=inside, other=0)
     for slot in tl.range(0, shape.replicas):
         if tl.load(memory.ints + shape.at.slot + slot) < 0:
             held = expert < 0

@@ -3,198 +3,225 @@
 Whoever holds the donor or the receiver gets other loads, a GPU that holds both gets both changes. What a holder of the
 donor is worth afterwards, unless it holds the receiver, is the same for every receiver.
 """
-# ruff: noqa: N806
+# ruff: noqa: N806, PLR0915
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
 import triton.language as tl
 
 from eplb_triton.kernels.arith import HIGHEST, LOWEST
-from eplb_triton.kernels.replanning_moves import NO_GAIN
-from eplb_triton.kernels.replanning_potential import inverse_of_top, power_or_limit, sample_rows, score
+from eplb_triton.kernels.replanning_moves import expert_of_node
+from eplb_triton.kernels.replanning_potential import INVERSE, NO_GAIN, load_number, power_or_limit, sample_rows, score
+
+AT_ONCE = tl.constexpr(4)
+"""Replicas of an expert that a lane looks up at once."""
+COUNTED = tl.constexpr(8)
+"""Replicas of an expert that lanes look up side by side."""
 
 
 @triton.jit(noinline=True)
-def try_receivers(memory, samples, heaviest, top, num, floor, shape: tl.constexpr):
-    """memory.receiver: slots i of the heaviest GPU whose expert, given one replica more that nobody receives yet,
-    lowers the potential by more than `floor`; memory.lowered: by how much. Returns how many.
-
-    num: slots in memory.holder. memory.held_power: of a GPU once the expert of this slot has one replica more."""
+def list_donors(memory, shape: tl.constexpr):
+    """memory.donor: slots of experts of several replicas, those of an expert side by side from place memory.donor_first
+    on; memory.donor_at: the place of each slot, or -1; memory.donor_start: where those of each node begin, and the last
+    ones end. Returns the most replicas of an expert."""
     E: tl.constexpr = shape.experts
-    S: tl.constexpr = shape.slots
-    D: tl.constexpr = shape.gpus // shape.nodes
-    first_gpu = heaviest // D * D
-    inverse = inverse_of_top(top)
-    most = tl.full((), 0, tl.int32)
+    OF_NODE: tl.constexpr = E // shape.nodes
+    most = tl.full((), 1, tl.int32)
+    num = tl.full((), 0, tl.int32)
     start = 0
-    while start < num:
-        slot = tl.load(memory.ints + shape.at.holder + tl.minimum(start + tl.arange(0, shape.lanes), num - 1))
-        expert = tl.load(memory.ints + shape.at.slot + slot)
-        times = tl.load(memory.ints + shape.at.times + slot)
-        gpu = slot // S
-        cross = tl.zeros((shape.lanes,), tl.int64)
-        square = tl.zeros((shape.lanes,), tl.int64)
-        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
-        load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
-        for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
-            change = tl.load(level_ptr + 2 * shape.row * E + t) - tl.load(level_ptr + t)
-            cross += tl.sum(change.to(tl.int64) * tl.load(load_ptr + t), 1)
-            square += tl.sum(change.to(tl.int64) * change, 1)
-        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu)
-        mean += times * _difference(memory.ints + shape.at.sum + expert, 2 * E)
-        bend = tl.load(memory.longs + shape.at.gpu_bend + gpu)
-        bend += samples * (2 * times * cross + times * times * square)
-        bend += times * _difference(memory.longs + shape.at.spread + expert, 2 * E)
-        power = power_or_limit(score(mean, bend, shape), top, inverse, shape)
-        tl.store(memory.longs + shape.at.held_power + slot, power)
-        tl.store(memory.longs + shape.at.change_square + slot, square)
-        most = tl.maximum(most, tl.max(tl.load(memory.ints + shape.at.count + expert), 0))
+    while start < E:
+        at = start + tl.arange(0, shape.lanes)
+        inside = at < E
+        place = tl.minimum(at, E - 1)
+        expert = expert_of_node(memory, place // OF_NODE, place % OF_NODE, shape)
+        count = tl.where(inside, tl.load(memory.ints + shape.at.count + expert), 0)
+        listed = tl.where(count > 1, count, 0)
+        first = num + tl.cumsum(listed, 0) - listed
+        tl.store(memory.ints + shape.at.donor_first + expert, first, mask=inside)
+        tl.store(memory.ints + shape.at.donor_start + at // OF_NODE, first, mask=inside & (at % OF_NODE == 0))
+        num += tl.sum(listed, 0)
+        of_any = tl.max(count, 0)
+        most = tl.maximum(most, of_any)
+        slot = tl.load(memory.ints + shape.at.link + expert, mask=inside, other=-1)
+        nth = 0
+        while nth < of_any:
+            for _ in tl.static_range(AT_ONCE):
+                held = slot >= 0
+                its_place = first + nth
+                tl.store(memory.ints + shape.at.donor_at + slot, tl.where(count > 1, its_place, -1), mask=held)
+                tl.store(memory.ints + shape.at.donor + its_place, slot, mask=held & (count > 1))
+                slot = tl.load(memory.ints + shape.at.link + E + slot, mask=held, other=-1)
+                nth += 1
         start += shape.lanes
+    tl.store(memory.ints + shape.at.donor_start + shape.nodes, num)
     tl.debug_barrier()
-    i = tl.arange(0, shape.slot_lanes)
-    slot = tl.load(memory.ints + shape.at.held_at + i * D + heaviest - first_gpu, mask=i < S, other=-1)
-    expert = tl.load(memory.ints + shape.at.slot + slot, mask=slot >= 0, other=0)
-    has_room = (slot >= 0) & (tl.load(memory.ints + shape.at.count + expert, mask=slot >= 0, other=D) < D)
-    lowered = tl.zeros((shape.slot_lanes,), tl.int64)
-    holder = tl.load(memory.ints + shape.at.link + expert, mask=has_room, other=-1)
-    for _ in tl.range(0, most):
-        listed = holder >= 0
-        first = listed & (tl.load(memory.ints + shape.at.times + holder, mask=listed, other=0) > 0)
-        lowered += tl.load(memory.ints + shape.at.gpu_power + holder // S, mask=first, other=0).to(tl.int64)
-        lowered -= tl.load(memory.longs + shape.at.held_power + holder, mask=first, other=0)
-        holder = tl.load(memory.ints + shape.at.link + E + holder, mask=listed, other=-1)
-    passes = (has_room & (lowered > floor)).to(tl.int32)
-    place = tl.cumsum(passes, 0) - 1
-    tl.store(memory.ints + shape.at.receiver + place, i, mask=passes != 0)
-    tl.store(memory.longs + shape.at.lowered + place, lowered, mask=passes != 0)
-    tl.debug_barrier()
-    return tl.sum(passes, 0)
-
-
-@triton.jit
-def _difference(values_ptr, apart):
-    return tl.load(values_ptr + apart) - tl.load(values_ptr)
+    return most
 
 
 @triton.jit(noinline=True)
-def list_donors(memory, samples, heaviest, top, shape: tl.constexpr):
-    """memory.donor: on the heaviest GPU's node one slot of each GPU for each expert of several replicas. Returns how
-    many, the bits that number them, and the most replicas of one.
+def change_counts(memory, samples, heaviest, top, shape: tl.constexpr):
+    """What GPUs are worth once a single expert has another count. Returns where the node's donors begin, and how many.
 
-    Of a GPU once the expert of this slot has one replica fewer: memory.donor_bend, and memory.worth, by how much its
-    power falls. memory.receiving_bend: T times the squares of its loads, and spreads, without this one slot."""
+    By donor slot: memory.worth, by how much the power of its GPU falls with one replica fewer; memory.grown, if its
+    expert has one more. By slot of an expert of the heaviest GPU: memory.held_power, of its GPU with one replica more;
+    by slot i of the heaviest GPU: memory.grown behind those of donors.
+    Rows of loads, memory.part [2, p + S, T], with their sums, sums of squares and spreads: of the GPU of a donor slot
+    once there is one replica fewer, with this one and without it; of slot i of the heaviest GPU, what one replica more
+    makes of a replica's loads, as their change and as they are."""
+    ROW: tl.constexpr = shape.row
+    STEP: tl.constexpr = shape.together
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
     P: tl.constexpr = shape.replicas // shape.nodes
-    first_slot = heaviest * S // P * P
-    inverse = inverse_of_top(top)
-    num = tl.full((), 0, tl.int32)
-    most = tl.full((), 0, tl.int32)
+    ROWS: tl.constexpr = P + S
+    node = heaviest * S // P
+    inverse = load_number(memory, INVERSE, shape)
+    first = tl.load(memory.ints + shape.at.donor_start + node)
+    num = tl.load(memory.ints + shape.at.donor_start + node + 1) - first
     start = 0
-    while start < P:
+    while start < 2 * num + S:  # donors with one replica fewer, with one more, and the heaviest GPU's with one more
         at = start + tl.arange(0, shape.lanes)
-        slot = first_slot + tl.minimum(at, P - 1)
-        count = tl.load(memory.ints + shape.at.count + tl.load(memory.ints + shape.at.slot + slot))
-        found = ((at < P) & (count > 1) & (tl.load(memory.ints + shape.at.times + slot) > 0)).to(tl.int32)
-        tl.store(memory.ints + shape.at.donor + num + tl.cumsum(found, 0) - 1, slot, mask=found != 0)
-        num += tl.sum(found, 0)
-        most = tl.maximum(most, tl.max(count, 0))
-        start += shape.lanes
-    tl.debug_barrier()
-    start = 0
-    while start < num:
-        slot = tl.load(memory.ints + shape.at.donor + tl.minimum(start + tl.arange(0, shape.lanes), num - 1))
-        expert = tl.load(memory.ints + shape.at.slot + slot)
+        inside = at < 2 * num + S
+        fewer, own = at < num, at >= 2 * num
+        i = tl.minimum(at - 2 * num, S - 1)
+        place = tl.where(fewer, at, at - num)
+        donor = tl.load(memory.ints + shape.at.donor + first + place, mask=own == 0, other=0)
+        slot = tl.where(own, heaviest * S + i, donor)
+        row = tl.where(own, P + i, place)
+        expert, gpu = tl.load(memory.ints + shape.at.slot + slot), slot // S
         times = tl.load(memory.ints + shape.at.times + slot)
-        gpu = slot // S
-        square = tl.zeros((shape.lanes,), tl.int64)
-        square_without = tl.zeros((shape.lanes,), tl.int64)
-        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
+        change = tl.where(fewer, E, 2 * E)
         load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
-        for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
-            fewer = tl.load(level_ptr + shape.row * E + t)
-            load = tl.load(load_ptr + t) + times[:, None] * (fewer - tl.load(level_ptr + t))
-            square += tl.sum(load.to(tl.int64) * load, 1)
-            load -= fewer
-            square_without += tl.sum(load.to(tl.int64) * load, 1)
-        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu)
-        mean += times * _difference(memory.ints + shape.at.sum + expert, E)
-        spread = tl.load(memory.longs + shape.at.gpu_spread + gpu)
-        spread += times * _difference(memory.longs + shape.at.spread + expert, E)
-        bend = samples * square + spread
-        power = tl.load(memory.ints + shape.at.gpu_power + gpu).to(tl.int64)
-        power -= power_or_limit(score(mean, bend, shape), top, inverse, shape)
-        spread -= tl.load(memory.longs + shape.at.spread + E + expert)
-        tl.store(memory.longs + shape.at.donor_bend + slot, bend)
-        tl.store(memory.longs + shape.at.receiving_bend + slot, samples * square_without + spread)
-        tl.store(memory.longs + shape.at.worth + slot, power)
+        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
+        changed_ptr = level_ptr + (change * ROW)[:, None]
+        part_ptr = sample_rows(memory.ints + shape.at.part, row, shape)
+        squares = tl.zeros((shape.lanes, STEP), tl.int64)
+        other_squares = tl.zeros((shape.lanes, STEP), tl.int64)
+        has_parts = fewer | (own & inside)
+        for t in tl.range(0, ROW, STEP, loop_unroll_factor=shape.unroll):
+            each = tl.load(changed_ptr + t * E)
+            difference = each - tl.load(level_ptr + t * E)
+            load = tl.load(load_ptr + t * shape.gpus) + times[:, None] * difference
+            without = load - each
+            squares += load.to(tl.int64) * load
+            other = tl.where(own[:, None], difference, without)
+            other_squares += other.to(tl.int64) * other
+            tl.store(part_ptr + t * ROWS, tl.where(own[:, None], difference, load), mask=has_parts[:, None])
+            tl.store(part_ptr + (ROWS * ROW + t * ROWS), tl.where(own[:, None], each, without), mask=has_parts[:, None])
+        square, other_square = tl.sum(squares, 1), tl.sum(other_squares, 1)
+        its_sum = tl.load(memory.ints + shape.at.sum + change + expert)
+        more_sum = its_sum - tl.load(memory.ints + shape.at.sum + expert)
+        its_spread = tl.load(memory.longs + shape.at.spread + change + expert)
+        more_spread = its_spread - tl.load(memory.longs + shape.at.spread + expert)
+        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu) + times * more_sum
+        spread = tl.load(memory.longs + shape.at.gpu_spread + gpu) + times * more_spread
+        variance = samples * square - mean.to(tl.int64) * mean + spread
+        power = power_or_limit(score(mean, variance, shape), top, inverse, shape)
+        fall = tl.load(memory.ints + shape.at.gpu_power + gpu).to(tl.int64) - power
+        tl.store(memory.longs + shape.at.worth + place, fall, mask=fewer)
+        tl.store(memory.longs + shape.at.grown + row, tl.where(times > 0, fall, 0), mask=inside & (fewer == 0))
+        # donors on the heaviest GPU are among its slots
+        tl.store(
+            memory.longs + shape.at.held_power + slot, power, mask=inside & (own | ((fewer == 0) & (gpu != heaviest)))
+        )
+        its_square = tl.load(memory.longs + shape.at.square + change + expert)
+        tl.store(memory.ints + shape.at.part_sum + row, tl.where(own, more_sum, mean), mask=has_parts)
+        tl.store(memory.ints + shape.at.part_sum + ROWS + row, tl.where(own, its_sum, mean - its_sum), mask=has_parts)
+        square_ptr, spread_ptr = memory.longs + shape.at.part_square, memory.longs + shape.at.part_spread
+        tl.store(square_ptr + row, tl.where(own, other_square, square), mask=has_parts)
+        tl.store(square_ptr + ROWS + row, tl.where(own, its_square, other_square), mask=has_parts)
+        tl.store(spread_ptr + row, tl.where(own, more_spread, spread), mask=has_parts)
+        tl.store(spread_ptr + ROWS + row, tl.where(own, its_spread, spread - its_spread), mask=has_parts)
         start += shape.lanes
     tl.debug_barrier()
-    bits = tl.full((), 0, tl.int32)
-    while (1 << bits) < num:
-        bits += 1
-    return num, bits, most
+    return first, num
 
 
 @triton.jit(noinline=True)
-def value_pairs(memory, samples, heaviest, top, donors, bits, receivers, shape: tl.constexpr):
-    """Of receiver i and donor slot, as holder of the donor: memory.fall, by how much its GPU's power falls, not
+def try_receivers(memory, heaviest, low, high, most, first, shape: tl.constexpr):
+    """memory.lowered: by how much an expert in slot i of the heaviest GPU, given one replica more that nobody receives
+    yet, lowers the potential, NO_GAIN where that is no more than `low`. Returns whether any is, and whether any is no
+    more than `high`.
+
+    most: no expert has more replicas; first: where the node's donors begin."""
+    S: tl.constexpr = shape.slots
+    D: tl.constexpr = shape.gpus // shape.nodes
+    i = tl.arange(0, shape.slot_lanes)
+    own = heaviest * S + tl.minimum(i, S - 1)
+    expert = tl.load(memory.ints + shape.at.slot + own)
+    count = tl.load(memory.ints + shape.at.count + expert)
+    has_room = (i < S) & (count < D) & (tl.load(memory.ints + shape.at.times + own) > 0)
+    place = tl.load(memory.ints + shape.at.donor_first + expert) - first
+    place = tl.where(count > 1, place, D * S + i)
+    lowered = tl.zeros((shape.slot_lanes,), tl.int64)
+    start = 0
+    while start < most:
+        nth = start + tl.arange(0, COUNTED)[None, :]
+        grown_ptr = memory.longs + shape.at.grown + place[:, None] + nth
+        lowered += tl.sum(tl.load(grown_ptr, mask=has_room[:, None] & (nth < count[:, None]), other=0), 1)
+        start += COUNTED
+    passes = has_room & (lowered > low)
+    tl.store(memory.longs + shape.at.lowered + i, tl.where(passes, lowered, NO_GAIN), mask=i < S)
+    tl.debug_barrier()
+    found = tl.max(tl.where(passes, tl.where(lowered > high, 1, 3), 0), 0)
+    return found > 0, found > 1
+
+
+@triton.jit(noinline=True)
+def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constexpr):
+    """Of receiver i and donor slot, as holder of the donor: memory.fall [S, p], by how much its GPU's power falls, not
     counting what the receiver's replica alone does; as the one that receives: memory.received, what then comes on
     top, NO_GAIN where it cannot."""
-    E: tl.constexpr = shape.experts
+    ROW: tl.constexpr = shape.row
+    STEP: tl.constexpr = shape.together
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     P: tl.constexpr = D * S
-    first_gpu = heaviest // D * D
-    inverse = inverse_of_top(top)
+    ROWS: tl.constexpr = P + S
+    inverse = load_number(memory, INVERSE, shape)
     start = 0
-    while start < receivers << bits:
-        at = start + tl.arange(0, shape.lanes)
-        nth = tl.minimum(at >> bits, receivers - 1)
-        i = tl.load(memory.ints + shape.at.receiver + nth)
-        slot = tl.load(memory.ints + shape.at.donor + tl.minimum(at & ((1 << bits) - 1), donors - 1))
+    while start < S * donors:
+        at = start + tl.arange(0, shape.candidates)
+        inside = at < S * donors
+        at = tl.minimum(at, S * donors - 1)
+        place = at // S
+        i = at - place * S
+        slot = tl.load(memory.ints + shape.at.donor + first + place)
         gpu = slot // S
-        a = tl.load(memory.ints + shape.at.slot + heaviest * S + i)
-        b = tl.load(memory.ints + shape.at.slot + slot)
-        times = tl.load(memory.ints + shape.at.times + slot)
-        held = tl.load(memory.ints + shape.at.held_at + i * D + gpu - first_gpu)
+        listed = tl.load(memory.ints + shape.at.times + slot) > 0  # else an earlier slot of its GPU says it
+        held = tl.load(memory.ints + shape.at.held_at + i * D + gpu - heaviest // D * D)
         holds = held >= 0
-        keeps, gets = holds.to(tl.int32), 1 - holds.to(tl.int32)
-        product = tl.zeros((shape.lanes,), tl.int64)
-        load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
-        receiver_ptr = sample_rows(memory.ints + shape.at.level, a, shape)
-        donor_ptr = sample_rows(memory.ints + shape.at.level, b, shape)
-        for t in tl.range(0, shape.row, shape.together, loop_unroll_factor=2):
-            fewer = tl.load(donor_ptr + shape.row * E + t)
-            load = tl.load(load_ptr + t) + times[:, None] * (fewer - tl.load(donor_ptr + t)) - gets[:, None] * fewer
-            change = tl.load(receiver_ptr + 2 * shape.row * E + t) - keeps[:, None] * tl.load(receiver_ptr + t)
-            product += tl.sum(change.to(tl.int64) * load, 1)
-        added = tl.where(holds, tl.load(memory.ints + shape.at.times + held, mask=holds, other=0), 1)
-        square = tl.load(memory.longs + shape.at.square + 2 * E + a)
-        square = tl.where(holds, tl.load(memory.longs + shape.at.change_square + held, mask=holds, other=0), square)
-        bend = tl.load(memory.longs + shape.at.receiving_bend + slot)
-        bend = tl.where(holds, tl.load(memory.longs + shape.at.donor_bend + slot), bend)
-        bend += samples * (2 * added * product + added * added * square)
-        spread = tl.load(memory.longs + shape.at.spread + 2 * E + a)
-        bend += added * (spread - tl.where(holds, tl.load(memory.longs + shape.at.spread + a), 0))
-        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu)
-        mean += times * _difference(memory.ints + shape.at.sum + b, E)
-        mean -= gets * tl.load(memory.ints + shape.at.sum + E + b)
-        new = tl.load(memory.ints + shape.at.sum + 2 * E + a) - keeps * tl.load(memory.ints + shape.at.sum + a)
-        after = power_or_limit(score(mean + added * new, bend, shape), top, inverse, shape)
-        worth = tl.load(memory.longs + shape.at.worth + slot)
+        rest = tl.where(holds, 0, ROWS) + place
+        own = tl.where(holds, 0, ROWS) + P + i
+        part_ptr = sample_rows(memory.ints + shape.at.part, tl.where(holds, 0, ROWS * (ROW // STEP)), shape)
+        rest_ptr, own_ptr = part_ptr + (place * STEP)[:, None], part_ptr + ((P + i) * STEP)[:, None]
+        products = tl.zeros((shape.candidates, STEP), tl.int64)
+        for t in tl.static_range(0, ROW, STEP):
+            products += tl.load(rest_ptr + t * ROWS).to(tl.int64) * tl.load(own_ptr + t * ROWS)
+        times = tl.load(memory.ints + shape.at.times + held, mask=holds, other=1)
+        square = tl.load(memory.longs + shape.at.part_square + rest)
+        square += 2 * times * tl.sum(products, 1)
+        square += times * times * tl.load(memory.longs + shape.at.part_square + own)
+        spread = tl.load(memory.longs + shape.at.part_spread + rest)
+        spread += times * tl.load(memory.longs + shape.at.part_spread + own)
+        mean = tl.load(memory.ints + shape.at.part_sum + rest)
+        mean += times * tl.load(memory.ints + shape.at.part_sum + own)
+        variance = samples * square - mean.to(tl.int64) * mean + spread
+        after = power_or_limit(score(mean, variance, shape), top, inverse, shape)
+        worth = tl.load(memory.longs + shape.at.worth + place)
         before = tl.load(memory.ints + shape.at.gpu_power + gpu).to(tl.int64)
         both = tl.load(memory.longs + shape.at.held_power + held, mask=holds, other=0) - after
-        place = i * P + slot - first_gpu * S
-        tl.store(memory.longs + shape.at.fall + place, tl.where(holds, both, worth))
+        fall = tl.where(listed, tl.where(holds, both, worth), 0)
+        tl.store(memory.longs + shape.at.fall + i * P + place, fall, mask=inside)
         # b = a is held as well
-        tl.store(memory.longs + shape.at.received + place, tl.where(holds, NO_GAIN, before - after - worth))
-        start += shape.lanes
+        received = tl.where(listed & (holds == 0), before - after - worth, NO_GAIN)
+        tl.store(memory.longs + shape.at.received + i * P + place, received, mask=inside)
+        start += shape.candidates
     tl.debug_barrier()
 
 
 @triton.jit(noinline=True)
-def find_replica(memory, heaviest, donors, bits, receivers, most, shape: tl.constexpr):
+def find_replica(memory, heaviest, first, donors, most, shape: tl.constexpr):
     """The best new replica: gain, and its key (own slot i, donor, receiving GPU). Ties: the lowest key.
 
     most: no donor has more replicas."""
@@ -202,31 +229,31 @@ def find_replica(memory, heaviest, donors, bits, receivers, most, shape: tl.cons
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     P: tl.constexpr = D * S
-    first_gpu = heaviest // D * D
-    best = tl.full((shape.lanes,), NO_GAIN, tl.int64)
-    best_key = tl.full((shape.lanes,), HIGHEST, tl.int32)
+    best = tl.full((shape.candidates,), NO_GAIN, tl.int64)
+    best_key = tl.full((shape.candidates,), HIGHEST, tl.int32)
     start = 0
-    while start < receivers << bits:
-        at = start + tl.arange(0, shape.lanes)
-        nth = tl.minimum(at >> bits, receivers - 1)
-        i = tl.load(memory.ints + shape.at.receiver + nth)
-        slot = tl.load(memory.ints + shape.at.donor + tl.minimum(at & ((1 << bits) - 1), donors - 1))
+    while start < S * donors:
+        at = tl.minimum(start + tl.arange(0, shape.candidates), S * donors - 1)
+        place = at // S
+        i = at - place * S
+        slot = tl.load(memory.ints + shape.at.donor + first + place)
         b = tl.load(memory.ints + shape.at.slot + slot)
-        fall_ptr = memory.longs + shape.at.fall + i * P - first_gpu * S
-        received = tl.load(memory.longs + shape.at.received + i * P - first_gpu * S + slot)
-        gain = tl.load(memory.longs + shape.at.lowered + nth) + received
-        holder = tl.load(memory.ints + shape.at.link + b)
-        for _ in tl.range(0, most):
-            listed = holder >= 0
-            first = listed & (tl.load(memory.ints + shape.at.times + holder, mask=listed, other=0) > 0)
-            gain += tl.load(fall_ptr + holder, mask=first, other=0)
-            holder = tl.load(memory.ints + shape.at.link + E + holder, mask=listed, other=-1)
-        gain = tl.where(received == NO_GAIN, NO_GAIN, gain)
-        key = (i * E + b) * D + slot // S - first_gpu
+        received = tl.load(memory.longs + shape.at.received + i * P + place)
+        lowered = tl.load(memory.longs + shape.at.lowered + i)
+        count = tl.load(memory.ints + shape.at.count + b)
+        fall_ptr = memory.longs + shape.at.fall + i * P + tl.load(memory.ints + shape.at.donor_first + b) - first
+        gain = lowered + received
+        nth = 0
+        while nth < most:
+            for also in tl.static_range(AT_ONCE):
+                gain += tl.load(fall_ptr + nth + also, mask=nth + also < count, other=0)
+            nth += AT_ONCE
+        gain = tl.where((received == NO_GAIN) | (lowered == NO_GAIN), NO_GAIN, gain)
+        key = (i * E + b) * D + slot // S - heaviest // D * D
         better = (gain > best) | ((gain == best) & (key < best_key))
         best = tl.where(better, gain, best)
         best_key = tl.where(better, key, best_key)
-        start += shape.lanes
+        start += shape.candidates
     return _best_candidate(best, best_key)
 
 
@@ -242,47 +269,3 @@ def _best_candidate(gain, key):
     found = (upper == best_upper) & (lower == best_lower)
     low_word = (best_lower ^ LOWEST).to(tl.int64) & 0xFFFFFFFF
     return (best_upper.to(tl.int64) << 32) | low_word, tl.min(tl.where(found, key, HIGHEST), 0)
-
-
-@triton.jit(noinline=True)
-def add_replica(memory, heaviest, key, shape: tl.constexpr):
-    """Make the new replica of a key of `find_replica`, in the donor's lowest slot on the receiving GPU.
-
-    Returns receiver, donor and how many GPUs, those that hold either, are in memory.changed."""
-    E: tl.constexpr = shape.experts
-    S: tl.constexpr = shape.slots
-    D: tl.constexpr = shape.gpus // shape.nodes
-    links = memory.ints + shape.at.link
-    a = tl.load(memory.ints + shape.at.slot + heaviest * S + key // (E * D))
-    b = key // D % E
-    gpu = heaviest // D * D + key % D
-    link = b
-    slot = tl.load(links + b)
-    while (slot // S != gpu) | (tl.load(memory.ints + shape.at.times + slot) == 0):
-        link = E + slot
-        slot = tl.load(links + link)
-    num = _list_gpus(memory, a, tl.full((), 0, tl.int32), shape)
-    num = _list_gpus(memory, b, num, shape)
-    after, first = tl.load(links + E + slot), tl.load(links + a)
-    count_a = tl.load(memory.ints + shape.at.count + a)
-    count_b = tl.load(memory.ints + shape.at.count + b)
-    tl.debug_barrier()
-    tl.store(memory.ints + shape.at.slot + slot, a)
-    tl.store(links + link, after)
-    tl.store(links + a, slot)
-    tl.store(links + E + slot, first)
-    tl.store(memory.ints + shape.at.count + a, count_a + 1)
-    tl.store(memory.ints + shape.at.count + b, count_b - 1)
-    tl.debug_barrier()
-    return a, b, num
-
-
-@triton.jit
-def _list_gpus(memory, expert, num, shape: tl.constexpr):
-    """The GPUs of an expert's slots to memory.changed, from place `num` on; where they end."""
-    slot = tl.load(memory.ints + shape.at.link + expert)
-    while slot >= 0:
-        tl.store(memory.ints + shape.at.changed + num, slot // shape.slots)
-        slot = tl.load(memory.ints + shape.at.link + shape.experts + slot)
-        num += 1
-    return num

@@ -29,14 +29,18 @@ TOGETHER = 4
 class Places:
     """Where each array of a layer begins, in elements of its tensor of `Memory`."""
 
-    # int32
+    # int32; rows of T samples lie as `sample_at` says
     sample: int  # [E, T] loads
     level: int  # [3, E, T] loads of a replica: as many replicas as there are, one fewer, one more
     sum: int  # [3, E] of them over the samples
     count: int  # [E] replicas
     share: int  # [E] of all steps used
     node: int  # [E]
+    node_expert: int  # [N, E / N] experts of each node
     link: int  # [E + P] lists of slots
+    first: int  # [E] place of an expert among all slots by expert
+    last: int  # [E]
+    rank: int  # [P]
     slot: int  # [P] expert in each slot
     before: int  # [P]
     moved: int  # [P]
@@ -44,14 +48,15 @@ class Places:
     gpu_load: int  # [D, T]
     gpu_sum: int  # [D]
     gpu_power: int  # [D]
-    slot_sum: int  # [p]
     step: int  # [steps] steps with loads
-    holder: int  # [p]
     held_at: int  # [S, d]
-    own_at: int  # [p]
     changed: int  # [2 * P + D] GPUs, some of them twice
-    donor: int  # [p]
-    receiver: int  # [S]
+    donor: int  # [P]
+    donor_at: int  # [P]
+    donor_first: int  # [E]
+    donor_start: int  # [N + 1]
+    part: int  # [2, p + S, T]
+    part_sum: int  # [2, p + S]
     shared: int  # [D, d] replicas that GPUs share
     taken: int  # [D]
     order: int  # [D]
@@ -61,24 +66,23 @@ class Places:
     # int64
     square: int  # [3, E] sums of squares of `level`
     spread: int  # [3, E] v
-    own_product: int  # [P]
-    gpu_bend: int  # [D] T * Q + U
     gpu_spread: int  # [D] U
-    product: int  # [S, p]
-    into_own: int  # [p]
-    from_partner: int  # [p]
+    gpu_variance: int  # [D] T * Q - M^2 + U
+    given: int  # [P]
+    product: int  # [S, E]
+    into_own: int  # [E]
     into_partner: int  # [S, d]
-    out_of_own: int  # [S]
     held_power: int  # [P]
-    change_square: int  # [P]
+    part_square: int  # [2, p + S]
+    part_spread: int  # [2, p + S]
+    worth: int  # [p]
+    grown: int  # [p + S]
     lowered: int  # [S]
-    donor_bend: int  # [P]
-    receiving_bend: int  # [P]
-    worth: int  # [P]
     fall: int  # [S, p]
     received: int  # [S, p]
-    numbers: int  # [5] bits of float64
+    numbers: int  # [8] bits of float64
     total: int  # [steps]
+    key: int  # [P]
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,9 @@ class ReplanShape:
     z_of_slot: float
     lanes: int  # of tiles in which a lane makes products over the samples
     candidates: int  # of tiles of candidates
+    unroll: int  # of loops over the samples that store: with more, AMD has a function save its caller's registers
     expert_lanes: int
+    replica_lanes: int
     gpu_lanes: int
     slot_lanes: int
     group_lanes: int
@@ -212,7 +218,8 @@ def replan_plan(
         rule.moves, rule.fresh_moves, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=max(threads, min(flat, 4096)) if wide else threads,
-        candidates=max(threads, min(flat, 4096)) if wide else 2 * threads,
+        candidates=max(threads, min(flat, 4096)) if wide else (2 if warp == 32 else 1) * threads,
+        unroll=8 if warp == 32 else 2,
         **sizes,
         num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
     )  # fmt: skip
@@ -231,6 +238,7 @@ def _row(rule: Replan) -> int:
 def _sizes(topology: Topology, num_experts: int, rule: Replan, warp: int) -> dict[str, int]:
     pads = {
         "expert_lanes": num_experts,
+        "replica_lanes": topology.num_replicas,
         "gpu_lanes": topology.num_gpus,
         "slot_lanes": topology.slots_per_gpu,
         "group_lanes": topology.planned_groups,
@@ -245,18 +253,19 @@ def _places(
     E, P, D, T = num_experts, topology.num_replicas, topology.num_gpus, _row(rule)  # noqa: N806
     S, p, d = topology.slots_per_gpu, topology.replicas_per_node, topology.gpus_per_node  # noqa: N806
     ints = {
-        "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "link": E + P,
-        "slot": P, "before": P, "moved": P, "times": P, "gpu_load": T * D, "gpu_sum": D, "gpu_power": D,
-        "slot_sum": p, "step": steps,
-        "holder": p, "held_at": S * d, "own_at": p, "changed": 2 * P + D, "donor": p,
-        "receiver": S, "shared": D * d, "taken": D, "order": D,
-        "partner": D, "kept": 2 * P, "placed": P,
+        "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "node_expert": E,
+        "link": E + P, "first": E, "last": E, "rank": P, "slot": P, "before": P, "moved": P, "times": P,
+        "gpu_load": T * D, "gpu_sum": D, "gpu_power": D, "step": steps,
+        "held_at": S * d, "changed": 2 * P + D, "donor": P, "donor_at": P, "donor_first": E,
+        "donor_start": topology.planned_nodes + 1, "part": 2 * (p + S) * T, "part_sum": 2 * (p + S),
+        "shared": D * d, "taken": D, "order": D, "partner": D, "kept": 2 * P, "placed": P,
     }  # fmt: skip
     longs = {
-        "square": 3 * E, "spread": 3 * E, "own_product": P, "gpu_bend": D, "gpu_spread": D,
-        "product": S * p, "into_own": p, "from_partner": p, "into_partner": S * d, "out_of_own": S, "held_power": P,
-        "change_square": P, "lowered": S, "donor_bend": P, "receiving_bend": P, "worth": P, "fall": S * p,
-        "received": S * p, "numbers": 5, "total": steps,
+        "square": 3 * E, "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "given": max(P, T), "product": S * E,
+        "into_own": E, "into_partner": S * d, "held_power": P, "part_square": 2 * (p + S), "part_spread": 2 * (p + S),
+        "worth": p, "grown": p + S,
+        "lowered": S, "fall": S * p, "received": S * p, "numbers": 8, "total": steps,
+        "key": sizes["replica_lanes"],
     }  # fmt: skip
     starts: dict[str, int] = {}
     totals = []

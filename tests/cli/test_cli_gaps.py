@@ -18,7 +18,7 @@ from eplb_triton import POLICIES, Placement, Topology, lower_bound, plan
 from eplb_triton.cli import gaps, terminal
 from eplb_triton.cli.gaps import GAP
 from eplb_triton.synthetic import lognormal_series
-from tests.commands import SERIES, SIZE, TOPOLOGY, plans_of, refused, rows, run, save_loads, save_plan
+from tests.commands import SERIES, SIZE, TOPOLOGY, plans_of, refused, rows, run, save_plan
 
 WITHOUT_PAIRING = "lower bound: without the pairing of two slots a GPU"
 WITH_PAIRING = "lower bound: with the pairing of two slots a GPU"
@@ -50,11 +50,6 @@ def printed(values: Sequence[Fraction]) -> list[str]:
 
 def mean(values: Sequence[Fraction]) -> Fraction:
     return sum(values, Fraction(0)) / len(values)
-
-
-@pytest.fixture
-def loads(tmp_path: Path) -> Path:
-    return save_loads(tmp_path)
 
 
 @pytest.fixture

@@ -10,12 +10,7 @@ import torch
 
 from eplb_triton import Topology, plan
 from eplb_triton.formats import read_plan, write_plan
-from tests.commands import SERIES, SIZE, TOPOLOGY, refused, rows, run, save_loads
-
-
-@pytest.fixture
-def loads(tmp_path: Path) -> Path:
-    return save_loads(tmp_path)
+from tests.commands import SERIES, SIZE, TOPOLOGY, refused, rows, run
 
 
 @pytest.fixture

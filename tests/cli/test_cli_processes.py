@@ -13,12 +13,7 @@ from pathlib import Path
 import pytest
 
 from eplb_triton import POLICIES
-from tests.commands import SIZE, launch, options, process, refused, save_loads, save_plan
-
-
-@pytest.fixture
-def loads(tmp_path: Path) -> Path:
-    return save_loads(tmp_path)
+from tests.commands import SIZE, launch, options, process, refused, save_plan
 
 
 def test_good_files(tmp_path: Path, loads: Path) -> None:

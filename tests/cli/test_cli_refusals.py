@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 from eplb_triton.cli import planning, study
-from tests.commands import SIZE, refused, run, save_loads, save_plan
-
-
-@pytest.fixture
-def loads(tmp_path: Path) -> Path:
-    return save_loads(tmp_path)
+from tests.commands import SIZE, refused, run, save_plan
 
 
 @pytest.fixture

@@ -60,6 +60,9 @@ OWN = {
         "serve_launch": "their constants and launches",
         "replanning_launcher": "checks, compiles, allocates, then launches",
         "replanning_shapes": "sizes, and where each array of a layer begins",
+        "replanning_loads": "loads of replicas and GPUs in memory; the others keep them in their states",
+        "replanning_slots": "lists of slots by a sort, and the maps",
+        "replanning_swaps": "swaps, apart for the length of replanning_moves.py",
     },
 }
 """The reason why the other trees need no such file."""

@@ -84,15 +84,17 @@ def test_recorded_plans(name: str) -> None:
     _recorded(RECORDED[name], slice(0, 2))
 
 
-def _parts() -> Iterator[tuple[str, int]]:
-    for name in SMALL:
-        yield from ((name, first) for first in range(0, RECORDED[name].history.shape[1], LAYERS_AT_ONCE))
-
-
 def _marked() -> Iterator[ParameterSet]:
-    """All of them take hours in the interpreter: `make test-all` takes one of 40."""
-    for number, (name, first) in enumerate(_parts()):
-        yield pytest.param(name, first, marks=pytest.mark.slow if number % 40 else pytest.mark.full)
+    """All layers, up to LAYERS_AT_ONCE in a part, take hours in the interpreter."""
+    for name in SMALL:
+        for first in range(0, RECORDED[name].history.shape[1], LAYERS_AT_ONCE):
+            yield pytest.param(name, first, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full) for name in SMALL[4::8]])
+def test_recorded_layers_spread_out(name: str) -> None:
+    """The last layer of every eighth recorded call."""
+    _recorded(RECORDED[name], slice(-1, None))
 
 
 @pytest.mark.parametrize(("name", "first"), list(_marked()))
@@ -100,7 +102,7 @@ def test_all_recorded_plans_of_up_to_64_experts(name: str, first: int) -> None:
     _recorded(RECORDED[name], slice(first, first + LAYERS_AT_ONCE))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_recorded_layer_of_deepseek_v3() -> None:
     _recorded(RECORDED["271"])
 

@@ -1,0 +1,106 @@
+"""Estimated cycles of replanning a layer, stage by stage, as `bench.ptx.sass_cycles` does it: an ESTIMATE, no GPU.
+
+    python -m bench.sass_replans --output bench/results/sass-replanning.md
+
+256 experts, 288 slots, 32 GPUs, 32 steps of history. The kernel is run as shipped, a function a stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from bench.ptx.compiled import Compiled, compile_kernel
+from bench.ptx.machine import Machine
+from bench.ptx.replans import run_replan
+from bench.ptx.sass_cycles import GIGAHERTZ, _loop, estimate
+from bench.ptx.sass_issue import straight
+from bench.ptx.sass_runs import runs_of
+from eplb_triton import POLICIES, Planner, Topology
+from eplb_triton.kernels.replanning_shapes import replan_plan
+from eplb_triton.synthetic import lognormal_series
+
+EXPERTS, STEPS = 256, 32
+CASES = {
+    "global": (Topology(num_replicas=288, num_gpus=32), True),
+    "hierarchical": (Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=32), True),
+    "global, first plan": (Topology(num_replicas=288, num_gpus=32), False),
+}
+"""By name: the cluster, and whether a plan is in force."""
+
+
+def by_stage(kernel: Compiled, machine: Machine) -> dict[str, tuple[float, float]]:
+    """Of every function of a kernel: how often it ran, and its cycles in all."""
+    sass = kernel.sass_listing
+    runs = runs_of(sass, machine)
+    sharing = -(-kernel.num_warps // 4)
+    cycles: dict[str, float] = defaultdict(float)
+    for loop in sass.loops:
+        if found := _loop(sass, loop, runs, sharing):
+            cycles[sass.name_at(loop.head)] += found.cycles
+    inside = {at for loop in sass.loops for at in loop.body}
+    stages = {}
+    for start, stop in pairwise([*sass.entries, len(sass.instructions)]):
+        name, calls = sass.name_at(start), runs[start]
+        outside = [at for at in range(start, stop) if at not in inside and runs[at] >= max(0.5, 0.5 * calls)]
+        code = [sass.instructions[at] for at in outside]
+        short = re.search(r"kernels_\$_\w+?_\$_(\w+?)__[TP]", name)
+        stages[short.group(1) if short else name[:20] or kernel.name] = (
+            calls,
+            cycles[name] + calls * max(straight(code), len(code) * sharing),
+        )
+    return stages
+
+
+def report(name: str) -> list[str]:
+    """Markdown lines of a case."""
+    topology, in_force = CASES[name]
+    history = lognormal_series(2 * STEPS, 1, EXPERTS, tokens_per_step=3200, sigma=(0.5, 0.9), drift=0.004, seed=1)
+    planner = Planner(topology, 1, EXPERTS, policy="steady", device="cpu", steps=STEPS)
+    live = planner(history[:STEPS].float()).phy2log if in_force else None
+    plan = replan_plan(topology, EXPERTS, POLICIES["steady"], steps=STEPS)
+    kernel = compile_kernel(plan.kernel(previous=in_force), "sm_90")
+    ran = run_replan(kernel, plan, topology, history[STEPS:].float(), previous=live, price=3e-4, moves=None)
+    total = estimate(kernel, ran.machine)
+    written = int(ran.outputs["written"][0])
+    lines = [
+        f"## {name}: {total.cycles:.0f} cycles, {total.cycles / GIGAHERTZ / 1e3:.1f} us",
+        "",
+        f"{written} slots written; {kernel.num_warps} warps of {total.registers} registers.",
+        "",
+        "| stage | runs | cycles a run | cycles | share |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    stages = by_stage(kernel, ran.machine)
+    for stage, (calls, cycles) in sorted(stages.items(), key=lambda item: -item[1][1]):
+        if cycles >= 0.005 * total.cycles:
+            share = cycles / total.cycles
+            lines.append(f"| {stage} | {calls:.0f} | {cycles / max(calls, 1):.0f} | {cycles:.0f} | {share:.0%} |")
+    return [*lines, ""]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    lines = [
+        "# Cycles of replanning a layer, ESTIMATED from SASS for sm_90; nothing here was measured",
+        "",
+        "`python -m bench.sass_replans --output bench/results/sass-replanning.md`",
+        "",
+    ]
+    for name in CASES:
+        lines += report(name)
+    arguments.output.write_text("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Replanning, sums: what a replica of each expert and every GPU get in the samples, kept while single slots change."""
+# ruff: noqa: N806
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+
+import triton
+import triton.language as tl
+
+from eplb_triton.kernels.replanning_history import sample_at
+from eplb_triton.kernels.replanning_potential import inner_product, sample_rows
+
+
+@triton.jit(noinline=True)
+def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
+    """Loads of a replica of experts first, first + apart, ... (`num` of them): memory.level of as many replicas as
+    there are, of one fewer and of one more, with their sums and spreads over the samples."""
+    ROW: tl.constexpr = shape.row
+    STEP: tl.constexpr = shape.together
+    E: tl.constexpr = shape.experts
+    start = 0
+    while start < 3 * num:
+        at = start + tl.arange(0, shape.lanes)
+        inside = at < 3 * num
+        change = tl.minimum(at // num, 2)
+        expert = first + tl.minimum(at - change * num, num - 1) * apart
+        replicas = tl.load(memory.ints + shape.at.count + expert)
+        replicas += tl.where(change == 1, -1, tl.where(change == 2, 1, 0))
+        # (load + 1/2) / replicas is 1 / (2 * replicas) or more from a whole number; loads are below 2^22, so that the
+        # rounding of the inverse and of the product, 2^-24 each, stay below that: cut, it is load // replicas
+        inverse = tl.math.div_rn(tl.full((shape.lanes,), 1.0, tl.float32), tl.maximum(replicas, 1).to(tl.float32))
+        load_ptr = sample_rows(memory.ints + shape.at.sample, expert, shape)
+        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape) + (change * shape.row * E)[:, None]
+        added = tl.zeros((shape.lanes, shape.together), tl.int32)
+        squares = tl.zeros((shape.lanes, shape.together), tl.int64)
+        for t in tl.static_range(0, ROW, STEP):
+            load = tl.load(load_ptr + t * E)
+            each = ((load.to(tl.float32) + 0.5) * inverse[:, None]).to(tl.int32)
+            tl.store(level_ptr + t * E, each, mask=inside[:, None])
+            added += each
+            squares += each.to(tl.int64) * each
+        total, square = tl.sum(added, 1), tl.sum(squares, 1)
+        place = change * E + expert
+        tl.store(memory.ints + shape.at.sum + place, total, mask=inside)
+        tl.store(memory.longs + shape.at.square + place, square, mask=inside)
+        tl.store(memory.longs + shape.at.spread + place, samples * square - total.to(tl.int64) * total, mask=inside)
+        start += shape.lanes
+    tl.debug_barrier()
+
+
+@triton.jit(noinline=True)
+def add_up_gpus(memory, samples, num, shape: tl.constexpr):
+    """Of the first `num` GPUs of memory.changed, from their slots: loads in every sample, their sum M, the spreads U,
+    and T * Q - M^2 + U; of their slots memory.given, what T * Q - M^2 + U would be if its GPU gave it away, less the
+    spread of both, and memory.times."""
+    S: tl.constexpr = shape.slots
+    T: tl.constexpr = shape.row
+    ROWS: tl.constexpr = max(1, shape.lanes // T)
+    t = tl.arange(0, T)[None, :]
+    start = 0
+    while start < num:
+        gpu = tl.load(memory.ints + shape.at.changed + tl.minimum(start + tl.arange(0, ROWS), num - 1))
+        load = tl.zeros((ROWS, T), tl.int32)
+        spread = tl.zeros((ROWS,), tl.int64)
+        for j in tl.range(0, S, loop_unroll_factor=3):
+            expert = tl.load(memory.ints + shape.at.slot + gpu * S + j)
+            load += tl.load(memory.ints + shape.at.level + sample_at(expert[:, None], t, shape.experts, shape))
+            spread += tl.load(memory.longs + shape.at.spread + expert)
+        tl.store(memory.ints + shape.at.gpu_load + sample_at(gpu[:, None], t, shape.gpus, shape), load)
+        mean = tl.sum(load, 1)
+        # of squares below 2^44, halves of 22 bits: sums of int32, an instruction each
+        square = load.to(tl.int64) * load
+        lower = tl.sum((square & 0x3FFFFF).to(tl.int32), 1).to(tl.int64)
+        square = (tl.sum((square >> 22).to(tl.int32), 1).to(tl.int64) << 22) + lower
+        tl.store(memory.ints + shape.at.gpu_sum + gpu, mean)
+        tl.store(memory.longs + shape.at.gpu_spread + gpu, spread)
+        tl.store(memory.longs + shape.at.gpu_variance + gpu, samples * square - mean.to(tl.int64) * mean + spread)
+        start += ROWS
+    tl.debug_barrier()
+    start = 0
+    while start < num * S:
+        at = tl.minimum(start + tl.arange(0, shape.lanes), num * S - 1)
+        gpu, slot_of_gpu = tl.load(memory.ints + shape.at.changed + at // S), at % S
+        slot = gpu * S + slot_of_gpu
+        expert = tl.load(memory.ints + shape.at.slot + slot)
+        load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
+        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
+        product = samples * inner_product(load_ptr, shape.gpus, level_ptr, shape.experts, shape)
+        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu).to(tl.int64)
+        product -= mean * tl.load(memory.ints + shape.at.sum + expert)
+        variance = tl.load(memory.longs + shape.at.gpu_variance + gpu)
+        tl.store(memory.longs + shape.at.given + slot, variance - 2 * product)
+        times = tl.zeros((shape.lanes,), tl.int32)
+        earlier = at < 0
+        for j in tl.range(0, S, loop_unroll_factor=4):
+            equal = tl.load(memory.ints + shape.at.slot + gpu * S + j) == expert
+            times += equal.to(tl.int32)
+            earlier = earlier | (equal & (slot_of_gpu > j))
+        tl.store(memory.ints + shape.at.times + slot, tl.where(earlier, 0, times))
+        start += shape.lanes
+    tl.debug_barrier()

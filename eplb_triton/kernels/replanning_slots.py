@@ -1,0 +1,88 @@
+"""Replanning, lists: the slots of every expert, and the maps that follow from them."""
+# ruff: noqa: N803, N806, RUF059
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+
+import triton
+import triton.language as tl
+
+from eplb_triton.kernels.sorting import sort_descending
+
+_EXPERT = tl.constexpr(16)  # of a key: the expert, the lowest highest, then the slot, the lowest highest
+_SLOT = tl.constexpr(0xFFFF)
+
+
+@triton.jit(noinline=True)
+def list_slots(memory, shape: tl.constexpr):
+    """Of every expert, from memory.slot: memory.count, its replicas, and memory.link [E + P], a list of its slots,
+    ascending: the first slot of each expert, then the next one after each slot; -1 ends a list. memory.last: its last
+    slot. memory.rank: of each slot among those of its expert."""
+    E: tl.constexpr = shape.experts
+    links, keys_ptr = memory.ints + shape.at.link, memory.longs + shape.at.key
+    expert = tl.arange(0, shape.expert_lanes)
+    tl.store(links + expert, tl.full((shape.expert_lanes,), -1, tl.int32), mask=expert < E)
+    tl.store(memory.ints + shape.at.count + expert, tl.zeros((shape.expert_lanes,), tl.int32), mask=expert < E)
+    place = tl.arange(0, shape.replica_lanes)
+    inside = place < shape.replicas
+    expert = tl.load(memory.ints + shape.at.slot + place, mask=inside, other=0)
+    key = tl.where(inside, ((E - 1 - expert) << _EXPERT) | (place ^ _SLOT), -1)
+    key = sort_descending(key.to(tl.int64), keys_ptr)
+    tl.store(keys_ptr + place, key)
+    tl.debug_barrier()
+    expert, slot = _expert_and_slot(key, E)
+    before, slot_before = _expert_and_slot(tl.load(keys_ptr + place - 1, mask=place > 0, other=-1), E)
+    after, slot_after = _expert_and_slot(tl.load(keys_ptr + place + 1, mask=place + 1 < shape.replicas, other=-1), E)
+    inside = inside & (expert >= 0)
+    first, last = inside & (before != expert), inside & (after != expert)
+    tl.store(memory.ints + shape.at.first + expert, place, mask=first)
+    tl.store(links + tl.where(first, expert, E + slot_before), slot, mask=inside)
+    tl.store(links + E + slot, tl.full((shape.replica_lanes,), -1, tl.int32), mask=last)
+    tl.store(memory.ints + shape.at.last + expert, slot, mask=last)
+    tl.debug_barrier()
+    rank = place - tl.load(memory.ints + shape.at.first + expert, mask=inside, other=0)
+    tl.store(memory.ints + shape.at.rank + slot, rank, mask=inside)
+    tl.store(memory.ints + shape.at.count + expert, rank + 1, mask=last)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _expert_and_slot(key, E: tl.constexpr):
+    """Of a key of `list_slots`; beyond the keys expert E."""
+    low = key.to(tl.int32)
+    return E - 1 - (low >> _EXPERT), (low & _SLOT) ^ _SLOT
+
+
+@triton.jit(noinline=True)
+def write_maps(memory, plans, layer, out, shape: tl.constexpr):
+    """The layer's maps from memory.slot, ranks ascending with the slot; a slot without an expert has none. Where no
+    plan was made, phy2log stands already."""
+    E: tl.constexpr = shape.experts
+    RANKS: tl.constexpr = shape.replicas - E + 1
+    list_slots(memory, shape)
+    start = 0
+    while start < shape.replicas:
+        slot = start + tl.arange(0, shape.lanes)
+        inside = slot < shape.replicas
+        at = layer * shape.replicas + slot
+        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
+        rank = tl.load(memory.ints + shape.at.rank + slot, mask=inside & (expert >= 0), other=-1)
+        if plans > 0:
+            tl.store(out.phy2log + at, expert, mask=inside)
+        tl.store(out.phyrank + at, rank, mask=inside)
+        if out.log2phy is not None:
+            its_ranks = out.log2phy + (layer * E + expert) * RANKS
+            tl.store(its_ranks + rank, slot, mask=inside & (rank >= 0))
+        start += shape.lanes
+    start = 0
+    while start < E:
+        expert = start + tl.arange(0, shape.lanes)
+        count = tl.load(memory.ints + shape.at.count + expert, mask=expert < E, other=0)
+        tl.store(out.logcnt + layer * E + expert, count, mask=expert < E)
+        start += shape.lanes
+    if out.log2phy is not None:
+        start = 0
+        while start < E * RANKS:
+            at = start + tl.arange(0, shape.lanes)
+            inside = at < E * RANKS
+            count = tl.load(memory.ints + shape.at.count + at // RANKS, mask=inside, other=0)
+            tl.store(out.log2phy + layer * (E * RANKS) + at, at * 0 - 1, mask=inside & (at % RANKS >= count))
+            start += shape.lanes
