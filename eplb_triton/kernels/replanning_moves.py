@@ -3,7 +3,7 @@
 Candidates are valued by inner products over the samples: of a GPU that gives a and takes b, T * Q - M^2 + U is what it
 was, plus terms of a, of b and of the pair. They are made once a step, a candidate takes a few additions.
 """
-# ruff: noqa: N803, N806, PLR0915, RUF005
+# ruff: noqa: N803, N806, RUF005
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return,assignment"
 
 import triton
@@ -72,6 +72,15 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
             held = held | (tl.load(memory.ints + shape.at.slot + own_slot + i) == b)
         tl.store(memory.longs + shape.at.into_own + b, tl.where(held, NO_GAIN, added))
         start += shape.lanes
+    _value_partners(memory, own_slot, first_gpu, shape)
+
+
+@triton.jit
+def _value_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
+    """memory.into_partner and memory.held_at of `multiply_own`, from memory.product."""
+    S: tl.constexpr = shape.slots
+    E: tl.constexpr = shape.experts
+    D: tl.constexpr = shape.gpus // shape.nodes
     start = 0
     while start < S * D:
         at = tl.minimum(start + tl.arange(0, shape.lanes), S * D - 1)

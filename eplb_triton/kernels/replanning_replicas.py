@@ -3,7 +3,7 @@
 Whoever holds the donor or the receiver gets other loads, a GPU that holds both gets both changes. What a holder of the
 donor is worth afterwards, unless it holds the receiver, is the same for every receiver.
 """
-# ruff: noqa: N806, PLR0915
+# ruff: noqa: N803, N806, PLR0915
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
@@ -58,6 +58,29 @@ def list_donors(memory, shape: tl.constexpr):
     return most
 
 
+@triton.jit
+def _fill_parts(rows, times, own, has_parts, ROWS: tl.constexpr, shape: tl.constexpr):
+    """The rows of memory.part of `change_counts`. Returns sums of squares: of a GPU's loads once an expert has another
+    count, and of those without it, for the heaviest GPU of the change itself."""
+    ROW: tl.constexpr = shape.row
+    STEP: tl.constexpr = shape.together
+    E: tl.constexpr = shape.experts
+    level_ptr, changed_ptr, load_ptr, part_ptr = rows
+    squares = tl.zeros((shape.lanes, STEP), tl.int64)
+    other_squares = tl.zeros((shape.lanes, STEP), tl.int64)
+    for t in tl.range(0, ROW, STEP, loop_unroll_factor=shape.unroll):
+        each = tl.load(changed_ptr + t * E)
+        difference = each - tl.load(level_ptr + t * E)
+        load = tl.load(load_ptr + t * shape.gpus) + times[:, None] * difference
+        without = load - each
+        squares += load.to(tl.int64) * load
+        other = tl.where(own[:, None], difference, without)
+        other_squares += other.to(tl.int64) * other
+        tl.store(part_ptr + t * ROWS, tl.where(own[:, None], difference, load), mask=has_parts[:, None])
+        tl.store(part_ptr + (ROWS * ROW + t * ROWS), tl.where(own[:, None], each, without), mask=has_parts[:, None])
+    return tl.sum(squares, 1), tl.sum(other_squares, 1)
+
+
 @triton.jit(noinline=True)
 def change_counts(memory, samples, heaviest, top, shape: tl.constexpr):
     """What GPUs are worth once a single expert has another count. Returns where the node's donors begin, and how many.
@@ -69,7 +92,6 @@ def change_counts(memory, samples, heaviest, top, shape: tl.constexpr):
     once there is one replica fewer, with this one and without it; of slot i of the heaviest GPU, what one replica more
     makes of a replica's loads, as their change and as they are."""
     ROW: tl.constexpr = shape.row
-    STEP: tl.constexpr = shape.together
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
     P: tl.constexpr = shape.replicas // shape.nodes
@@ -95,20 +117,9 @@ def change_counts(memory, samples, heaviest, top, shape: tl.constexpr):
         level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
         changed_ptr = level_ptr + (change * ROW)[:, None]
         part_ptr = sample_rows(memory.ints + shape.at.part, row, shape)
-        squares = tl.zeros((shape.lanes, STEP), tl.int64)
-        other_squares = tl.zeros((shape.lanes, STEP), tl.int64)
         has_parts = fewer | (own & inside)
-        for t in tl.range(0, ROW, STEP, loop_unroll_factor=shape.unroll):
-            each = tl.load(changed_ptr + t * E)
-            difference = each - tl.load(level_ptr + t * E)
-            load = tl.load(load_ptr + t * shape.gpus) + times[:, None] * difference
-            without = load - each
-            squares += load.to(tl.int64) * load
-            other = tl.where(own[:, None], difference, without)
-            other_squares += other.to(tl.int64) * other
-            tl.store(part_ptr + t * ROWS, tl.where(own[:, None], difference, load), mask=has_parts[:, None])
-            tl.store(part_ptr + (ROWS * ROW + t * ROWS), tl.where(own[:, None], each, without), mask=has_parts[:, None])
-        square, other_square = tl.sum(squares, 1), tl.sum(other_squares, 1)
+        rows = level_ptr, changed_ptr, load_ptr, part_ptr
+        square, other_square = _fill_parts(rows, times, own, has_parts, ROWS, shape)
         its_sum = tl.load(memory.ints + shape.at.sum + change + expert)
         more_sum = its_sum - tl.load(memory.ints + shape.at.sum + expert)
         its_spread = tl.load(memory.longs + shape.at.spread + change + expert)
