@@ -15,6 +15,7 @@ import torch
 
 from eplb_triton import POLICIES, Planner, Policy, Topology
 from tests.cases import FAMILIES, loads
+from tests.sizes import chosen
 
 pytest.importorskip("eplb_triton.cpu", reason="needs the extra: pip install 'eplb-triton[cpu]'", exc_type=ImportError)
 
@@ -173,7 +174,7 @@ def test_loads_of_any_strides() -> None:
     )
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", chosen(POLICIES, "deepseek", "balanced"))
 def test_warm_up_leaves_nothing_to_compile(policy: str) -> None:
     experts, topology = SHAPES[0]
     cpu.warm_up(topology, policy)

@@ -17,7 +17,7 @@ from bench.ptx.replans import run_replan
 from eplb_triton import Topology
 from eplb_triton.kernels.replanning_shapes import ReplanPlan, replan_plan
 from tests.replanning.cases import STEADY, golden
-from tests.sizes import full_unless
+from tests.sizes import chosen, full_unless
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
 
@@ -39,7 +39,7 @@ def _compiled(
     return compile_kernel(plan.kernel(previous=previous), target), plan
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", chosen(TARGETS, "sm_90"))
 @pytest.mark.parametrize("shape", [pytest.param(name, marks=full_unless(name == "v3-global")) for name in SHAPES])
 def test_contract(shape: str, target: str) -> None:
     kernel, _ = _compiled(SHAPES[shape], target, previous=True)
