@@ -99,8 +99,5 @@ def _planning() -> Iterator[tuple[bool, str]]:
         yield False, f"planning with policy {policy.name} failed: {type(error).__name__}: {error}"
         return
     again = time.perf_counter() - started
-    yield (
-        True,
-        f"plans with {planner.backend}: ready in {compiled:.1f} s (minutes: nothing was compiled before), "
-        f"then {1e3 * again:.1f} ms a plan",
-    )
+    cold = " (compiled just now; `eplb-triton warm` does it ahead)" if compiled > 3 else ""
+    yield True, f"plans with {planner.backend}: ready in {compiled:.1f} s{cold}, then {1e3 * again:.1f} ms a plan"
