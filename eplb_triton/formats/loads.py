@@ -47,7 +47,7 @@ def read_loads(
         FormatError: the file cannot be read, or holds something else; one line that says what was found where.
     """
     if os.path.isdir(path):  # False where the path cannot be looked at, which is told below
-        return _read_folder(path, num_experts)
+        return _joined(path, [read_dump(path, files, num_experts) for files in dumps_of(path)])
     named = read_named(path, LOAD_SUFFIXES, EXPECTED, lambda names: [pick_name(path, names, key)])
     if sglang_passes.RECORDS in named:
         del named  # read again with the map: dumps are large
@@ -63,19 +63,48 @@ def read_loads(
         raise FormatError(path, EXPECTED, f"{f'{name}: ' if name else ''}{error}") from error
 
 
-def _read_folder(path: Path, num_experts: int | None) -> LoadSeries:
-    """What the ranks of an engine wrote, a file each."""
+def dumps_of(path: Path) -> list[list[Path]]:
+    """The dumps in a folder that the ranks of an engine wrote into, oldest first, each as its files; of TensorRT-LLM's
+    statistics there is one, without a list of files.
+
+    Raises:
+        FormatError: the folder cannot be read, holds neither, or a rank's file of a dump is missing.
+    """
     try:
         names = sorted(file.name for file in path.iterdir())
     except OSError as error:
         raise FormatError(path, EXPECTED, error.strerror or str(error)) from error
     if tensorrt_llm_statistics.META in names:
-        return tensorrt_llm_statistics.read_folder(path, num_experts)
-    dumps = [path / name for name in names if name.lower().endswith(".pt")]
-    if not dumps:
+        return [[]]
+    files = [path / name for name in names if name.lower().endswith(".pt")]
+    if not files:
         found = f"a folder without {tensorrt_llm_statistics.META} and without .pt files"
         raise FormatError(path, EXPECTED, found)
-    return sglang_passes.read_files(path, dumps, num_experts)
+    return sglang_passes.dumps_in(path, files)
+
+
+def read_dump(path: Path, files: list[Path], num_experts: int | None) -> LoadSeries:
+    """One of the dumps of a folder, see `dumps_of`."""
+    if not files:
+        return tensorrt_llm_statistics.read_folder(path, num_experts)
+    if len(files) > 1:
+        return sglang_passes.read_files(path, files, num_experts)
+    recording = read_loads(files[0], num_experts=num_experts)
+    if not isinstance(recording, LoadSeries):
+        raise FormatError(files[0], sglang_passes.EXPECTED, "a routing trace")
+    return recording
+
+
+def _joined(path: Path, dumps: list[LoadSeries]) -> LoadSeries:
+    """Series one after the other."""
+    layers, experts = dumps[0].num_layers, max(dump.num_experts for dump in dumps)
+    for dump in dumps:
+        if (dump.num_layers, dump.num_experts) != (layers, experts):
+            wanted = f"{layers} layers of {experts} experts, as in the other dumps"
+            raise FormatError(dump.path, wanted, f"{dump.num_layers} of {dump.num_experts}")
+    notes = [f"{len(dumps)} dumps, one after the other"] if len(dumps) > 1 else []
+    notes += dict.fromkeys(note for dump in dumps for note in dump.notes)
+    return LoadSeries(path, layers, experts, steps=np.concatenate([dump.steps for dump in dumps]), notes=tuple(notes))
 
 
 def pick_name(path: Path, names: Sequence[str], key: str | None) -> str:

@@ -3,11 +3,13 @@
 A dump is `torch.save` of a dict: `records`, each with `forward_pass_id`, `rank` and `global_physical_count` [L, P],
 what a rank saw; and `last_physical_to_logical_map` [L, P], by which slots are experts. Loads of a pass are the sum over
 the ranks.
+A folder of several dumps has a file a rank for each, with the time and the rank in its name.
 Source: sglang/srt/eplb/expert_distribution.py, `_DetailAccumulator.dump`.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,34 @@ from eplb_triton.formats.slot_map import checked_map, integer
 RECORDS = "records"
 MAP = "last_physical_to_logical_map"
 COUNTS = "global_physical_count"
+_NAME = re.compile(r"expert_distribution_recorder_(\d+(?:\.\d+)?)(?:_(\d+))?\.pt")
 EXPECTED = f"SGLang's recorder dump, {RECORDS} and {MAP}"
 
 
 def is_dump(names: list[str]) -> bool:
     """Whether a file with these names is such a dump."""
     return RECORDS in names
+
+
+def dumps_in(folder: Path, files: list[Path]) -> list[list[Path]]:
+    """The files of a recorder's folder, dump by dump, oldest first: by the time and the rank in the names that SGLang
+    gives them. Files of any other name are one dump.
+
+    Raises:
+        FormatError: some rank has more files than another.
+    """
+    of_ranks: dict[str | None, list[tuple[float, Path]]] = {}
+    for file in files:
+        named = _NAME.fullmatch(file.name)
+        if named is None:
+            return [files]
+        of_ranks.setdefault(named[2], []).append((float(named[1]), file))
+    numbers = {rank: len(its) for rank, its in of_ranks.items()}
+    if len(set(numbers.values())) > 1:
+        found = ", ".join(f"{number} without a rank" if rank is None else f"{number} of rank {rank}"
+                          for rank, number in sorted(numbers.items(), key=lambda item: item[0] or ""))  # fmt: skip
+        raise FormatError(folder, f"{EXPECTED}, a file of every rank for every dump", found)
+    return [[file for _, file in dump] for dump in zip(*map(sorted, of_ranks.values()), strict=True)]
 
 
 def read_files(path: Path, files: list[Path], num_experts: int | None) -> LoadSeries:

@@ -65,7 +65,8 @@ def open_steps(
     """The steps of recordings, those of one after those of the other.
 
     A series in a .npy or .npz is read as it is asked for; so is a trace, after a look at all of its ids. Whatever else
-    `read_loads` takes is read whole, and where there are several recordings, one is in memory at a time.
+    `read_loads` takes is read whole, and where there are several recordings, or dumps in a folder, one is in memory at
+    a time.
 
     Args:
         paths: files or folders, oldest first, see `read_loads`; at least one.
@@ -75,9 +76,12 @@ def open_steps(
     Raises:
         FormatError: as `read_loads`; or the recordings differ in layers or experts.
     """
-    parts = [_part(path, key, kind, num_experts, keep=len(paths) == 1) for path in paths]
+    sources: list[tuple[Path, list[Path] | None]] = []  # files: of a dump, which a folder may have many of
+    for path in paths:
+        sources += [(path, files) for files in (reading.dumps_of(path) if path.is_dir() else [None])]
+    parts = [_part(*source, key, kind, num_experts, keep=len(sources) == 1) for source in sources]
     experts = max(part.num_experts for part in parts)
-    for path, part in zip(paths, parts, strict=True):
+    for (path, _), part in zip(sources, parts, strict=True):
         differs = part.num_experts != experts and not part.is_trace
         if part.num_layers != parts[0].num_layers or differs:
             wanted = f"{parts[0].num_layers} layers of {experts} experts, as in the other recordings"
@@ -87,7 +91,7 @@ def open_steps(
         notes.insert(0, f"{experts} experts: the largest id is {experts - 1} (--experts to say otherwise)")
 
     def chunks() -> Iterator[Array]:
-        for path, part in zip(paths, parts, strict=True):
+        for (path, _), part in zip(sources, parts, strict=True):
             yield from _counted(path, part, experts, step_tokens) if part.is_trace else _checked(path, part)
 
     length = sum(_steps_of(part, step_tokens) for part in parts)
@@ -107,7 +111,15 @@ class _Part:
     notes: tuple[str, ...] = ()
 
 
-def _part(path: Path, key: str | None, kind: reading.Kind | None, num_experts: int | None, *, keep: bool) -> _Part:
+def _part(
+    path: Path,
+    files: list[Path] | None,
+    key: str | None,
+    kind: reading.Kind | None,
+    num_experts: int | None,
+    *,
+    keep: bool,
+) -> _Part:
     array = _ArrayFile.of(path, key)
     if array is not None and array.name != LOGICAL_COUNT:
         is_trace = (kind or ("topk_ids" if reading.TOPK_IDS in (array.name or path.stem) else "loads")) == "topk_ids"
@@ -116,7 +128,10 @@ def _part(path: Path, key: str | None, kind: reading.Kind | None, num_experts: i
             return found
 
     def read() -> tuple[Recording, Array]:  # refuses what nobody can use
-        recording = reading.read_loads(path, key=key, kind=kind, num_experts=num_experts)
+        if files is None:
+            recording = reading.read_loads(path, key=key, kind=kind, num_experts=num_experts)
+        else:
+            recording = reading.read_dump(path, files, num_experts)
         assert isinstance(recording, (LoadSeries, RoutingTrace))
         return recording, recording.topk_ids if isinstance(recording, RoutingTrace) else recording.steps
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from eplb_triton.formats import LoadSeries, read_loads
+from eplb_triton.formats import LoadSeries, open_steps, read_loads
 from tests.recordings import refusal, write_text
 
 pytest.importorskip("safetensors")
@@ -74,6 +74,37 @@ def test_stat_dumps_with_all_their_names(tmp_path: Path) -> None:
     recording = read_loads(tmp_path / "x.pt")
     assert isinstance(recording, LoadSeries)
     assert recording.steps.tolist() == counts.tolist()
+
+
+def recorded(folder: Path, seconds: float, rank: int | None) -> Path:
+    """The name that SGLang gives a dump."""
+    return folder / f"expert_distribution_recorder_{seconds}{'' if rank is None else f'_{rank}'}.pt"
+
+
+def test_a_folder_of_several_dumps_is_one_series(tmp_path: Path) -> None:
+    """Each by its own map, in order of time, which that of names is not."""
+    for number, seconds in enumerate((999.75, 1000.5)):
+        slots = SLOTS if number == 0 else SLOTS.flip(1)
+        dump(recorded(tmp_path, seconds, 0), 0, FIRST, slots=slots)
+        dump(recorded(tmp_path, seconds + 0.125, 1), 1, SECOND, slots=slots)
+    series = read_loads(tmp_path)
+    assert isinstance(series, LoadSeries)
+    assert series.steps[:2].tolist() == SUMMED
+    assert series.steps.shape == (4, 2, 3)
+    assert series.steps.sum() == 2 * np.sum(SUMMED)
+    assert series.notes[0] == "2 dumps, one after the other"
+    assert torch.equal(torch.stack(list(open_steps([tmp_path]))), torch.from_numpy(series.steps))
+    recorded(tmp_path, 1000.625, 1).unlink()
+    assert "2 of rank 0, 1 of rank 1" in refusal(read_loads, tmp_path)
+
+
+def test_a_folder_of_statistics_is_one_series(tmp_path: Path) -> None:
+    counts = np.arange(1, 25).reshape(4, 2, 3)
+    for seconds, steps in ((999.5, counts[:3]), (1000.0, counts[3:])):
+        torch.save({"rank": 0, "logical_count": torch.from_numpy(steps)}, recorded(tmp_path, seconds, None))
+    series = read_loads(tmp_path)
+    assert isinstance(series, LoadSeries)
+    assert series.steps.tolist() == counts.tolist()
 
 
 def test_refusals_of_dumps(tmp_path: Path) -> None:
