@@ -277,10 +277,13 @@ def main() -> int:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     try:
-        return serve(options, device, lambda line: print(line, flush=True))
+        status = serve(options, device, lambda line: print(line, flush=True))
+        distributed.barrier()
     except (MoveError, RuntimeError) as error:  # a rank has gone: the others say so, and end
         print(f"rank {distributed.get_rank()}: {error}", file=sys.stderr, flush=True)
-        return 1
+        status = 1
+    distributed.destroy_process_group()  # its threads would abort a process that ends before them
+    return status
 
 
 if __name__ == "__main__":
