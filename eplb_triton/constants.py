@@ -42,13 +42,28 @@ GOOD_SWAP = 0.8
 
 # Fixed point and exchanges
 LOAD_BITS = 28
-"""A full pack stays below 2**28: two of them and two penalties fit an int32."""
+"""A full pack stays below 2**28: two of them and two penalties fit an int32. The largest load of a history becomes
+2**28 to 2**29 - 1."""
 PENALTY = 1 << LOAD_BITS
 """Added to what must not be chosen: above every load."""
 PACKS_PER_PROPOSER = 8
 """From 32 packs up a match round repairs a share of them, not a number."""
 EXCHANGES_PER_ITEM = 4
 """Of the rounds that follow a packing of groups that is not known to be the best."""
+
+# Replanning
+NEWEST_STEPS = 4096
+"""Steps of a history that count: sums of loads of 29 bits then stay below 2**41, times 2**20 below 2**61."""
+LOAD_UNITS = 1 << 20
+"""W: what the loads of one step add up to after scaling."""
+POWER_BITS = 30
+"""A score equal to the largest has the power 2**30."""
+POWER_LIMIT = 1 << 46
+"""Power of a score above the largest."""
+MOST_FLOOR = 2.0**62
+"""Of what a move must gain."""
+Z_UNITS = 65536
+"""Parts of one that z is rounded to."""
 
 
 def tenth(num_redundant: int) -> int:

@@ -9,16 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NEWEST_STEPS = 4096
-"""Steps of a history that count: sums of loads of 29 bits then stay below 2**41, times 2**20 below 2**61."""
-LOAD_UNITS = 1 << 20
-"""W: what the loads of one step add up to after scaling."""
-POWER_BITS = 30
-"""A score equal to the largest has the power 2**30."""
-POWER_LIMIT = 1 << 46
-"""Power of a score above the largest."""
-Z_UNITS = 65536
-MOST_FLOOR = 2.0**62
+from eplb_triton.constants import Z_UNITS
+
 DEFAULT_PRICE = 3e-4
 """A BF16 expert of DeepSeek-V3 over 900 GB/s, 98 us, against 2048 steps of 0.17 ms."""
 LEAST_STEPS_SERVED = 1024

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from eplb_triton import POLICIES, Placement, Topology, plan
 from eplb_triton.cli.gaps import gaps_of
+from eplb_triton.constants import NEWEST_STEPS
 from eplb_triton.formats import Recording
 from eplb_triton.policy import Policy
-from eplb_triton.replans import NEWEST_STEPS
 from eplb_triton.replay import Deployment, History, Rules, Summary
 
 UNPLANNED = "none (experts spread in order)"

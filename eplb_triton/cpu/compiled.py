@@ -16,7 +16,7 @@ import llvmlite.binding  # type: ignore[import-untyped]
 import numba
 from numba.core.caching import FunctionCache
 
-from eplb_triton import constants
+from eplb_triton import constants, replan_status
 from eplb_triton.cpu.linking import LeanCompiler, PartCompiler
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -25,6 +25,9 @@ Function = TypeVar("Function", bound=Callable[..., object])
 # IEEE does instead of raising, which also leaves no branch in the loops.
 EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_cfunc_wrapper": True}
 PART: dict[str, Any] = {**EXACT, "no_cpython_wrapper": True, "pipeline_class": PartCompiler}
+
+NUMBERS = (constants, replan_status)
+"""The modules outside of this package whose numbers compiled code has in it."""
 
 
 def stage(function: Function) -> Function:
@@ -119,9 +122,9 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @cache
 def source_digest() -> str:
-    """16 hex digits over the sources of this package and constants.py, Numba's version and the processor."""
+    """16 hex digits over the sources of this package and what they read of others, Numba's version, the processor."""
     digest = hashlib.sha256()
-    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(constants.__file__)):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(module.__file__)) for module in NUMBERS)):
         digest.update(source.name.encode() + source.read_bytes())
     processor: Any = (llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten())
     digest.update(repr((numba.__version__, processor)).encode())

@@ -9,12 +9,12 @@ import math
 
 import numpy as np
 
+from eplb_triton.constants import LOAD_BITS, LOAD_UNITS, NEWEST_STEPS
 from eplb_triton.cpu.arith import Doubles, Floats, Ints, value_of
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.replanning_sums import in_any_order
-from eplb_triton.replans import LOAD_UNITS, NEWEST_STEPS
 
-BITS = np.int64(28)  # the largest load of a layer becomes 2^28 to 2^29 - 1
+BITS = np.int64(LOAD_BITS)
 LEAST_STEPS = 8  # fewer are all used: too few to see a change of traffic in
 UNITS = np.int64(LOAD_UNITS)
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eplb_triton.constants import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
 from eplb_triton.cpu.arith import Doubles, Floats, Ints
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.replanning_sums import add_to, sum_of, sum_product
-from eplb_triton.replans import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
 
 LANES = 8  # samples are filled up with zeros to a multiple
 SHIFT, ONE, LIMIT = np.int64(POWER_BITS), np.int64(1 << POWER_BITS), np.int64(POWER_LIMIT)

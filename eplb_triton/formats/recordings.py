@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from eplb_triton.constants import NEWEST_STEPS
 from eplb_triton.formats.arrays import Array
-from eplb_triton.replans import NEWEST_STEPS
 
 # Ids counted at once: bincount needs them as int64, 32 MiB here, however long the trace is.
 _IDS_AT_ONCE = 1 << 22

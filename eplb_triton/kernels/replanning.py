@@ -10,7 +10,7 @@ import triton.language as tl
 from eplb_triton.kernels.arith import float64
 from eplb_triton.kernels.relabelling import relabel_gpus
 from eplb_triton.kernels.replanning_fresh import fresh_plan, partition_experts
-from eplb_triton.kernels.replanning_history import UNITS, sample_history
+from eplb_triton.kernels.replanning_history import LOAD_UNITS, sample_history
 from eplb_triton.kernels.replanning_loads import add_up_gpus, divide_loads
 from eplb_triton.kernels.replanning_moves import add_replica, multiply_own, swap
 from eplb_triton.kernels.replanning_potential import (
@@ -224,7 +224,7 @@ def replan_layers(
 @triton.jit(noinline=True)
 def _report(memory, samples, written, fills, layer, out, shape: tl.constexpr):
     """What the plan is worth: J as a multiple of the mean GPU load, and what it costs."""
-    units = (samples * UNITS).to(tl.float64)
+    units = (samples * LOAD_UNITS).to(tl.float64)
     tl.store(out.written + layer, written.to(tl.int64))
     tl.store(out.fills + layer, fills.to(tl.int64))
     tl.store(out.peak_before + layer, load_number(memory, PEAK_BEFORE, shape) * float64(shape.gpus) / units)

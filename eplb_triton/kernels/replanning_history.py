@@ -5,11 +5,11 @@
 import triton
 import triton.language as tl
 
+from eplb_triton import constants
 from eplb_triton.kernels.arith import HIGHEST, bits, clean, float64, from_bits
 from eplb_triton.kernels.fixed import LOAD_BITS, power_of_two
 
-UNITS = tl.constexpr(1 << 20)
-"""What the loads of one step add up to after scaling."""
+LOAD_UNITS = tl.constexpr(constants.LOAD_UNITS)
 LEAST_BLOCKS = tl.constexpr(4)
 """Blocks in which a history is searched for a change of traffic; below two steps a block it is not."""
 STEPS_AT_ONCE = tl.constexpr(4)
@@ -26,7 +26,7 @@ def sample_history(
     memory,
     shape: tl.constexpr,
 ):
-    """Fill memory.sample [E, T] with the loads of up to `shape.samples` steps, in UNITS a step, the rest with 0.
+    """Fill memory.sample [E, T] with the loads of up to `shape.samples` steps, in LOAD_UNITS a step, the rest with 0.
 
     Returns how many there are, and the lowest expert with a bad load, else -1.
     """
@@ -174,10 +174,10 @@ def _steps_since_change(layer_ptr, step_stride, expert_stride, kept, scale, idle
         some, its_total = _add_steps(
             layer_ptr, step_stride, expert_stride, stop - size, stop, scale, idle, memory, shape
         )
-        share = quotient(some * UNITS, its_total, inverse_of(its_total))
+        share = quotient(some * LOAD_UNITS, its_total, inverse_of(its_total))
         if used == 0:
             newest = share
-        if tl.sum(tl.abs(share - newest), 0) > UNITS // 2:
+        if tl.sum(tl.abs(share - newest), 0) > LOAD_UNITS // 2:
             same = same * 0
         else:
             loads += some
@@ -191,7 +191,7 @@ def _steps_since_change(layer_ptr, step_stride, expert_stride, kept, scale, idle
         loads += some
         total += its_total
         used = kept
-    share = quotient(loads * UNITS, total, inverse_of(total))
+    share = quotient(loads * LOAD_UNITS, total, inverse_of(total))
     tl.store(memory.ints + shape.at.share + expert, share.to(tl.int32), mask=expert < shape.experts)
     return used
 
@@ -225,7 +225,7 @@ def _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idl
             raw = tl.load(expert_ptr + step * step_stride, mask=sampled, other=0)
             whole = _scaled(raw, sampled, scale, idle)
             inverse = tl.load(inverse_ptr + i).to(tl.float64, bitcast=True)
-            loads = quotient(whole * UNITS, total, inverse).to(tl.int32)
+            loads = quotient(whole * LOAD_UNITS, total, inverse).to(tl.int32)
             tl.store(memory.ints + shape.at.level + sample_at(expert, i, E, shape), loads, mask=inside)
             added += loads
         first += STEPS_AT_ONCE

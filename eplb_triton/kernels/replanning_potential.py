@@ -5,14 +5,13 @@
 import triton
 import triton.language as tl
 
+from eplb_triton import constants
 from eplb_triton.kernels.arith import bits, float64, from_bits, largest
-from eplb_triton.kernels.replanning_history import UNITS, inverse_of
+from eplb_triton.kernels.replanning_history import LOAD_UNITS, inverse_of
 
-POWER_BITS = tl.constexpr(30)
-"""A score equal to the largest has the power 2^30."""
-POWER_LIMIT = tl.constexpr(1 << 46)
-"""Power of a score above the largest."""
-MOST_FLOOR = tl.constexpr(2.0**62)
+POWER_BITS = tl.constexpr(constants.POWER_BITS)
+POWER_LIMIT = tl.constexpr(constants.POWER_LIMIT)
+MOST_FLOOR = tl.constexpr(constants.MOST_FLOOR)
 NO_GAIN = tl.constexpr(-(1 << 62))
 
 
@@ -167,8 +166,8 @@ def predicted_peak(top, potential, shape: tl.constexpr):
 
 @triton.jit
 def price_of_slot(price, samples, shape: tl.constexpr):
-    """The price in units of the samples: price * (T * UNITS / D), float64."""
-    return price * ((samples * UNITS).to(tl.float64) / float64(shape.gpus))
+    """The price in units of the samples: price * (T * LOAD_UNITS / D), float64."""
+    return price * ((samples * LOAD_UNITS).to(tl.float64) / float64(shape.gpus))
 
 
 @triton.jit

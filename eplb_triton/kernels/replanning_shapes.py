@@ -12,13 +12,14 @@ import torch
 import triton
 from torch import Tensor
 
+from eplb_triton.constants import NEWEST_STEPS
 from eplb_triton.kernels.buffers import ROW_BYTES
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
 from eplb_triton.kernels.shapes import Shape, shape_of
 from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
 from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Policy, Replan
-from eplb_triton.replans import NEWEST_STEPS, score_z
+from eplb_triton.replans import score_z
 from eplb_triton.topology import Topology
 
 TOGETHER = 4

@@ -9,6 +9,7 @@ two Newton steps of a root, which come from below. One swap in ten thousand then
 import triton
 import triton.language as tl
 
+from eplb_triton import constants
 from eplb_triton.kernels.arith import HIGHEST, bits, largest
 from eplb_triton.kernels.replanning_potential import INVERSE, load_number, power_of, root_below, score
 
@@ -16,6 +17,7 @@ LESS = tl.constexpr(1.0 - 2.0**-20)
 """Float32 roundings, of 2^-24 each: there are at most eight where this is taken off."""
 GREATER = tl.constexpr(1.0 + 2.0**-18)
 """Of a sum that is taken off: more than twice what `LESS` makes of it."""
+WHOLE_POWER = tl.constexpr(2.0**constants.POWER_BITS)
 NO_BOUND = tl.constexpr(-(2.0**40))
 """Of swaps that are not allowed: all others' bounds of twice the gain are above, or below 0 by far."""
 SLACK = tl.constexpr(1024.0)
@@ -102,7 +104,7 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
             powers += _least_power(its_without + mean, its_variance, of_root, shape)
             sign = (own_variance >> 32).to(tl.int32) | (its_variance >> 32).to(tl.int32)
             allowed = inside & (sign >= 0) & (part * AT_ONCE + also < S)
-            twice = tl.where(allowed, power - powers * 1073741824.0, NO_BOUND)  # 2^POWER_BITS
+            twice = tl.where(allowed, power - powers * WHOLE_POWER, NO_BOUND)
             second = tl.maximum(second, tl.minimum(bound, twice))
             promising = tl.where(twice > bound, i * OTHERS + place, promising)
             bound = tl.maximum(bound, twice)

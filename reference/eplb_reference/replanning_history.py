@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from eplb_reference.fixed import power_of_two
-from eplb_triton.replans import LOAD_UNITS, NEWEST_STEPS
+from eplb_triton.constants import LOAD_BITS, LOAD_UNITS, NEWEST_STEPS
 
-BITS = 28  # the largest load of a layer becomes 2**28 to 2**29 - 1
 LEAST_STEPS = 8  # fewer are all used: too few to see a change of traffic in
 
 
@@ -44,7 +43,7 @@ def _sample(loads: Tensor, most_samples: int) -> Tensor:
 def _fixed_point(loads: Tensor) -> Tensor:
     """[n', E] int64: loads as whole numbers on one scale, without the idle steps; one step of ones if all are idle."""
     largest = loads.amax().to(torch.float64)
-    scale = BITS + 1 - largest.frexp().exponent.to(torch.int64)  # 28 - floor(log2(largest))
+    scale = LOAD_BITS + 1 - largest.frexp().exponent.to(torch.int64)  # 28 - floor(log2(largest))
     scale.masked_fill_(largest == 0, 0)
     fixed = (loads.to(torch.float64) * power_of_two(scale)).to(torch.int64)
     fixed = fixed[fixed.sum(1) > 0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eplb_reference.arith import square_root
-from eplb_triton.replans import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
+from eplb_triton.constants import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
 from eplb_triton.topology import Topology
 
 

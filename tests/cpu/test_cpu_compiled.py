@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import gc
 import platform
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -124,6 +126,18 @@ def test_all_compiled_code_counts_for_the_digest() -> None:
     }
     assert folders == {PACKAGE}
     assert not [folder for folder in PACKAGE.iterdir() if folder.is_dir() and folder.name != "__pycache__"]
+
+
+def test_all_numbers_of_compiled_code_count_for_the_digest() -> None:
+    """A number of another module is in the code as it was when that was compiled."""
+    outside = set()
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("eplb_triton.cpu"):
+                module = import_module(node.module or "")
+                if any(isinstance(getattr(module, name.name, None), (int, float, tuple)) for name in node.names):
+                    outside.add(node.module)
+    assert outside == {module.__name__ for module in compiled.NUMBERS}
 
 
 def test_stages_are_compiled_once_and_only_as_parts(tmp_path: Path) -> None:
