@@ -47,6 +47,11 @@ def int_rows(rows: int, columns: int) -> Ints:
 
 
 @stage
+def float_rows(rows: int, columns: int) -> Floats:
+    return np.empty((rows, columns), np.float32)
+
+
+@stage
 def double_rows(rows: int, columns: int) -> Doubles:
     return np.empty((rows, columns), np.float64)
 

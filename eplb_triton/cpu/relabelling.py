@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from eplb_triton.cpu.arith import Flags, Ints
+from eplb_triton.cpu.arith import Flags, Ints, flags, int_rows
 from eplb_triton.cpu.compiled import entry_point, stage
 from eplb_triton.topology import Topology
 
@@ -58,7 +58,7 @@ def compiled_relabel() -> Callable[..., None]:
 def relabel_gpus(previous: Ints, planned: Ints, num_nodes: int, num_gpus: int, num_experts: int) -> None:
     """As `relabel`, of one layer and in place, where every node keeps its number."""
     p, s = planned.size // num_nodes, planned.size // (num_nodes * num_gpus)
-    kept = np.empty(s, np.bool_)
+    kept = flags(s)
     for node in range(num_nodes):
         old, new = previous[node * p : (node + 1) * p], planned[node * p : (node + 1) * p]
         rename_packs(old, new, num_gpus, num_experts)
@@ -73,7 +73,7 @@ def rename_packs(old: Ints, new: Ints, num_packs: int, num_experts: int) -> None
     The pair of most overlap first; ties: the lowest old pack, then the lowest new one.
     """
     size = new.size // num_packs
-    overlap, times = np.empty((num_packs, num_packs), np.int64), np.zeros(num_experts, np.int64)
+    overlap, times = int_rows(num_packs, num_packs), np.zeros(num_experts, np.int64)
     for k in range(num_packs):
         for g in range(num_packs):
             overlap[k, g] = _overlap(old[k * size : (k + 1) * size], new[g * size : (g + 1) * size], times)

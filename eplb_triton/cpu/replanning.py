@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from eplb_triton.cpu.arith import Doubles, Floats, Ints
+from eplb_triton.cpu.arith import Doubles, Floats, Ints, double_rows, ints
 from eplb_triton.cpu.compiled import entry_point, stage
 from eplb_triton.cpu.launcher import _in_spans
 from eplb_triton.cpu.relabelling import relabel_gpus
@@ -118,8 +118,8 @@ def compiled_replan() -> Callable[..., None]:
         d, s = num_gpus // num_nodes, num_replicas // num_gpus
         state = new_state(num_experts, num_replicas, num_gpus, num_nodes, limits[0])
         room = new_room(num_experts, s, d, state.samples.shape[1])
-        samples = np.empty((limits[0], num_experts), np.float64)
-        before = np.empty(num_replicas if previous.shape[0] > 0 else 0, np.int64)
+        samples = double_rows(limits[0], num_experts)
+        before = ints(num_replicas if previous.shape[0] > 0 else 0)
         for layer in range(first, last):
             counts[:, layer], peaks[:, layer] = 0, np.nan
             if before.size > 0:

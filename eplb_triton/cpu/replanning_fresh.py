@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Ints, divide, new_work
+from eplb_triton.cpu.arith import Ints, divide, doubles, floats, ints, new_work
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.fixed import fixed_point
 from eplb_triton.cpu.groups_partition import pack_partition
@@ -25,16 +25,16 @@ def fresh_plan(state: State, rule: Rule, previous: Ints, num_groups: int, table:
     """
     num_experts, d, s = state.counts.size, rule.num_gpus, rule.num_slots
     num_nodes, p = state.phy2log.size // (d * s), d * s
-    node_of = np.empty(num_experts, np.int64)
+    node_of = ints(num_experts)
     if previous.size > 0:
         for k in range(previous.size):
             node_of[previous[k]] = k // p
     else:
         _fill_nodes(state, num_groups, num_nodes, table, node_of)
     e = num_experts // num_nodes
-    experts, counts = np.empty(e, np.int64), np.empty(e, np.int64)
-    expert, rank, gpu, slot = np.empty(p, np.int64), np.empty(p, np.int64), np.empty(p, np.int64), np.empty(p, np.int64)
-    weights, loads, fixed = np.empty(e, np.float32), np.empty(p, np.float32), np.empty(p, np.float64)
+    experts, counts = ints(e), ints(e)
+    expert, rank, gpu, slot = ints(p), ints(p), ints(p), ints(p)
+    weights, loads, fixed = floats(e), floats(p), doubles(p)
     trees = new_trees(1, max(e, d))
     for node in range(num_nodes):
         n = 0
@@ -68,13 +68,13 @@ def _weight(state: State, rule: Rule, expert: int) -> np.float32:
 def _fill_nodes(state: State, num_groups: int, num_nodes: int, table: Ints, node_of: Ints) -> None:
     """Fill the node of each expert: groups packed by their loads."""
     group_size = node_of.size // num_groups
-    loads = np.empty(num_groups, np.float32)
+    loads = floats(num_groups)
     for group in range(num_groups):
         total = 0.0
         for i in range(group * group_size, (group + 1) * group_size):
             total += sum_of(state.samples[i])
         loads[group] = np.float32(total)
-    node, at = np.empty(num_groups, np.int64), np.empty(num_groups, np.int64)
+    node, at = ints(num_groups), ints(num_groups)
     work, trees = new_work(num_groups, num_nodes), new_trees(1, num_nodes)
     pack_partition(loads, num_nodes, node, at, table, work, trees[0])
     for i in range(node_of.size):

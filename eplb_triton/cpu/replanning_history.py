@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from eplb_triton.constants import LOAD_BITS, LOAD_UNITS, NEWEST_STEPS
-from eplb_triton.cpu.arith import Doubles, Floats, Ints, value_of
+from eplb_triton.cpu.arith import Doubles, Floats, Ints, doubles, ints, value_of
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.replanning_sums import in_any_order
 
@@ -27,14 +27,14 @@ def sample_history(history: Floats, layer: int, most_samples: int, samples: Doub
     """
     num_steps, e = min(history.shape[0], NEWEST_STEPS), history.shape[2]
     steps = history[history.shape[0] - num_steps :]
-    totals, kept = np.empty(num_steps, np.float64), np.empty(num_steps, np.int64)
+    totals, kept = doubles(num_steps), ints(num_steps)
     factor = _fixed_point(steps, layer)
     n = 0
     for t in range(num_steps):
         totals[n] = _total(steps[t, layer], factor)
         kept[n] = t
         n += 1 if totals[n] > 0 else 0
-    share = np.empty(e, np.int64)
+    share = ints(e)
     if n == 0:
         samples[0] = np.float64(UNITS // e)
         _share(np.ones(e, np.float64), share)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eplb_triton.constants import LOAD_UNITS, MOST_FLOOR, POWER_BITS, POWER_LIMIT
-from eplb_triton.cpu.arith import Doubles, Floats, Ints
+from eplb_triton.cpu.arith import Doubles, Floats, Ints, double_rows, doubles, ints
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.replanning_sums import add_to, sum_of, sum_product
 
@@ -73,32 +73,32 @@ def new_state(num_experts: int, num_replicas: int, num_gpus: int, num_nodes: int
     """Room for the state of a layer; the tables are filled."""
     width = (most_samples + LANES - 1) // LANES * LANES
     p, d, s, of_node = num_replicas, num_gpus, num_replicas // num_gpus, num_gpus // num_nodes
-    gpu, position = np.empty(p, np.int64), np.empty(p, np.int64)
+    gpu, position = ints(p), ints(p)
     for slot in range(p):
         gpu[slot] = slot // s
         position[slot] = (gpu[slot] // of_node * s + slot % s) * of_node + gpu[slot] % of_node
     return State(
         np.zeros((num_experts, width), np.float64),
-        np.empty(p, np.int64),
-        np.empty(num_experts, np.int64),
-        np.empty(num_experts, np.int64),
-        np.empty(p, np.int64),
+        ints(p),
+        ints(num_experts),
+        ints(num_experts),
+        ints(p),
         gpu,
         position,
-        np.empty((num_experts, width), np.float64),
-        np.empty((num_experts, 3), np.float64),
+        double_rows(num_experts, width),
+        double_rows(num_experts, 3),
         np.zeros((num_nodes, width, p // num_nodes), np.float32),
-        np.empty(p, np.float64),
-        np.empty(p, np.float64),
-        np.empty(p, np.float64),
-        np.empty(p, np.float64),
-        np.empty((d, width), np.float64),
-        np.empty(d, np.float64),
-        np.empty(d, np.float64),
-        np.empty(d, np.float64),
-        np.empty(d, np.float64),
-        np.empty(d, np.float64),
-        np.empty(d, np.int64),
+        doubles(p),
+        doubles(p),
+        doubles(p),
+        doubles(p),
+        double_rows(d, width),
+        doubles(d),
+        doubles(d),
+        doubles(d),
+        doubles(d),
+        doubles(d),
+        ints(d),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Ints
+from eplb_triton.cpu.arith import Ints, flags, ints
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.replanning_potential import State
 from eplb_triton.cpu.replanning_sums import sum_of
@@ -71,11 +71,11 @@ def fill_slots(state: State, num_slots: int) -> int:
             counts[phy2log[slot]] += 1
     if fills == 0:
         return 0
-    loads = np.empty(counts.size, np.int64)
+    loads = ints(counts.size)
     for expert in range(counts.size):
         loads[expert] = np.int64(sum_of(state.samples[expert]))
         missing += 1 if counts[expert] == 0 else 0
-    held = np.empty(counts.size, np.bool_)
+    held = flags(counts.size)
     for slot in range(phy2log.size):
         if phy2log[slot] != -1:
             continue

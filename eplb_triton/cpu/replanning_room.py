@@ -6,7 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Doubles, Flags, Floats, Ints
+from eplb_triton.cpu.arith import (
+    Doubles,
+    Flags,
+    Floats,
+    Ints,
+    double_rows,
+    doubles,
+    flags,
+    float_rows,
+    floats,
+    int_rows,
+    ints,
+)
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.replanning_potential import NO_SLOT
 
@@ -62,14 +74,14 @@ class ReplicaRoom(NamedTuple):
 def _new_changes(num_experts: int, width: int) -> Changes:
     n = num_experts
     return Changes(
-        np.empty(n, np.int64),
-        np.empty((n, width), np.float64),
-        np.empty((n, width), np.float64),
-        np.empty(n, np.float64),
-        np.empty(n, np.float64),
-        np.empty(n, np.float64),
-        np.empty(n, np.float64),
-        np.empty(n, np.int64),
+        ints(n),
+        double_rows(n, width),
+        double_rows(n, width),
+        doubles(n),
+        doubles(n),
+        doubles(n),
+        doubles(n),
+        ints(n),
     )
 
 
@@ -81,21 +93,21 @@ def new_replica_room(num_experts: int, num_slots: int, num_gpus: int, width: int
         _new_changes(s, width),
         np.zeros((s, num_gpus), np.int64),
         _new_changes(n // 2, width),
-        np.empty(n // 2 + 1, np.int64),
-        np.empty(num_experts, np.int64),
-        np.empty(n, np.int64),
-        np.empty(n, np.int64),
-        np.empty((n, width), np.float64),
-        np.empty((3, n), np.float64),
-        np.empty(n, np.int64),
-        np.empty((s, n // 2), np.int64),
-        np.empty((s, n), np.float64),
-        np.empty(n, np.float64),
-        np.empty(n, np.int64),
-        np.empty(n, np.int64),
-        np.empty(s, np.float64),
-        np.empty(s, np.bool_),
-        np.empty(width, np.float64),
+        ints(n // 2 + 1),
+        ints(num_experts),
+        ints(n),
+        ints(n),
+        double_rows(n, width),
+        double_rows(3, n),
+        ints(n),
+        int_rows(s, n // 2),
+        double_rows(s, n),
+        doubles(n),
+        ints(n),
+        ints(n),
+        doubles(s),
+        flags(s),
+        doubles(width),
     )
 
 
@@ -116,11 +128,11 @@ def new_room(num_experts: int, num_slots: int, num_gpus: int, width: int) -> Roo
     """Room for moves on nodes of `num_gpus` GPUs; `width`: T, as in State."""
     s, n = num_slots, num_slots * num_gpus
     return Room(
-        np.empty((s, width), np.float32),
-        np.empty((s, n), np.float32),
-        np.empty((s, n), np.float32),
-        np.empty((6, n), np.float32),
-        np.empty(n, np.float32),
-        np.empty(n, np.float32),
+        float_rows(s, width),
+        float_rows(s, n),
+        float_rows(s, n),
+        float_rows(6, n),
+        floats(n),
+        floats(n),
         new_replica_room(num_experts, num_slots, num_gpus, width),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Ints
+from eplb_triton.cpu.arith import Ints, ints
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.places import Int32s, Slots, list_places
 
@@ -21,7 +21,7 @@ def exact_slots(topk_ids: Slots, phy2log: Slots, quotas: Int32s, offsets: Int32s
     """Fill `slots` [tokens, k]: the g-th token of an expert, counted over ranks, goes to the first place in slot order
     whose cumulative quota exceeds g; one beyond all quotas to the last of them."""
     num_experts = offsets.size
-    first, places = np.empty(num_experts + 1, np.int64), np.empty(phy2log.size, np.int64)
+    first, places = ints(num_experts + 1), ints(phy2log.size)
     list_places(phy2log, num_gpus, first, places)
     ends = _cumulative(quotas, first, places)
     nth, at = offsets.astype(np.int64), first[:-1].copy()  # of each expert: its next token, and the place of the last
@@ -52,7 +52,7 @@ def hashed_slots(
     slots: Slots,
 ) -> None:
     """Fill `slots` [tokens, k] by a hash of (row, layer, salt), in proportion to the quotas: of one row, one hash."""
-    first, places = np.empty(num_experts + 1, np.int64), np.empty(phy2log.size, np.int64)
+    first, places = ints(num_experts + 1), ints(phy2log.size)
     list_places(phy2log, num_gpus, first, places)
     ends = _cumulative(quotas, first, places)
     mixed = (layer * LAYER ^ salt * SALT) & WORD
@@ -77,10 +77,10 @@ def hashed_slots(
 def fill_table(phy2log: Slots, quotas: Int32s, num_experts: int, num_gpus: int, width: int, table: Slots) -> None:
     """Fill `table` [E, width] of one layer: places repeated in proportion to their quotas, by largest remainder of
     quota * width / sum, ties lowest slot; in slot order. Experts without a place: -1."""
-    first, places = np.empty(num_experts + 1, np.int64), np.empty(phy2log.size, np.int64)
+    first, places = ints(num_experts + 1), ints(phy2log.size)
     list_places(phy2log, num_gpus, first, places)
     ends = _cumulative(quotas, first, places)
-    times, left = np.empty(num_gpus, np.int64), np.empty(num_gpus, np.int64)
+    times, left = ints(num_gpus), ints(num_gpus)
     for expert in range(num_experts):
         own, end = places[first[expert] : first[expert + 1]], ends[first[expert] : first[expert + 1]]
         if own.size == 0:
@@ -104,7 +104,7 @@ def fill_table(phy2log: Slots, quotas: Int32s, num_experts: int, num_gpus: int, 
 @stage
 def _cumulative(quotas: Int32s, first: Ints, places: Ints) -> Ints:
     """Of each place, the quotas of its expert up to and with it."""
-    ends = np.empty(places.size, np.int64)
+    ends = ints(places.size)
     for expert in range(first.size - 1):
         total = np.int64(0)
         for at in range(first[expert], first[expert + 1]):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 
+from eplb_triton.cpu.arith import ints
 from eplb_triton.cpu.compiled import entry_point
 from eplb_triton.cpu.launcher import _in_spans
 from eplb_triton.cpu.places import Int32s, Slots
@@ -128,7 +128,7 @@ def _compiled_split(slots: str, counts_type: str) -> Callable[..., None]:
         first: int,
         last: int,
     ) -> None:
-        whole = np.empty(counts.shape[1], np.int64)
+        whole = ints(counts.shape[1])
         for layer in range(first, last):
             if floating:
                 whole_counts(counts[layer], whole)

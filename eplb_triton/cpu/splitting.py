@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from eplb_triton.cpu.arith import Floats, Ints
+from eplb_triton.cpu.arith import Floats, Ints, ints
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.places import Int32s, Slots, list_places
 
@@ -24,7 +24,7 @@ def place_classes(phy2log: Slots, num_gpus: int, classes: Int32s) -> None:
     """Fill `classes` [E] of one layer: experts of at least two places, in index order, take the lowest class none of
     whose experts uses one of their GPUs; the others -1."""
     num_experts, size = classes.size, phy2log.size // num_gpus
-    first, places = np.empty(num_experts + 1, np.int64), np.empty(phy2log.size, np.int64)
+    first, places = ints(num_experts + 1), ints(phy2log.size)
     list_places(phy2log, num_gpus, first, places)
     masks = np.zeros((num_experts // WORD + 1, num_gpus), np.int64)  # bit: a class that uses the GPU
     for expert in range(num_experts):
@@ -70,7 +70,7 @@ def split_counts(phy2log: Slots, classes: Int32s, counts: Ints, num_gpus: int, r
     """Fill `quotas` [P] of one layer: `counts` [E] split evenly over the places of each expert, then levelled by
     `rounds`, class after class. Ties: lowest slot."""
     num_experts, size = counts.size, phy2log.size // num_gpus
-    first, places = np.empty(num_experts + 1, np.int64), np.empty(phy2log.size, np.int64)
+    first, places = ints(num_experts + 1), ints(phy2log.size)
     list_places(phy2log, num_gpus, first, places)
     load = np.zeros(num_gpus, np.int64)
     quotas[:] = 0
@@ -82,7 +82,7 @@ def split_counts(phy2log: Slots, classes: Int32s, counts: Ints, num_gpus: int, r
                 quotas[own[i]] = each + (i < rest)
                 load[own[i] // size] += quotas[own[i]]
     order = _by_class(classes)
-    others, slots = np.empty(num_gpus, np.int64), np.empty(num_gpus, np.int64)
+    others, slots = ints(num_gpus), ints(num_gpus)
     for _ in range(rounds):
         changed = False
         for expert in order:  # of one class: in any order, for they share no GPU
@@ -102,7 +102,7 @@ def _by_class(classes: Int32s) -> Ints:
     total = np.int64(0)
     for number in range(1, ends.size):
         ends[number], total = total, total + ends[number]
-    order = np.empty(total, np.int64)
+    order = ints(total)
     for expert in range(classes.size):
         number = classes[expert] + 1
         if number > 0:

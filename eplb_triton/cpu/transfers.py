@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from eplb_triton.cpu.arith import ints
 from eplb_triton.cpu.compiled import stage
 from eplb_triton.cpu.places import Int32s, Slots, list_places
 
@@ -19,7 +20,7 @@ def choose_sources(
     ascending: on its own GPU; else on its node; else anywhere, by the GPU that has sent least so far. Ties: lowest
     slot. A slot that is kept, or is to hold none, is its own; -1 where no slot holds the expert."""
     size = ahead.size // num_gpus
-    first, places = np.empty(num_experts + 1, np.int64), np.empty(live.size, np.int64)
+    first, places = ints(num_experts + 1), ints(live.size)
     list_places(live, num_gpus, first, places)
     sent = np.zeros(num_gpus, np.int64)
     for slot in range(ahead.size):
