@@ -26,19 +26,22 @@ def place_classes(phy2log: Tensor, num_experts: int, num_gpus: int) -> Tensor:
     Returns:
         classes [L, E] int32, -1 for an expert of one place or none.
     """
-    classes = torch.full((phy2log.shape[0], num_experts), -1, dtype=torch.int32, device="cpu")
     size = phy2log.shape[1] // num_gpus
-    for layer, slots in enumerate(phy2log.tolist()):
-        taken: list[set[int]] = []  # the GPUs of each class
-        for expert, places in enumerate(list_places(slots, num_experts, num_gpus)):
-            gpus = {slot // size for slot in places}
-            if len(gpus) > 1:
-                free = [number for number, others in enumerate(taken) if not gpus & others]
-                number = free[0] if free else len(taken)
-                taken[number:] = taken[number:] or [set()]
-                taken[number] |= gpus
-                classes[layer, expert] = number
-    return classes
+    classes = []
+    for slots in phy2log.tolist():
+        gpus = [0] * (num_experts + 1)  # a bit for every GPU that holds the expert; the last: slots of -1
+        for slot, expert in enumerate(slots):
+            gpus[expert] |= 1 << slot // size
+        of_layer = [-1] * num_experts
+        taken: list[int] = []  # the GPUs of each class
+        for expert in range(num_experts):
+            if gpus[expert] & (gpus[expert] - 1):  # two bits or more
+                number = next((number for number, others in enumerate(taken) if not gpus[expert] & others), len(taken))
+                taken[number:] = taken[number:] or [0]
+                taken[number] |= gpus[expert]
+                of_layer[expert] = number
+        classes.append(of_layer)
+    return torch.tensor(classes, dtype=torch.int32, device="cpu").view(len(phy2log), num_experts)
 
 
 def whole_counts(loads: Tensor) -> tuple[Tensor, Tensor]:
