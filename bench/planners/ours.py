@@ -32,6 +32,7 @@ class Planner:
         takes: what the timed call is given.
         gives: what the timed call returns.
         source: package and version, for peers.
+        bind_after: as `bind`, of a planner that asks for the placement in force too; None: it asks for none.
     """
 
     name: str
@@ -41,10 +42,18 @@ class Planner:
     takes: str
     gives: str
     source: str = SOURCE
+    bind_after: Callable[[Tensor, Topology, Placement], Call] | None = None
 
-    def placement(self, loads: Tensor, topology: Topology) -> Placement:
-        """One plan as a Placement; its replica ranks are by slot order, whatever the planner said."""
-        return as_placement(self, self.bind(loads, topology)(), loads.shape[1], topology)
+    def placement(self, loads: Tensor, topology: Topology, previous: Placement | None = None) -> Placement:
+        """One plan as a Placement, made from `previous` by a planner that asks for what is in force.
+
+        Its replica ranks are by slot order, whatever the planner said.
+        """
+        if previous is None or self.bind_after is None:
+            call = self.bind(loads, topology)
+        else:
+            call = self.bind_after(loads, topology, previous)
+        return as_placement(self, call(), loads.shape[1], topology)
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,16 @@ def _vllm(name: str, folder: Path, source: str) -> Planner:
 
 def _vllm_planner(name: str, policy: Any, source: str) -> Planner:
     def bind(loads: Tensor, topology: Topology) -> Call:
-        counts = topology.num_replicas, topology.num_groups, topology.num_nodes, topology.num_gpus
-        return lambda: policy.rebalance_experts(loads, *counts)
+        return lambda: policy.rebalance_experts(loads, *_counts(topology))
 
-    return Planner(name, PUBLISHED, bind, lambda phy2log: phy2log, "[L, E] float32", "phy2log", source)
+    def bind_after(loads: Tensor, topology: Topology, previous: Placement) -> Call:
+        return lambda: policy.rebalance_experts(loads, *_counts(topology), previous.phy2log)
+
+    return Planner(name, PUBLISHED, bind, lambda maps: maps, "[L, E] float32", "phy2log", source, bind_after)
+
+
+def _counts(topology: Topology) -> tuple[int, int, int, int]:
+    return topology.num_replicas, topology.num_groups, topology.num_nodes, topology.num_gpus
 
 
 FLOAT32_EDITS = (
@@ -101,8 +107,7 @@ def _sglang(name: str, folder: Path, source: str) -> Planner:
     rebalance = _module(folder, "deepseek").rebalance_experts
 
     def bind(loads: Tensor, topology: Topology) -> Call:
-        counts = topology.num_replicas, topology.num_groups, topology.num_nodes, topology.num_gpus
-        return lambda: rebalance(loads, *counts, topology.hierarchical)
+        return lambda: rebalance(loads, *_counts(topology), topology.hierarchical)
 
     gives = "phy2log, log2phy (as wide as the largest count), logcnt"
     return Planner(name, PUBLISHED, bind, lambda maps: maps[0], "[L, E] float32", gives, source)
@@ -121,15 +126,17 @@ def _sglang_vec(name: str, folder: Path, source: str) -> Planner:
 
 
 def _vllm_ascend(name: str, folder: Path, source: str) -> Planner:
-    """Plans globally, from the loads of the slots of a current placement: experts spread in order."""
+    """Plans globally, from the loads of the slots of a current placement: experts spread in order if nobody says."""
     policy = _module(folder, "policy_default_eplb").DefaultEplb()
 
     def bind(loads: Tensor, topology: Topology) -> Call:
+        layers, experts = loads.shape
+        return bind_after(loads, topology, Placement.spread_in_order(layers, experts, topology))
+
+    def bind_after(loads: Tensor, topology: Topology, current: Placement) -> Call:
         if topology.planned_nodes > 1:
             raise ValueError("plans globally only: it cannot keep groups whole on their nodes")
-        layers, experts = loads.shape
-        current = Placement.spread_in_order(layers, experts, topology)
-        shape = (layers, topology.num_gpus, topology.slots_per_gpu)
+        shape = (len(loads), topology.num_gpus, topology.slots_per_gpu)
         table = current.phy2log.numpy().reshape(shape)
         slots = (loads.double() / current.logcnt).gather(1, current.phy2log).numpy().reshape(shape)
         return lambda: policy.rebalance_experts(table, slots)
@@ -139,7 +146,9 @@ def _vllm_ascend(name: str, folder: Path, source: str) -> Planner:
         return torch.from_numpy(tables.reshape(len(tables), -1))
 
     takes = "current table and slot loads [L, D, S], NumPy float64"
-    return Planner(name, name, bind, maps, takes, "change flag, layer order, table [L, D, S] as lists", source)
+    return Planner(
+        name, name, bind, maps, takes, "change flag, layer order, table [L, D, S] as lists", source, bind_after
+    )
 
 
 _LOADERS: dict[str, tuple[str, Callable[[str, Path, str], Planner]]] = {

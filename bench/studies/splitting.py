@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.serving_traces import side_by_side
 from bench.style import figure
 from eplb_triton import Placement, Topology, plan
 from eplb_triton.serving.dispatch import classify, split, split_bound, table
@@ -61,7 +62,7 @@ def recorded(folder: Path) -> Iterator[Case]:
             ids, lengths = arrays["topk_ids"], arrays["seq_len"]
         decode = "decode" in path.stem
         experts = 32 if decode else 64
-        order = _side_by_side(lengths, 128) if decode else np.arange(len(ids))
+        order = side_by_side(lengths, 128) if decode else np.arange(len(ids))
         order = order[: len(order) // 128 * 128].reshape(-1, 128)
         steps = np.stack([_count(ids[tokens], experts) for tokens in order])
         topology = Topology(num_replicas=40, num_gpus=8) if decode else Topology(num_replicas=80, num_gpus=16)
@@ -72,22 +73,6 @@ def drawn(num_steps: int = 64, num_layers: int = 6) -> Case:
     """Layers shaped like DeepSeek-V3's, 4,096 tokens a step."""
     steps = lognormal_series(num_steps, num_layers, tokens_per_step=4096)
     return Case("drawn V3", steps, Topology(num_replicas=288, num_gpus=32))
-
-
-def _side_by_side(lengths: np.ndarray, lanes: int) -> np.ndarray:
-    """Tokens in the order of steps in which each of `lanes` sequences gives one; a finished one makes room for the
-    next."""
-    starts = np.cumsum(lengths) - lengths
-    waiting = list(zip(starts.tolist(), lengths.tolist(), strict=True))[::-1]
-    running = [list(waiting.pop()) for _ in range(lanes)]
-    steps = []
-    while all(left > 0 for _, left in running):
-        steps.append([at for at, _ in running])
-        for lane in running:
-            lane[0], lane[1] = lane[0] + 1, lane[1] - 1
-            if lane[1] == 0 and waiting:
-                lane[:] = waiting.pop()
-    return np.array(steps).reshape(-1)
 
 
 def _count(ids: np.ndarray, experts: int) -> np.ndarray:
