@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench import style
+from bench.serving_planners import KEPT
 from bench.serving_rules import scores
 from bench.tables import table
+from eplb_triton import POLICIES
 
 Rows = Sequence[dict[str, Any]]
 Scores = Mapping[tuple[str, int], float]
@@ -21,10 +24,11 @@ COLOURS = {"steady": "#0072B2", "balanced": "#009E73", "deepseek": "#CC79A7"}
 """Of our policies that users choose by name, and their renumbered plans; the other policies are grey."""
 NOTES = """\
 Score: time of `deepseek` planning every 1024 steps / time of the planner, times 100; a kind's cases count alike, R1,
-Mix and Qwen3 3 : 1 : 3. {drawn}. PAR, slots written in 6,144 steps, and ms a plan (of the layers drawn, one thread,
-other work beside it) are means over cases and seeds, by interval as the scores. Planning itself takes no time in the
-simulation. `+previous`: a plan renumbered, so that weights stay where they can. Peers get what their frameworks give
-them: `vllm` and `vllm-ascend` the placement in force too."""
+Mix and Qwen3 3 : 1 : 3. Drawn: {layers} layers, seeds {seeds}. PAR, slots written in 6,144 steps, and ms a plan (of
+the layers drawn, on one thread, with other work beside it) are means over cases and seeds, by interval as the scores.
+Planning itself takes no time in the simulation. `+previous`: a plan renumbered, so that weights stay where they can.
+Peers get what their frameworks give them: `vllm` and `vllm-ascend` the placement in force too."""
+MADE = "By `{command}`, {date:.10}, {cores}-core {cpu}, commit {commit!s:.10}: {cpu_seconds} s of CPU.{peers}"
 
 
 def report(body: Mapping[str, Any]) -> str:
@@ -33,7 +37,10 @@ def report(body: Mapping[str, Any]) -> str:
     parts = [_scores(rows)]
     if any(row["planner"] == "steady" for row in rows):
         parts.append(_by_seed([row for row in rows if row["planner"] in ("deepseek", "steady")], "steady"))
-    parts.append(NOTES.format(drawn=_drawn(rows)))
+    layers, seeds = (_listed(sorted({row[of] for row in rows})) for of in ("layers", "seed"))
+    parts.append(_filled(NOTES.format(layers=layers, seeds=seeds)))
+    about = body["environment"]
+    parts.append(_filled(MADE.format(**about | {"peers": _versions(about["peers"])})))
     for steps in dict.fromkeys(row["steps"] for row in traces):
         parts.append(_recorded([row for row in traces if row["steps"] == steps], steps))
     if body["skipped"]:
@@ -42,10 +49,17 @@ def report(body: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _drawn(rows: Rows) -> str:
-    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
-    layers = " or ".join(str(count) for count in sorted({row["layers"] for row in rows}))
-    return f"Drawn: {layers} layers; seeds {seeds}"
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 120, break_on_hyphens=False)
+
+
+def _listed(values: Sequence[int]) -> str:
+    *others, last = (str(value) for value in values)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _versions(peers: Mapping[str, Any]) -> str:
+    return f" Peers: {', '.join(name + ' ' + peer['version'] for name, peer in peers.items())}." if peers else ""
 
 
 def _where(case: str) -> str:
@@ -100,27 +114,18 @@ def _means(rows: Rows, name: str, interval: int) -> list[float]:
 
 def picture(rows: Rows, path: Path) -> None:
     """PAR against slots written: a point a planner and interval, means over cases and seeds."""
-    intervals = _intervals(scores(rows))
+    found = scores(rows)
+    markers = dict(zip(_intervals(found), MARKERS, strict=False))
     plot = style.figure(10, 6.5, "The busiest GPU against the weights moved", "means over cases and seeds")
     axes = plot.add_subplot()
-    points = {}
-    for name in dict.fromkeys(row["planner"] for row in rows):
-        colour, ours = _colour(name)
-        at = {interval: _means(rows, name, interval) for interval in intervals if _has(rows, name, interval)}
-        axes.plot(
-            [slots for _, slots, _ in at.values()],
-            [par for par, _, _ in at.values()],
-            ":" if name.endswith("+previous") else "-",
-            color=colour,
-            linewidth=1.2,
-            zorder=3 if ours else 2,
-        )
-        for marker, interval in zip(MARKERS, intervals, strict=False):
-            if interval in at:
-                par, slots, _ = at[interval]
-                axes.plot(slots, par, marker, color=colour, markersize=7, markeredgecolor="white", zorder=4)
-        par, slots, _ = list(at.values())[-1]
-        points[name] = (slots, par, colour)
+    last = {}
+    for name in dict.fromkeys(name for name, _ in found):
+        colour = _colour(name)
+        points = {marker: _means(rows, name, at)[1::-1] for at, marker in markers.items() if (name, at) in found}
+        axes.plot(*zip(*points.values(), strict=True), ":" if name.endswith(KEPT) else "-", color=colour, linewidth=1.2)
+        for marker, (slots, par) in points.items():
+            axes.plot(slots, par, marker, color=colour, markersize=7, markeredgecolor="white", zorder=3)
+            last[name] = slots, par, colour
     axes.set(xlabel="slots written in 6,144 steps", ylabel="PAR: largest / mean GPU load of a step")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
@@ -130,22 +135,14 @@ def picture(rows: Rows, path: Path) -> None:
     style.tidy(axes)
     shapes = [
         Line2D([], [], color=style.PLAIN, marker=marker, linestyle="", label=f"a plan every {interval} steps")
-        for marker, interval in zip(MARKERS, intervals, strict=False)
+        for interval, marker in markers.items()
     ]
     axes.legend(handles=shapes, frameon=False, loc="upper right")
     plot.canvas.draw()
-    style.label_right(axes, points)
+    style.label_right(axes, last)
     style.save(plot, path)
 
 
-def _has(rows: Rows, name: str, interval: int) -> bool:
-    return any((row["planner"], row["interval"]) == (name, interval) for row in rows)
-
-
-def _colour(name: str) -> tuple[str, bool]:
-    """Colour, and whether it is a policy that users choose by name."""
-    policy = name.partition("+")[0]
-    if policy in COLOURS:
-        return COLOURS[policy], True
-    colour, _ = style.look(name)
-    return (colour, False) if colour != style.look("")[0] else (style.PLAIN, False)
+def _colour(name: str) -> str:
+    policy = name.removesuffix(KEPT)
+    return COLOURS.get(policy) or (style.PLAIN if policy in POLICIES else style.look(name)[0])

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from bench.machine import environment
 from bench.planners.ours import Skip, one_line
 from bench.serving_planners import OURS, loaded_peers, planner_of
 from bench.serving_report import picture, report
@@ -124,10 +126,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="that a policy is given that replans")
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, MOST_PROCESSES))
     arguments = parser.parse_args()
+    about = environment("bench.studies.serving")
     found, skips = loaded_peers()
     names = arguments.planners or [*OURS, *found]
     if unknown := set(names) - {*OURS, *found}:
         parser.error(f"--planners {' '.join(sorted(unknown))} must be among {' '.join([*OURS, *found])}")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     cases = [case for case in CASES if not arguments.gpus or case.num_gpus in arguments.gpus]
     jobs = [
         Job(case, seed, names, arguments.intervals, arguments.layers, arguments.steps)
@@ -141,7 +145,9 @@ def main() -> None:
     for made, failed in spread(judge, jobs, arguments.processes):
         rows += made
         skips = [*skips, *(skip for skip in failed if skip not in skips)]
-    body = {"rows": rows, "traces": traces, "skipped": [asdict(skip) for skip in skips]}
+    used = [resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    about["cpu_seconds"] = round(sum(used))
+    body = {"environment": about, "rows": rows, "traces": traces, "skipped": [asdict(skip) for skip in skips]}
     arguments.output.with_suffix(".json").write_text(compact(body))
     arguments.output.with_suffix(".md").write_text(report(body))
     picture(rows, arguments.output.with_suffix(".png"))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench import serving_rules
+from bench.machine import environment
 from bench.planners.ours import Call
 from bench.planners.ours import Planner as Peer
 from bench.serving_planners import loaded_peers, of_peer, ours, planner_of
@@ -187,7 +188,8 @@ def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     np.savez(tmp_path / "noise.npz", topk_ids=ids, seq_len=np.full(40, 128, dtype=np.int32))
     traces = judge_trace(TraceJob(tmp_path / "noise.npz", False, names))
     skipped = [{"planner": "absent", "reason": "is not there", "case": ""}]
-    body = {"rows": rows, "traces": traces, "skipped": skipped}
+    about = environment("bench.studies.serving") | {"cpu_seconds": 1, "commit": "0123456789abc"}
+    body = {"environment": about, "rows": rows, "traces": traces, "skipped": skipped}
     text = report(body)
     for part in (
         "every 1024 steps | every 30 steps | every 20 steps",
