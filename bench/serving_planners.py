@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from torch import Tensor
 
 from bench.planners.ours import Planner as Peer
-from bench.planners.ours import Skip, probe
+from bench.planners.ours import Skip, one_line, probe
 from bench.planners.peers import peers
 from eplb_triton import POLICIES, Placement, Planner, Topology
 from eplb_triton.replay import Plan
 
+Row = dict[str, Any]
 LAST = 1024
 """Steps whose sum a planner gets that does not replan."""
 KEPT = "+previous"
@@ -39,6 +42,16 @@ def planner_of(name: str, topology: Topology, num_experts: int, price: float | N
     if name not in found:
         raise ValueError(f"planner={name!r} is unknown, must be one of {', '.join((*OURS, *found))}")
     return of_peer(found[name], topology)
+
+
+def tried(name: str, where: str, judged: Callable[[], Row]) -> Row | Skip:
+    """The row of a planner, or why there is none: a peer may raise anything, and becomes a line of the report."""
+    try:
+        return judged()
+    except Exception as error:
+        if name in OURS:
+            raise
+        return Skip(name, one_line(error), where)
 
 
 def ours(name: str, topology: Topology, num_experts: int, price: float | None, steps: int) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.serving_planners import planner_of
+from bench.planners.ours import Skip
+from bench.serving_planners import Row, planner_of, tried
 from eplb_triton import Topology
 from eplb_triton.replay import Rules, Summary, replay_steps
 
@@ -65,24 +67,23 @@ def side_by_side(lengths: NDArray[Any], lanes: int) -> NDArray[np.int64]:
     return np.array(steps).reshape(-1)
 
 
-def judge_trace(job: TraceJob) -> list[dict[str, Any]]:
+def judge_trace(job: TraceJob) -> list[Row | Skip]:
     """Per-step balancedness of the next window, and slots written a layer and plan, for every planner."""
     steps = list(recorded_steps(job.path, mixed=job.mixed))
     layers, experts = steps[0].shape
     slots = -(-experts * 5 // 4 // GPUS)
     topology = Topology(num_replicas=GPUS * slots, num_gpus=GPUS)
-    rows = []
-    for name in job.planners:
+    changes = len(steps) // WINDOW - 1  # the first plan is none
+
+    def row(name: str) -> Row:
         plan = planner_of(name, topology, experts, None, len(steps))
         summary = Summary.of(replay_steps(steps, None, plan, Rules(WINDOW, layer_steps=0)))
-        changes = len(steps) // WINDOW - 1  # the first plan is none
-        rows.append(
-            {
-                "trace": job.path.stem,
-                "steps": "mixed" if job.mixed else "chunks",
-                "planner": name,
-                "balancedness": summary.balancedness,
-                "slots": summary.written / max(changes, 1) / layers,
-            }
-        )
-    return rows
+        return {
+            "trace": job.path.stem,
+            "steps": "mixed" if job.mixed else "chunks",
+            "planner": name,
+            "balancedness": summary.balancedness,
+            "slots": summary.written / max(changes, 1) / layers,
+        }
+
+    return [tried(name, str(job), partial(row, name)) for name in job.planners]

@@ -19,10 +19,10 @@ import json
 import os
 import resource
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -30,8 +30,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from bench.machine import environment
-from bench.planners.ours import Skip, one_line
-from bench.serving_planners import OURS, loaded_peers, planner_of
+from bench.planners.ours import Skip
+from bench.serving_planners import OURS, Row, loaded_peers, planner_of, tried
 from bench.serving_report import picture, report
 from bench.serving_rules import BASELINE, CASES, Case, draw, price_of, simulate
 from bench.serving_traces import TraceJob, judge_trace
@@ -41,7 +41,6 @@ LEAST_STEPS = 256
 FEW_LAYERS = 6
 MOST_PROCESSES = 8  # of 0.5 GB each; with all layers 1.3 GB
 AnyJob = TypeVar("AnyJob")
-Rows = list[dict[str, Any]]
 
 
 class Job(NamedTuple):
@@ -58,34 +57,37 @@ class Job(NamedTuple):
         return f"{self.case.kind} on {self.case.num_gpus} GPUs, seed {self.seed}"
 
 
-def judge(job: Job) -> tuple[Rows, list[Skip]]:
-    """A row for every planner and interval, the baseline always among them; who failed, and why."""
-    case, rows, skips = job.case, [], []
+def judge(job: Job) -> list[Row | Skip]:
+    """A row for every planner and interval, the baseline always among them."""
+    case = job.case
     loads = _drawn(case.kind, case.num_experts, job.layers or case.num_layers, job.seed)
-    wanted = [(name, interval) for interval in job.intervals for name in job.planners]
-    for name, interval in dict.fromkeys([BASELINE, *wanted]):
+
+    def row(name: str, interval: int) -> Row:
         newest = job.steps or max(LEAST_STEPS, interval)
-        row = {"planner": name, "interval": interval, "kind": case.kind, "gpus": case.num_gpus, "seed": job.seed}
-        try:
-            plan = planner_of(name, case.topology, case.num_experts, price_of(case, interval), newest)
-            rows.append(row | simulate(case, loads, plan, interval))
-        except Exception as error:  # a peer may raise anything; it becomes a line of the report
-            if name in OURS:
-                raise
-            skips.append(Skip(name, one_line(error), str(job)))
-    return rows, skips
+        plan = planner_of(name, case.topology, case.num_experts, price_of(case, interval), newest)
+        about = {"planner": name, "interval": interval, "kind": case.kind, "gpus": case.num_gpus, "seed": job.seed}
+        return about | simulate(case, loads, plan, interval)
+
+    wanted = [(name, interval) for interval in job.intervals for name in job.planners]
+    return [tried(name, str(job), partial(row, name, at)) for name, at in dict.fromkeys([BASELINE, *wanted])]
 
 
 _drawn = lru_cache(1)(draw)  # jobs that differ in GPUs alone follow each other
 
 
-def spread(work: Callable[[AnyJob], Any], jobs: Sequence[AnyJob], processes: int) -> Iterator[Any]:
-    """What `work` makes of each job, in their order, one thread a process."""
+def spread(
+    work: Callable[[AnyJob], list[Row | Skip]], jobs: Sequence[AnyJob], processes: int
+) -> tuple[list[Row], list[Skip]]:
+    """What `work` makes of the jobs, in their order, one thread a process; who failed, once."""
+    rows: list[Row] = []
+    skips: dict[Skip, None] = {}
     context = get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for job, done in zip(jobs, pool.map(work, jobs), strict=True):
             print(f"done: {job}", flush=True)
-            yield done
+            rows += [row for row in done if not isinstance(row, Skip)]
+            skips |= {skip: None for skip in done if isinstance(skip, Skip)}
+    return rows, list(skips)
 
 
 def compact(body: dict[str, Any]) -> str:
@@ -140,11 +142,9 @@ def main() -> None:
     ]
     paths = sorted(Path(arguments.traces).glob("*.npz")) if arguments.traces else []
     on_traces = [TraceJob(path, mixed, names) for path in paths for mixed in (False, True)]
-    traces = [row for rows in spread(judge_trace, on_traces, arguments.processes) for row in rows]
-    rows: Rows = []
-    for made, failed in spread(judge, jobs, arguments.processes):
-        rows += made
-        skips = [*skips, *(skip for skip in failed if skip not in skips)]
+    traces, failed = spread(judge_trace, on_traces, arguments.processes)
+    rows, failed_too = spread(judge, jobs, arguments.processes)
+    skips = [*([] if arguments.planners else skips), *failed, *failed_too]
     used = [resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     about["cpu_seconds"] = round(sum(used))
     body = {"environment": about, "rows": rows, "traces": traces, "skipped": [asdict(skip) for skip in skips]}
