@@ -7,7 +7,7 @@ DeepSeek-V3 over 900 GB/s. A plan is made `interval` + 1 steps after the last on
 100 * time of DeepSeek's planner on the sum of the last 1024 steps, every 1024 steps / time. Six layers stand for all:
 each comes into force in the middle of the steps in which those that it stands for do, one a step; `--layers all` has
 them all. Who replans gets as many steps as the plan is for, but 256 at least, 8 for each of its 32 samples. That was
-fixed on seeds 1 to 3, against 128 to 4096 steps (up to 1 point less), before any seed that is reported here was drawn.
+fixed on seeds 1 to 3, against 128 to 4096 steps (none scores 0.1 more), before any seed that is reported was drawn.
 Recorded traffic: windows of 16 steps of 128 tokens, a plan on all steps so far, judged on the next window.
 
 Planners: every policy of ours, plans of two of them renumbered (`NAME+previous`), and every peer that can be loaded.
