@@ -39,7 +39,7 @@ from bench.serving_traces import TraceJob, judge_trace
 INTERVALS = (1024, 256, 64)
 LEAST_STEPS = 256
 FEW_LAYERS = 6
-MOST_PROCESSES = 8  # of 0.5 GB each; with all layers 1.3 GB
+MOST_PROCESSES = 8  # of 0.5 GB each; 1.1 GB with all layers
 AnyJob = TypeVar("AnyJob")
 
 
