@@ -84,7 +84,7 @@ def no_driver(*, keep: bool = False) -> Iterator[NoDriver]:
     for function in (fused.plan_rows, measure.measure_rows, serve.classify_layers):
         function.device_caches.clear()  # what is loaded already goes on launching through the driver that loaded it
     patches = (
-        patch.object(launcher, "_device", torch.device),
+        patch.object(launcher, "resolve_device", torch.device),
         patch.object(torch.cuda, "device", lambda _: nullcontext()),
         patch.object(torch.cuda, "current_device", lambda: None),
     )
