@@ -59,7 +59,6 @@ def bind(backend: str, job: Job) -> Fill:
 def _on_gpu(job: Job) -> Fill:
     from eplb_triton.kernels.launcher import Launch  # noqa: PLC0415 - Triton is not everywhere
 
-    width = job.topology.num_replicas - job.num_experts + 1 if job.log2phy is True else job.log2phy
     return Launch(
         job.topology,
         job.num_layers,
@@ -67,9 +66,15 @@ def _on_gpu(job: Job) -> Fill:
         job.policy,
         loads_dtype=job.loads_dtype,
         dtype=job.dtype,
-        log2phy_width=None if width is False else width,
+        log2phy_width=_log2phy_width(job),
         device=job.device,
     )
+
+
+def _log2phy_width(job: Job) -> int | None:
+    if job.log2phy is False:
+        return None
+    return job.topology.num_replicas - job.num_experts + 1 if job.log2phy is True else job.log2phy
 
 
 def _on_host(job: Job, fill: Fill) -> Fill:
@@ -110,19 +115,16 @@ def _replan_on_gpu(job: Job) -> Replan:
         steps=job.steps,
         loads_dtype=job.loads_dtype,
         dtype=job.dtype,
-        want_log2phy=False,
+        log2phy_width=_log2phy_width(job),
         device=job.device,
     )
-    bad = torch.empty(job.num_layers, dtype=torch.int32, device=job.device)
     classify = bind_classify("triton", job)
 
     def replan(history: Tensor, out: Placement, before: Tensor | None, price: float, moves: int | None) -> None:
         assert out.changes is not None
         assert out.bad is not None
-        maps = Outputs(out.phy2log, out.phyrank, out.logcnt, None, *out.changes, bad)
+        maps = Outputs(out.phy2log, out.phyrank, out.logcnt, out.log2phy, *out.changes, out.bad)
         launch(history, out=maps, previous=before, price=price, moves=moves)
-        out.bad.copy_(bad.unsqueeze(1).expand_as(out.bad))  # a layer is planned whole: all its rows have its status
-        out.refresh_log2phy()
         classify(out)
 
     return replan

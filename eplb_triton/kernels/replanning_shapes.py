@@ -102,6 +102,7 @@ class ReplanShape:
     newest_steps: int
     moves: int
     fresh_moves: int
+    log2phy_width: int  # 1 if it is not wanted
     squarings: int  # log2 of the norm
     z: float
     z_of_slot: float
@@ -128,6 +129,7 @@ class ReplanPlan:
     num_warps: int
     max_registers: int | None  # None: the target has no such option (AMD)
     partitions: Tensor  # int32 [ways, G] on the CPU
+    want_log2phy: bool
 
     def kernel(
         self,
@@ -135,7 +137,6 @@ class ReplanPlan:
         previous: bool,
         loads_dtype: torch.dtype = torch.float32,
         dtype: torch.dtype = torch.int64,
-        want_log2phy: bool = True,
     ) -> KernelSpec:
         """The kernel for layers with a placement in force or without, and for these types of loads and maps."""
         index = "*" + TRITON_TYPE[dtype]
@@ -143,7 +144,7 @@ class ReplanPlan:
             index,
             index,
             index,
-            index if want_log2phy else "constexpr",
+            index if self.want_log2phy else "constexpr",
             "*i64",
             "*i64",
             "*fp64",
@@ -160,6 +161,8 @@ class ReplanPlan:
             "previous_ptr": index if previous else "constexpr",
             "price_bits": "i64",
             "moves": "i32",
+            "log2phy_layer_stride": "i64",
+            "log2phy_stride": "i64",
             "partitions_ptr": "*i32",
             "workspace": Memory("*i32", "*i64", "*u8"),
             "out": outputs,
@@ -169,7 +172,7 @@ class ReplanPlan:
         constexprs: dict[tuple[int, ...], Any] = {(names.index("shape"),): self.shape}
         if not previous:
             constexprs[(names.index("previous_ptr"),)] = None
-        if not want_log2phy:
+        if not self.want_log2phy:
             constexprs[names.index("out"), Outputs._fields.index("log2phy")] = None
         return KernelSpec(replan_layers, signature, constexprs, self.num_warps, self.max_registers)
 
@@ -181,7 +184,14 @@ class ReplanPlan:
 
 @lru_cache(maxsize=64)
 def replan_plan(
-    topology: Topology, num_experts: int, policy: Policy, *, steps: int, warp: int = 32, wide: bool = False
+    topology: Topology,
+    num_experts: int,
+    policy: Policy,
+    *,
+    steps: int,
+    log2phy_width: int | None = None,
+    warp: int = 32,
+    wide: bool = False,
 ) -> ReplanPlan:
     """How layers of `num_experts` are replanned; a function of the shape alone, needs no GPU.
 
@@ -190,6 +200,7 @@ def replan_plan(
         num_experts: E.
         policy: one with `replan`.
         steps: most steps of a history.
+        log2phy_width: last dimension of log2phy, None if it is not filled; P - E + 1 holds any plan.
         warp: threads of a warp, 32 or (AMD) 64.
         wide: tiles as wide as their loops, which Triton's interpreter takes least time for.
 
@@ -201,6 +212,8 @@ def replan_plan(
         raise ValueError(f"policy={policy.name!r} does not replan; one with `replan`, like 'steady', does")
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
+    if log2phy_width is not None and log2phy_width < 1:
+        raise ValueError(f"log2phy_width={log2phy_width} must be at least 1, or None for no log2phy")
     topology.check_experts(num_experts)
     steps = min(steps, NEWEST_STEPS)
     groups, nodes = topology.planned_groups, topology.planned_nodes
@@ -216,7 +229,7 @@ def replan_plan(
     shape = ReplanShape(
         num_experts, topology.num_replicas, topology.num_gpus, nodes, groups, topology.slots_per_gpu,
         rule.samples, row, row if wide else min(row, TOGETHER), NEWEST_STEPS,
-        rule.moves, rule.fresh_moves, rule.norm.bit_length() - 1,
+        rule.moves, rule.fresh_moves, log2phy_width or 1, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=max(threads, min(flat, 4096)) if wide else threads,
         candidates=max(threads, min(flat, 4096)) if wide else (2 if warp == 32 else 1) * threads,
@@ -229,7 +242,7 @@ def replan_plan(
     ways = plan.partition.ways if nodes > 1 else 0
     table = partitions_to_try(groups, nodes) if ways else ()
     partitions = torch.tensor(table, dtype=torch.int32, device="cpu").view(ways, groups)
-    return ReplanPlan(shape, num_warps, registers, partitions)
+    return ReplanPlan(shape, num_warps, registers, partitions, log2phy_width is not None)
 
 
 def _row(rule: Replan) -> int:

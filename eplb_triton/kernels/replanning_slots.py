@@ -52,11 +52,15 @@ def _expert_and_slot(key, E: tl.constexpr):
 
 
 @triton.jit(noinline=True)
-def write_maps(memory, plans, layer, out, shape: tl.constexpr):
+def write_maps(memory, plans, layer, out, layer_stride, expert_stride, shape: tl.constexpr):
     """The layer's maps from memory.slot, ranks ascending with the slot; a slot without an expert has none. Where no
-    plan was made, phy2log stands already."""
+    plan was made, phy2log stands already. The strides are those of log2phy, which holds the replicas of lowest rank:
+    where an expert has more, each -1 of `bad` becomes -2."""
     E: tl.constexpr = shape.experts
-    RANKS: tl.constexpr = shape.replicas - E + 1
+    WIDTH: tl.constexpr = shape.log2phy_width
+    log2phy = out.log2phy
+    if log2phy is not None:
+        log2phy += layer * layer_stride
     list_slots(memory, shape)
     start = 0
     while start < shape.replicas:
@@ -68,21 +72,31 @@ def write_maps(memory, plans, layer, out, shape: tl.constexpr):
         if plans > 0:
             tl.store(out.phy2log + at, expert, mask=inside)
         tl.store(out.phyrank + at, rank, mask=inside)
-        if out.log2phy is not None:
-            its_ranks = out.log2phy + (layer * E + expert) * RANKS
-            tl.store(its_ranks + rank, slot, mask=inside & (rank >= 0))
+        if log2phy is not None:
+            tl.store(log2phy + expert * expert_stride + rank, slot, mask=inside & (rank >= 0) & (rank < WIDTH))
         start += shape.lanes
+    most = tl.full((), 0, tl.int32)
     start = 0
     while start < E:
         expert = start + tl.arange(0, shape.lanes)
         count = tl.load(memory.ints + shape.at.count + expert, mask=expert < E, other=0)
         tl.store(out.logcnt + layer * E + expert, count, mask=expert < E)
+        if log2phy is not None:
+            most = tl.maximum(most, tl.max(count, 0))
         start += shape.lanes
-    if out.log2phy is not None:
+    if log2phy is not None:
         start = 0
-        while start < E * RANKS:
+        while start < E * WIDTH:
             at = start + tl.arange(0, shape.lanes)
-            inside = at < E * RANKS
-            count = tl.load(memory.ints + shape.at.count + at // RANKS, mask=inside, other=0)
-            tl.store(out.log2phy + layer * (E * RANKS) + at, at * 0 - 1, mask=inside & (at % RANKS >= count))
+            inside = at < E * WIDTH
+            count = tl.load(memory.ints + shape.at.count + at // WIDTH, mask=inside, other=0)
+            padded = inside & (at % WIDTH >= count)
+            tl.store(log2phy + at // WIDTH * expert_stride + at % WIDTH, at * 0 - 1, mask=padded)
             start += shape.lanes
+        if shape.replicas - E >= WIDTH:
+            node = tl.arange(0, shape.gpu_lanes)
+            inside = node < shape.nodes
+            bad = tl.load(out.bad + layer * shape.nodes + node, mask=inside, other=0)
+            tl.debug_barrier()
+            crowded = (most > WIDTH) & (bad == -1)
+            tl.store(out.bad + layer * shape.nodes + node, tl.where(crowded, -2, bad), mask=inside)
