@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eplb_triton import slot_maps
 from eplb_triton.loads import as_loads
 from eplb_triton.placement import Placement
 from eplb_triton.placement_rules import refuse_previous
@@ -131,10 +132,10 @@ def _replan_on_gpu(job: Job) -> Replan:
 
 
 def _relabel_on_gpu(job: Job) -> Relabel:
-    def relabel(before: Tensor, out: Placement) -> None:
-        raise ValueError(f"previous with policy={job.policy.name!r} needs backend='cpu' or 'reference'")
+    from eplb_triton.kernels.relabelling_launcher import RelabelLaunch  # noqa: PLC0415 - Triton is not everywhere
 
-    return relabel
+    sizes = job.topology, job.num_layers, job.num_experts
+    return RelabelLaunch(*sizes, dtype=job.dtype, log2phy_width=_log2phy_width(job), device=job.device)
 
 
 def bind_classify(backend: str, job: Job) -> Callable[[Placement], None]:
@@ -183,7 +184,8 @@ def bind_replan(backend: str, job: Job) -> Replan:
 
 
 def bind_relabel(backend: str, job: Job) -> Relabel:
-    """What renumbers the slots of placements of `job` so that experts stay where they are; see `bind`."""
+    """What renumbers the slots of placements of `job` so that experts stay where they are, but for the classes, which
+    follow from the slots; see `bind`."""
     if backend == "triton":
         return _relabel_on_gpu(job)
     module = import_module("eplb_triton.cpu.relabelling" if backend == "cpu" else "eplb_reference.relabelling")
@@ -191,7 +193,7 @@ def bind_relabel(backend: str, job: Job) -> Relabel:
     def relabel(before: Tensor, out: Placement) -> None:
         held, planned = (slots.to("cpu", torch.int64) for slots in (before, out.phy2log))
         out.phy2log.copy_(module.relabel(held, planned, job.topology))
-        out.refresh()
+        slot_maps.refresh(out)
 
     return relabel
 

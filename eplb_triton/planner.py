@@ -161,10 +161,9 @@ class Planner:
             assert self._fill is not None
             assert self._relabel is not None
             self._fill(loads, out)
-            if before is None:
-                self._classify(out)
-            else:
+            if before is not None:
                 self._relabel(before, out)
+            self._classify(out)
         out.policy, out.partial = self.policy.name, False
         return out
 

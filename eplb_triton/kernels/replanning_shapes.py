@@ -15,7 +15,7 @@ from torch import Tensor
 from eplb_triton.constants import NEWEST_STEPS
 from eplb_triton.kernels.buffers import ROW_BYTES
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
-from eplb_triton.kernels.shapes import Shape, shape_of
+from eplb_triton.kernels.shapes import Shape, shape_of, starts_of
 from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
 from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Policy, Replan
@@ -59,7 +59,6 @@ class Places:
     part: int  # [2, p + S, T]
     part_sum: int  # [2, p + S]
     shared: int  # [D, d] replicas that GPUs share
-    taken: int  # [D]
     order: int  # [D]
     partner: int  # [D]
     kept: int  # [2, P]
@@ -272,7 +271,7 @@ def _places(
         "gpu_load": T * D, "gpu_sum": D, "gpu_power": D, "step": steps,
         "held_at": S * d, "changed": 2 * P + D, "donor": P, "donor_at": P, "donor_first": E,
         "donor_start": topology.planned_nodes + 1, "part": 2 * (p + S) * T, "part_sum": 2 * (p + S),
-        "shared": D * d, "taken": D, "order": D, "partner": D, "kept": 2 * P, "placed": P,
+        "shared": D * d, "order": D, "partner": D, "kept": 2 * P, "placed": P,
     }  # fmt: skip
     longs = {
         "square": 3 * E, "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "given": max(P, T), "product": S * E,
@@ -281,12 +280,6 @@ def _places(
         "lowered": S, "fall": S * p, "received": S * p, "numbers": 8, "total": steps,
         "key": sizes["replica_lanes"],
     }  # fmt: skip
-    starts: dict[str, int] = {}
-    totals = []
-    for arrays in (ints, longs):
-        end = 0
-        for name, size in arrays.items():
-            starts[name] = end
-            end += -(-size // 4) * 4
-        totals.append(end)
-    return Places(**starts), (totals[0], totals[1])
+    int_starts, num_ints = starts_of(ints)
+    long_starts, num_longs = starts_of(longs)
+    return Places(**int_starts, **long_starts), (num_ints, num_longs)

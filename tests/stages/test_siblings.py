@@ -58,6 +58,7 @@ OWN = {
         "counting": "counts by atomics; PyTorch has bincount",
         "serve": "the kernels of a serving step: call the stages in order",
         "serve_launch": "their constants and launches",
+        "relabelling_launcher": "checks, compiles, allocates, then launches",
         "replanning_launcher": "checks, compiles, allocates, then launches",
         "replanning_shapes": "sizes, and where each array of a layer begins",
         "replanning_loads": "loads of replicas and GPUs in memory; the others keep them in their states",

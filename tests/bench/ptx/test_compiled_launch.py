@@ -100,6 +100,24 @@ def test_a_planner_that_was_made_only_launches(policy: str, monkeypatch: pytest.
     assert arguments[2] is out.classes
 
 
+def test_a_plan_relabelled_is_two_launches_and_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = torch.zeros(LAYERS, EXPERTS, 8, dtype=torch.int64)
+    with no_driver(keep=True) as driver:
+        planner = Planner(TOPOLOGY, LAYERS, EXPERTS, policy="deepseek", backend="triton", log2phy=5)
+        live, maps = planner.empty(), _maps(5)
+        out = planner.over(phy2log=maps.phy2log, logcnt=maps.logcnt, log2phy=room[..., :5])
+        weight = torch.rand(LAYERS, EXPERTS)
+        with _only_launches(driver, monkeypatch):
+            planner(weight, out=out, previous=live)
+    assert [name for name, _, _ in driver.launched] == ["plan_rows", "relabel_layers", "classify_layers"]
+    _, grid, arguments = driver.launched[1]
+    assert grid == (LAYERS, 1, 1)
+    assert arguments[0] is live.phy2log
+    assert arguments[1:3] == (EXPERTS * 8, 8)
+    for filled, mine in zip(arguments[4], (out.phy2log, out.phyrank, out.logcnt, out.log2phy, out.bad), strict=True):
+        assert filled is mine
+
+
 def test_a_planner_that_replans_only_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a placement in force and without; log2phy is the kernel's, wherever its rows lie."""
     room = torch.zeros(LAYERS, EXPERTS, 8, dtype=torch.int64)
