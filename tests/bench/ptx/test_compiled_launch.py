@@ -18,6 +18,7 @@ from bench.ptx.machine import FaultError
 from bench.ptx.plans import run_plan
 from bench.studies.launch_time import NoDriver, no_driver
 from eplb_triton import POLICIES, Planner, Policy, Topology, plan
+from eplb_triton.kernels import relabelling_launcher
 from eplb_triton.kernels.launcher import Launch, Outputs
 from eplb_triton.kernels.replanning_launcher import price_bits
 from eplb_triton.kernels.specs import launch_plan
@@ -116,6 +117,15 @@ def test_a_plan_relabelled_is_two_launches_and_the_classes(monkeypatch: pytest.M
     assert arguments[1:3] == (EXPERTS * 8, 8)
     for filled, mine in zip(arguments[4], (out.phy2log, out.phyrank, out.logcnt, out.log2phy, out.bad), strict=True):
         assert filled is mine
+
+
+def test_nothing_is_compiled_for_a_placement_in_force_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relabelling_launcher, "RelabelLaunch", _refuse)
+    with no_driver(keep=True) as driver:
+        live = plan(torch.rand(LAYERS, EXPERTS), TOPOLOGY, "deepseek", backend="triton")
+        with pytest.raises(AssertionError, match="compiles"):
+            plan(torch.rand(LAYERS, EXPERTS), TOPOLOGY, "deepseek", previous=live, backend="triton")
+    assert [name for name, _, _ in driver.launched] == ["plan_rows", "classify_layers"]
 
 
 def test_a_planner_that_replans_only_launches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -89,8 +90,8 @@ def test_slots_of_any_kind(shape: str, dtype: torch.dtype) -> None:
 
 
 def test_tiles_as_narrow_as_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    def narrow(*arguments: object, **options: object) -> object:
-        kernel, shape = relabel_spec(*arguments, **options)  # type: ignore[arg-type]
+    def narrow(*arguments: Any, **options: Any) -> object:
+        kernel, shape = relabel_spec(*arguments, **options)
         return kernel, replace(shape, lanes=32)
 
     experts, topology = SHAPES["grouped"]
@@ -99,6 +100,7 @@ def test_tiles_as_narrow_as_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relabelling_launcher, "relabel_spec", narrow)
     for got, its in zip(_relabelled(old, new, experts, topology, width=17), want, strict=True):
         assert got is not None
+        assert its is not None
         assert torch.equal(got, its)
     _check(want, relabel("reference", old, new, topology), experts)
 
