@@ -5,12 +5,16 @@ Each function returns the rules that a kernel breaks, in words; none broken: an 
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from bench.ptx.compiled import Compiled
 from bench.ptx.listing import Instruction, Listing, functions, parse_functions
+from eplb_triton.kernels.replanning_potential import _estimate_least_gain, root_near
+from eplb_triton.kernels.replanning_swaps import _bound_swaps, _least_power
 
 REGISTERS = {1: 168, 4: 128, 8: 128, 16: 128}
 """Most registers a thread, by warps of the program. One warp: a few programs a multiprocessor, latency is all that
@@ -20,6 +24,10 @@ SGPR_SPILLS = 128
 CALL_FRAME = 32
 """Most bytes of memory a thread on AMD: where a stage that calls a sort keeps the way back, and what it must restore of
 the caller's registers: stored once and loaded once a call. Nothing is spilled there."""
+MAY_APPROXIMATE = root_near
+"""The function whose numbers only decide what is worked out exactly, and are off by less than was allowed for."""
+ITS_CALLERS = _bound_swaps, _least_power, _estimate_least_gain
+"""Where LLVM may say that its instructions are from, once it has made one of several."""
 STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")
 """The serial steps: a plan is hundreds of them, one after the other."""
 MAY_WAIT = {
@@ -59,9 +67,10 @@ def _inexact_in_ptx(listing: Listing) -> list[str]:
         opcode = instruction.opcode
         parts = opcode.split(".")
         floating = parts[-1] in ("f16", "f32", "f64", "f16x2", "f32x2")
-        if "approx" in parts or "full" in parts:
+        bounds = opcode == "rsqrt.approx.ftz.f32" and MAY_APPROXIMATE.__name__ in functions(instruction.chain)
+        if ("approx" in parts or "full" in parts) and not bounds:
             broken.append(_rule("approximate arithmetic", instruction))
-        if "ftz" in parts:
+        if "ftz" in parts and not bounds:
             broken.append(_rule("subnormals flushed to zero", instruction))
         if parts[0] in ("fma", "mad") and floating:
             broken.append(_rule("multiply and add contracted to one rounding", instruction))
@@ -126,6 +135,7 @@ def _in_amdgcn(kernel: Compiled) -> list[str]:
     counts = Counter(re.findall(r"^\s+([sv]_\w+)", text, re.MULTILINE))
     if changes := [name for name in counts if name.startswith(("s_setreg", "s_denorm_mode", "s_round_mode"))]:
         broken.append(f"mode of arithmetic changed by {', '.join(changes)}")
+    broken += _approximate_roots(text)
     whole = len(re.findall(rf"v_mul_f32\S* .*{_WHOLE_DIVISION}", text))
     for bits in ("f32", "f64"):
         broken += _inexact_on_amd(counts, bits, whole if bits == "f32" else 0)
@@ -140,7 +150,8 @@ def _inexact_on_amd(counts: Counter[str], bits: str, whole: int) -> list[str]:
         kind = re.compile(rf"v_({'|'.join(kinds)})_{bits}(_\w+)?")
         return sum(number for name, number in counts.items() if kind.fullmatch(name))
 
-    divisions, roots = found("div_fixup"), found("rsq")
+    divisions = found("div_fixup")
+    roots = found("rsq") if bits == "f64" else 0
     to_long = found("floor") if bits == "f64" else 0
     expected = _DIVISION_FMAS * divisions + _SQUARE_ROOT_FMAS * roots + _TO_LONG_FMAS * to_long
     broken = []
@@ -152,6 +163,22 @@ def _inexact_on_amd(counts: Counter[str], bits: str, whole: int) -> list[str]:
         )
     if not divisions == found("div_fmas") == found("div_scale") / 2:
         broken.append(f"incomplete expansion of a {bits} division")
+    return broken
+
+
+def _approximate_roots(text: str) -> list[str]:
+    """Float32 ones, but for those of MAY_APPROXIMATE, which the lines tell."""
+    allowed = set()
+    for function in (MAY_APPROXIMATE, *ITS_CALLERS):
+        lines, first = inspect.getsourcelines(function.fn)
+        file = Path(inspect.getsourcefile(function.fn) or "").name
+        allowed |= {f"{file}:{number}" for number in range(first, first + len(lines))}
+    broken, place = [], ""
+    for line in text.splitlines():
+        if loc := re.match(r"\s+\.loc\s.*;\s*(\S+?:\d+)", line):
+            place = loc.group(1)
+        elif re.match(r"\s+v_(rsq|sqrt)_f32", line) and place not in allowed:
+            broken.append(f"approximate root: {line.strip()} ({place})")
     return broken
 
 

@@ -52,6 +52,7 @@ _ONE: dict[str, Callable[[Array], Array]] = {
     "neg": np.negative,
     "abs": np.abs,
     "sqrt": np.sqrt,
+    "rsqrt": lambda x: ((1 + 2**-22.9) / np.sqrt(x.astype(np.float64))).astype(x.dtype),  # as far off as it may be
 }
 _COMPARE: dict[str, Callable[[Array, Array], Array]] = {
     "eq": np.equal,

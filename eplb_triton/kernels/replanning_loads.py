@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton.kernels.replanning_history import sample_at
-from eplb_triton.kernels.replanning_potential import inner_product, sample_rows
+from eplb_triton.kernels.replanning_potential import below, inner_product, sample_rows
 
 
 @triton.jit(noinline=True)
@@ -50,7 +50,7 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
 def add_up_gpus(memory, samples, num, shape: tl.constexpr):
     """Of the first `num` GPUs of memory.changed, from their slots: loads in every sample, their sum M, the spreads U,
     and T * Q - M^2 + U; of their slots memory.given, what T * Q - M^2 + U would be if its GPU gave it away, less the
-    spread of both, and memory.times."""
+    spread of both, memory.slot_sum and memory.times."""
     S: tl.constexpr = shape.slots
     T: tl.constexpr = shape.row
     ROWS: tl.constexpr = max(1, shape.lanes // T)
@@ -85,9 +85,12 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
         level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
         product = samples * inner_product(load_ptr, shape.gpus, level_ptr, shape.experts, shape)
         mean = tl.load(memory.ints + shape.at.gpu_sum + gpu).to(tl.int64)
-        product -= mean * tl.load(memory.ints + shape.at.sum + expert)
-        variance = tl.load(memory.longs + shape.at.gpu_variance + gpu)
-        tl.store(memory.longs + shape.at.given + slot, variance - 2 * product)
+        slot_sum = tl.load(memory.ints + shape.at.sum + expert)
+        given = tl.load(memory.longs + shape.at.gpu_variance + gpu) - 2 * (product - mean * slot_sum)
+        spread = tl.load(memory.longs + shape.at.spread + expert)
+        tl.store(memory.ints + shape.at.slot_sum + slot, slot_sum)
+        tl.store(memory.longs + shape.at.given + slot, given)
+        tl.store(memory.ints + shape.at.given_below + slot, below(given, spread))
         times = tl.zeros((shape.lanes,), tl.int32)
         earlier = at < 0
         for j in tl.range(0, S, loop_unroll_factor=4):

@@ -9,12 +9,13 @@ was, plus terms of a, of b and of the pair. They are made once a step, a candida
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.replanning_potential import NO_GAIN, sample_rows
+from eplb_triton.kernels.arith import bits
+from eplb_triton.kernels.replanning_potential import NO_GAIN, TOO_MUCH, below, sample_rows
 
 
 @triton.jit(noinline=True)
 def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
-    """What the steps of the heaviest GPU h are valued by.
+    """What the steps of the heaviest GPU h are valued by, exactly and, for bounds, in float32.
 
     memory.product [S, E]: 2 (T * sum of products - product of sums) of each slot of h with each expert of its node. By
     expert, memory.into_own: what b adds to h, NO_GAIN where h holds it. By i and GPU o, memory.into_partner: what a
@@ -57,8 +58,9 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
                 i = at // OF_NODE * EACH + nth + also
                 mine = (i < S) & (nth + also < EACH)
                 tl.store(memory.longs + shape.at.product + i * E + b, made[also], mask=mine)
+                tl.store(memory.ints + shape.at.product_near + i * E + b, bits(made[also].to(tl.float32)), mask=mine)
         if PARTS == 1:
-            tl.store(memory.longs + shape.at.into_own + b, tl.where(held, NO_GAIN, added))
+            _store_into_own(memory, b, held, added, shape)
         start += shape.lanes
     tl.debug_barrier()
     start = 0
@@ -70,9 +72,16 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
         for i in tl.range(0, S, loop_unroll_factor=3):
             added += tl.load(memory.longs + shape.at.product + i * E + b)
             held = held | (tl.load(memory.ints + shape.at.slot + own_slot + i) == b)
-        tl.store(memory.longs + shape.at.into_own + b, tl.where(held, NO_GAIN, added))
+        _store_into_own(memory, b, held, added, shape)
         start += shape.lanes
     _value_partners(memory, own_slot, first_gpu, shape)
+
+
+@triton.jit
+def _store_into_own(memory, b, held, added, shape: tl.constexpr):
+    spread = tl.load(memory.longs + shape.at.spread + b)
+    tl.store(memory.longs + shape.at.into_own + b, tl.where(held, NO_GAIN, added))
+    tl.store(memory.ints + shape.at.into_own_below + b, tl.where(held, TOO_MUCH, below(added, spread)))
 
 
 @triton.jit
@@ -81,20 +90,24 @@ def _value_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
     S: tl.constexpr = shape.slots
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
+    LANES: tl.constexpr = shape.lanes if shape.lanes >= S * D else shape.candidates
     start = 0
     while start < S * D:
-        at = tl.minimum(start + tl.arange(0, shape.lanes), S * D - 1)
+        at = tl.minimum(start + tl.arange(0, LANES), S * D - 1)
         i, gpu = at // D, first_gpu + at % D
         a = tl.load(memory.ints + shape.at.slot + own_slot + i)
-        added = 2 * tl.load(memory.longs + shape.at.spread + a)
-        held_at = tl.full((shape.lanes,), -1, tl.int32)
+        spread = tl.load(memory.longs + shape.at.spread + a)
+        added = 2 * spread
+        held_at = tl.full((LANES,), -1, tl.int32)
         for j in tl.range(0, S, loop_unroll_factor=3):
             b = tl.load(memory.ints + shape.at.slot + gpu * S + j)
             added += tl.load(memory.longs + shape.at.product + i * E + b)
             held_at = tl.where((b == a) & (held_at < 0), gpu * S + j, held_at)
         tl.store(memory.longs + shape.at.into_partner + at, tl.where(held_at >= 0, NO_GAIN, added))
+        its_below = tl.where(held_at >= 0, TOO_MUCH, below(added, spread))
+        tl.store(memory.ints + shape.at.into_partner_below + at, its_below)
         tl.store(memory.ints + shape.at.held_at + at, held_at)
-        start += shape.lanes
+        start += LANES
     tl.debug_barrier()
 
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton import constants
-from eplb_triton.kernels.arith import bits, float64, from_bits, largest
+from eplb_triton.kernels.arith import bits, float64, largest
 from eplb_triton.kernels.replanning_history import LOAD_UNITS, inverse_of
 
 POWER_BITS = tl.constexpr(constants.POWER_BITS)
@@ -52,8 +52,9 @@ POTENTIAL = tl.constexpr(6)
 INVERSE = tl.constexpr(7)
 """Places in memory.numbers: what a written slot must save in this search, J of a placement, what J follows from, and
 2^30 / top as `power_of` wants it."""
-ROOT_BITS = tl.constexpr(0x5F3759DF)
-"""Of which half the bits of x are taken for a number within 4 % of 1 / sqrt(x)."""
+ROUNDED = tl.constexpr(2.0**-21)
+TOO_MUCH = tl.constexpr(0x5E800000)
+"""Bits of the float32 2^62: in place of what a swap adds to a variance that is not allowed."""
 
 
 @triton.jit(noinline=True)
@@ -83,14 +84,19 @@ def rate_gpus(memory, shape: tl.constexpr):
 
 
 @triton.jit
-def root_below(x):
-    """At most 2^-17 less than the root of float32 numbers, and at most 2^-21 more: two steps of Newton's for 1 / sqrt,
-    which come from below. A root rounded correctly takes a branch, and more on AMD."""
-    root = from_bits(-(bits(x) >> 1) + ROOT_BITS)
-    half = 0.5 * x
-    root = root * (1.5 - half * root * root)
-    root = root * (1.5 - half * root * root)
-    return x * root
+def root_near(x):
+    """The root of float32 numbers above 0, by 2^-22 of it: for bounds and estimates, what is near them is worked out
+    exactly. An instruction of NVIDIA's and of AMD's gives 1 / sqrt by 2^-22.9; a root rounded correctly is a branch."""
+    return x * tl.rsqrt(x)
+
+
+@triton.jit
+def below(x, spread):
+    """Bits of float32 numbers of which sums like x + y - (2 * (T * sum of products - product of sums) of their experts)
+    are at most those of the whole numbers x and y (int64): that product is at most the sum of the experts' spreads, and
+    all is rounded by at most 2^-22 of the magnitudes."""
+    near = x.to(tl.float32)
+    return bits(near - (tl.abs(near) + spread.to(tl.float32)) * ROUNDED)
 
 
 @triton.jit
@@ -99,7 +105,7 @@ def _estimate_least_gain(slot_price, top, potential, shape: tl.constexpr):
     SQUARINGS: tl.constexpr = shape.squarings
     root = potential.to(tl.float32) * (1.0 / (shape.gpus * 2.0**30))
     for _ in tl.static_range(SQUARINGS):
-        root = root_below(root)
+        root = root_near(root)
     a_slot = tl.minimum(slot_price * float64(2.0**shape.squarings), float64(2.0**61)).to(tl.float32)
     inverse = tl.math.div_rn(tl.full((), 1.0, tl.float32), tl.maximum(top, 1).to(tl.float32) * root)
     return tl.minimum(a_slot * inverse * potential.to(tl.float32), 2.0**61)

@@ -45,6 +45,11 @@ class Places:
     slot: int  # [P] expert in each slot
     before: int  # [P]
     moved: int  # [P]
+    slot_sum: int  # [P] sum of the expert in each slot
+    given_below: int  # [P] bits of float32, as the next three are: `given`, less what is rounded off in sums
+    into_own_below: int  # [E] `into_own` alike
+    into_partner_below: int  # [S, d] `into_partner` alike
+    product_near: int  # [S, E] `product`, rounded
     times: int  # [P] how often its GPU holds the expert of a slot; 0: an earlier slot says it
     gpu_load: int  # [D, T]
     gpu_sum: int  # [D]
@@ -267,7 +272,9 @@ def _places(
     S, p, d = topology.slots_per_gpu, topology.replicas_per_node, topology.gpus_per_node  # noqa: N806
     ints = {
         "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "node_expert": E,
-        "link": E + P, "first": E, "last": E, "rank": P, "slot": P, "before": P, "moved": P, "times": P,
+        "link": E + P, "first": E, "last": E, "rank": P, "slot": P, "before": P, "moved": P,
+        "slot_sum": P, "given_below": P, "into_own_below": E, "into_partner_below": S * d, "product_near": S * E,
+        "times": P,
         "gpu_load": T * D, "gpu_sum": D, "gpu_power": D, "step": steps,
         "held_at": S * d, "changed": 2 * P + D, "donor": P, "donor_at": P, "donor_first": E,
         "donor_start": topology.planned_nodes + 1, "part": 2 * (p + S) * T, "part_sum": 2 * (p + S),

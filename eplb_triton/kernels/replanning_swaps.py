@@ -1,7 +1,7 @@
 """Replanning, one step: the best swap. All are bounded in float32, what may be the best is valued exactly.
 
-A bound is never below the gain: scores and powers are taken for less than they are, by 2^-20 a rounded operation and
-two Newton steps of a root, which come from below. One swap in ten thousand then has a bound above the best gain.
+A bound is never below the gain: variances, scores and powers are taken for less than they are, by 2^-20 or more where
+some operations are rounded. Which swaps are valued exactly depends on it and on nothing else: what is found does not.
 """
 # ruff: noqa: N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
@@ -10,16 +10,17 @@ import triton
 import triton.language as tl
 
 from eplb_triton import constants
-from eplb_triton.kernels.arith import HIGHEST, bits, largest
-from eplb_triton.kernels.replanning_potential import INVERSE, load_number, power_of, root_below, score
+from eplb_triton.kernels.arith import HIGHEST, bits, from_bits, largest
+from eplb_triton.kernels.replanning_potential import INVERSE, load_number, power_of, root_near, score
 
 LESS = tl.constexpr(1.0 - 2.0**-20)
-"""Float32 roundings, of 2^-24 each: there are at most eight where this is taken off."""
+"""Float32 roundings, of 2^-24 each: there are at most eight where this is taken off, or one and a root's 2^-22."""
 GREATER = tl.constexpr(1.0 + 2.0**-18)
 """Of a sum that is taken off: more than twice what `LESS` makes of it."""
 WHOLE_POWER = tl.constexpr(2.0**constants.POWER_BITS)
 NO_BOUND = tl.constexpr(-(2.0**40))
-"""Of swaps that are not allowed: all others' bounds of twice the gain are above, or below 0 by far."""
+"""Of no swap. One that is not allowed has a variance of `TOO_MUCH`, and about this bound; where z is 0 it has one like
+the others, and may be valued for nothing."""
 SLACK = tl.constexpr(1024.0)
 """Of twice a gain, below 2^31: its roundings are of 128, and powers are cut, by 2 * norm at most."""
 AT_ONCE = tl.constexpr(3)
@@ -34,11 +35,9 @@ def find_swap(memory, heaviest, top, floor, shape: tl.constexpr):
     OTHERS: tl.constexpr = (shape.gpus // shape.nodes - 1) * S
     inverse = load_number(memory, INVERSE, shape)
     best, best_key = tl.full((), -1, tl.int32), tl.full((), HIGHEST, tl.int32)
-    bound, second, promising = _bound_swaps(memory, heaviest, top, shape)
-    least = 2.0 * tl.minimum(floor, HIGHEST).to(tl.float32) * LESS
+    second, promising = _bound_swaps(memory, heaviest, top, shape)
+    least = tl.minimum(floor, HIGHEST).to(tl.float32)
     start = tl.full((), 0, tl.int32)
-    if tl.max(tl.maximum(bits(bound), 0), 0) < bits(least):
-        start += S * OTHERS
     chosen = tl.full((), 1, tl.int1)  # first the most promising of each lane, then, if need be, all
     while start < S * OTHERS:
         at = tl.where(chosen, promising, tl.minimum(start + tl.arange(0, shape.lanes), S * OTHERS - 1))
@@ -47,7 +46,7 @@ def find_swap(memory, heaviest, top, floor, shape: tl.constexpr):
         better = (found > best) | ((found == best) & (found_key < best_key))
         best, best_key = tl.where(better, found, best), tl.where(better, found_key, best_key)
         if chosen:
-            least = tl.maximum(least, 2.0 * best.to(tl.float32) * LESS)
+            least = tl.maximum(least, best.to(tl.float32)) * (2.0 / WHOLE_POWER * LESS)
             if tl.max(tl.maximum(bits(second), 0), 0) < bits(least):
                 start += S * OTHERS
             chosen = tl.full((), 0, tl.int1)
@@ -58,19 +57,20 @@ def find_swap(memory, heaviest, top, floor, shape: tl.constexpr):
 
 @triton.jit
 def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
-    """Upper bounds of twice the gains: of each lane the largest and the second largest, and which swap has the first: i
-    times the slots of other GPUs, plus the place among these."""
+    """Of upper bounds of twice the gains, as parts of the top's power: the second largest of each lane, and which swap
+    has the largest: i times the slots of other GPUs, plus the place among these."""
     S: tl.constexpr = shape.slots
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
     OTHERS: tl.constexpr = max(1, (D - 1) * S)
     PARTS: tl.constexpr = (S + AT_ONCE - 1) // AT_ONCE
+    WHOLE: tl.constexpr = PARTS * AT_ONCE == S  # then the places of what is loaded differ by constants
     # by how much a score's root counts, and the sum, as parts of the top; less than one is cut off a score, and no more
     # than z by the root of half of an odd number
     inverse = tl.math.div_rn(tl.full((), 1.0, tl.float32), tl.maximum(top, 1).to(tl.float32)) * LESS
     of_root = inverse * (shape.z * 0.7071067811865475 * LESS)
     own_sum = tl.load(memory.ints + shape.at.gpu_sum + heaviest)
-    own_power = tl.load(memory.ints + shape.at.gpu_power + heaviest).to(tl.float32)
+    own_power = tl.load(memory.ints + shape.at.gpu_power + heaviest)
     bound = tl.full((shape.lanes,), NO_BOUND, tl.float32)
     second = tl.full((shape.lanes,), NO_BOUND, tl.float32)
     promising = tl.zeros((shape.lanes,), tl.int32)
@@ -84,40 +84,42 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
         slot += tl.where(slot >= heaviest * S, S, 0)
         partner = slot // S
         b = tl.load(memory.ints + shape.at.slot + slot)
-        into_own = tl.load(memory.longs + shape.at.into_own + b)
-        given = tl.load(memory.longs + shape.at.given + slot)
-        b_sum = tl.load(memory.ints + shape.at.sum + b)
+        into_own = from_bits(tl.load(memory.ints + shape.at.into_own_below + b))
+        given = from_bits(tl.load(memory.ints + shape.at.given_below + slot))
+        b_sum = tl.load(memory.ints + shape.at.slot_sum + slot)
         its_sum = tl.load(memory.ints + shape.at.gpu_sum + partner)
-        own_with = (own_sum + b_sum).to(tl.float32) * inverse - (shape.z + 2.0) * inverse
-        its_without = (its_sum - b_sum).to(tl.float32) * inverse - (shape.z + 2.0) * inverse
-        power = own_power + tl.load(memory.ints + shape.at.gpu_power + partner).to(tl.float32) + SLACK
+        own_with = ((own_sum + b_sum).to(tl.float32) - (shape.z + 2.0)) * inverse
+        its_without = ((its_sum - b_sum).to(tl.float32) - (shape.z + 2.0)) * inverse
+        powers = own_power.to(tl.float32) + tl.load(memory.ints + shape.at.gpu_power + partner).to(tl.float32)
+        power = (powers + SLACK) * (1.0 / WHOLE_POWER)
+        first = part * AT_ONCE
+        its_place = partner - heaviest // D * D
         for also in tl.static_range(AT_ONCE):
-            i = tl.minimum(part * AT_ONCE + also, S - 1)
+            i = first + also if WHOLE else tl.minimum(first + also, S - 1)
             own = heaviest * S + i
-            a_sum = tl.load(memory.ints + shape.at.sum + tl.load(memory.ints + shape.at.slot + own))
-            mean = a_sum.to(tl.float32) * inverse
-            both = tl.load(memory.longs + shape.at.product + i * E + b)
-            own_variance = tl.load(memory.longs + shape.at.given + own) + into_own - both
-            its_variance = tl.load(memory.longs + shape.at.into_partner + i * D + partner - heaviest // D * D)
-            its_variance += given - both
-            powers = _least_power(own_with - mean * GREATER, own_variance, of_root, shape)
-            powers += _least_power(its_without + mean, its_variance, of_root, shape)
-            sign = (own_variance >> 32).to(tl.int32) | (its_variance >> 32).to(tl.int32)
-            allowed = inside & (sign >= 0) & (part * AT_ONCE + also < S)
-            twice = tl.where(allowed, power - powers * WHOLE_POWER, NO_BOUND)
+            mean = tl.load(memory.ints + shape.at.slot_sum + own).to(tl.float32) * inverse
+            both = from_bits(tl.load(memory.ints + shape.at.product_near + i * E + b))
+            own_variance = from_bits(tl.load(memory.ints + shape.at.given_below + own)) + into_own - both
+            its_variance = from_bits(tl.load(memory.ints + shape.at.into_partner_below + i * D + its_place))
+            its_variance = its_variance + given - both
+            left = power - _least_power(own_with - mean * GREATER, own_variance, of_root, shape)
+            twice = left - _least_power(its_without + mean, its_variance, of_root, shape)
+            twice = tl.where(inside & (WHOLE | (first + also < S)), twice, NO_BOUND)
             second = tl.maximum(second, tl.minimum(bound, twice))
             promising = tl.where(twice > bound, i * OTHERS + place, promising)
             bound = tl.maximum(bound, twice)
         start += shape.lanes
-    return bound, second, promising
+    return second, promising
 
 
 @triton.jit
 def _least_power(mean, variance, of_root, shape: tl.constexpr):
-    """At most the power, a part of the top's, of a GPU with this sum, a part of the top, and this T * Q - M^2 + U, if
-    that is not below 0; float32, of any that is above the top, too."""
+    """At most the power, a part of the top's, of a GPU with this sum, a part of the top, and at least this
+    T * Q - M^2 + U; float32, of any that is above the top, too."""
     SQUARINGS: tl.constexpr = shape.squarings
-    ratio = tl.maximum(mean + root_below(tl.maximum(variance.to(tl.float32), 0.0)) * of_root, 0.0)
+    ratio = mean + root_near(tl.maximum(variance, 1.0)) * of_root
+    if SQUARINGS < 3:  # else of a sum below 0, by less than z + 2 units of the top's 2^10 or more, nothing is left
+        ratio = tl.maximum(ratio, 0.0)
     for _ in tl.static_range(SQUARINGS):
         ratio = ratio * ratio
     return ratio

@@ -32,7 +32,7 @@ def best_replica_move(
     given, kept = node.held[layer, :, donor], node.held[layer, :, expert]  # [pairs, d]
 
     pair, gpu = ((given > 0) | (kept > 0)).nonzero(as_tuple=True)  # GPUs that hold one of the two
-    change = _Change(node, layer[pair], gpu)
+    change = _Change.none(node, layer[pair], gpu)
     change.add(given[pair, gpu], less, node.replicas(layer, donor, 0), pair)
     change.add(kept[pair, gpu], more, node.replicas(layer, expert, 0), pair)
     fall = change.fall()
@@ -70,7 +70,7 @@ def _wanted(state: State, node: _Node, topology: Topology, heaviest: Tensor, flo
     expert = own[layer, i]
     held = node.held[layer, :, expert]
     item, gpu = (held > 0).nonzero(as_tuple=True)
-    change = _Change(node, layer[item], gpu)
+    change = _Change.none(node, layer[item], gpu)
     change.add(held[item, gpu], node.replicas(layer, expert, +1), node.replicas(layer, expert, 0), item)
     falls = torch.zeros(len(layer), dtype=torch.int64, device="cpu").index_add_(0, item, change.fall())
     wanted[layer, i] = falls > floor[layer]
@@ -101,20 +101,23 @@ class _Node:
 class _Change:
     """What some GPUs of the node would carry."""
 
-    def __init__(self, node: _Node, layer: Tensor, gpu: Tensor) -> None:
-        self.node, self.layer, self.gpu = node, layer, gpu
-        self.loads, self.spread = node.gpus[0][layer, gpu], node.gpus[3][layer, gpu]
+    def __init__(self, node: _Node, layer: Tensor, gpu: Tensor, loads: Tensor, spread: Tensor) -> None:
+        self.node, self.layer, self.gpu, self.loads, self.spread = node, layer, gpu, loads, spread
+
+    @classmethod
+    def none(cls, node: _Node, layer: Tensor, gpu: Tensor) -> _Change:
+        """What they carry now."""
+        loads, _, _, spread = node.gpus
+        return cls(node, layer, gpu, loads[layer, gpu], spread[layer, gpu])
 
     def only(self, which: Tensor) -> _Change:
         """Some of them, as changed so far."""
-        part = _Change(self.node, self.layer[which], self.gpu[which])
-        part.loads, part.spread = self.loads[which], self.spread[which]
-        return part
+        return _Change(self.node, *(part[which] for part in (self.layer, self.gpu, self.loads, self.spread)))
 
     def add(self, times: Tensor, new: Replicas, old: Replicas, item: Tensor) -> None:
         """Put `new` replicas in place of `old` ones, `times` on each GPU; `item`: which of them."""
-        self.loads = self.loads + times.unsqueeze(1) * (new.loads - old.loads)[item]
-        self.spread = self.spread + times * (new.spread - old.spread)[item]
+        self.loads.addcmul_(times.unsqueeze(1), (new.loads - old.loads)[item])
+        self.spread.addcmul_(times, (new.spread - old.spread)[item])
 
     def fall(self) -> Tensor:
         """How far the power of each falls."""

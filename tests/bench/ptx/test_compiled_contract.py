@@ -75,6 +75,12 @@ def test_sees_an_approximate_division(plant: Planter, target: str, division: str
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_sees_an_approximate_root(plant: Planter, target: str) -> None:
+    launcher = plant("arith.py", "tl.math.div_rn(x, y.to(tl.float32))", "x * tl.rsqrt(y.to(tl.float32))")
+    assert "approximate" in _broken(launcher, target)
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_sees_contraction(plant: Planter, target: str) -> None:
     launcher = plant("swaps.py", "difference - (moved_load + moved_load)", "difference - 2.0 * moved_load")
     found = _broken(launcher, target, "adaptive_tail_and_2x2_fixup", enable_fp_fusion=True)
