@@ -27,18 +27,16 @@ TOPOLOGIES = {
 MAPS = ("phy2log", "phyrank", "logcnt", "log2phy", "bad", "classes")
 
 
-def _planner(policy: str, topology: Topology, backend: str, **options: object) -> Planner:
+def _planner(policy: str, topology: Topology, backend: str, dtype: torch.dtype = torch.int64) -> Planner:
+    sizes = topology, LAYERS, EXPERTS
     device = "cuda" if backend == "triton" else "cpu"
-    return Planner(
-        topology, LAYERS, EXPERTS, policy=policy, backend=backend, device=device, log2phy=17, steps=STEPS, **options
-    )  # type: ignore[arg-type]
+    return Planner(*sizes, policy=policy, device=device, backend=backend, dtype=dtype, log2phy=17, steps=STEPS)
 
 
 def _windows(number: int) -> list[torch.Tensor]:
-    series = lognormal_series(
-        number * STEPS, num_layers=LAYERS, num_experts=EXPERTS, tokens_per_step=4096, drift=0.05, seed=4
-    )
-    return list(series.float().split(STEPS))
+    """[STEPS, L, E] each."""
+    series = lognormal_series(number * STEPS, LAYERS, EXPERTS, tokens_per_step=4096, drift=0.05, seed=4)
+    return list(series.float().view(number, STEPS, LAYERS, EXPERTS))
 
 
 def _same(got: Placement, want: Placement) -> None:
@@ -50,8 +48,8 @@ def _same(got: Placement, want: Placement) -> None:
 @pytest.mark.parametrize("shape", TOPOLOGIES)
 @pytest.mark.parametrize("policy", ["balanced", "deepseek", "steady"])
 def test_the_references_plans(policy: str, shape: str, dtype: torch.dtype) -> None:
-    ours, theirs = (_planner(policy, TOPOLOGIES[shape], backend, dtype=dtype) for backend in ("triton", "reference"))
-    first, second = (window.cpu() if policy == "steady" else window.sum(0) for window in _windows(2))
+    ours, theirs = (_planner(policy, TOPOLOGIES[shape], backend, dtype) for backend in ("triton", "reference"))
+    first, second = (window if policy == "steady" else window.sum(0) for window in _windows(2))
     live, want_live = ours(first.cuda()), theirs(first)
     _same(live, want_live)
     _same(ours(second.cuda(), previous=live), theirs(second, previous=want_live))
