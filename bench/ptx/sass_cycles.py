@@ -67,7 +67,7 @@ def estimate(kernel: Compiled, machine: Machine) -> Estimate:
     sharing = -(-kernel.num_warps // _SCHEDULERS)
     loops = []
     for loop in sass.loops:
-        found = _loop(sass, loop, runs, sharing)
+        found = estimate_loop(sass, loop, runs, sharing)
         if found:
             loops.append(found)
     inside = {at for loop in sass.loops for at in loop.body}
@@ -81,7 +81,7 @@ def estimate(kernel: Compiled, machine: Machine) -> Estimate:
     return Estimate(kernel.name, kernel.num_warps, kernel.resources["REG"], total, once, loops)
 
 
-def _loop(sass: Listing, loop: Loop, runs: Sequence[float], sharing: int) -> LoopEstimate | None:
+def estimate_loop(sass: Listing, loop: Loop, runs: Sequence[float], sharing: int) -> LoopEstimate | None:
     """The loop's own instructions, without those of the loops in it: what runs in most rounds as a steady round, each
     other block by itself as often as it runs. A round that passes over a branch of most rounds is without it."""
     inner = {at for other in sass.loops if other is not loop and set(other.body) < set(loop.body) for at in other.body}

@@ -18,12 +18,12 @@ from eplb_triton.cli.options import (
     loads_argument,
     pairing_option,
     plot_option,
+    policies_option,
     policy_option,
     topology_options,
     traces_argument,
     window_option,
 )
-from eplb_triton.policy import named_policies
 
 plan_argument = click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
 
@@ -103,14 +103,7 @@ def compare_command(**arguments: Any) -> None:
     help="Steps from the end of a deployment to the next plan; repeat it to try several. Default: 256, or an eighth of "
     "a shorter recording.",
 )
-@click.option(
-    "--policy",
-    "policies",
-    multiple=True,
-    type=click.Choice(list(named_policies())),
-    metavar="NAME",
-    help="A planner to replay; repeat it for several. Default: deepseek, balanced, steady.",
-)
+@policies_option("A planner to replay; repeat it for several. Default: deepseek, balanced, steady.")
 @click.option("--at-once", is_flag=True, help="Plans come into force at once. Default: a layer a step.")
 @click.option(
     "--from-start",

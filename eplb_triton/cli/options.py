@@ -194,6 +194,13 @@ policy_option: Decorator = click.option(
     f"{DEFAULT_POLICY}.",
 )
 
+
+def policies_option(text: str) -> Decorator:
+    """`--policy`, any number of times, as `policies`; `text`: its help."""
+    names = click.Choice(list(named_policies()))
+    return click.option("--policy", "policies", multiple=True, type=names, metavar="NAME", help=text)
+
+
 backend_option: Decorator = click.option(
     "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="What computes the plans."
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eplb_triton.cli.options import policies_option
 from eplb_triton.cli.refusals import Refused, refusing
 from eplb_triton.policy import named_policies, resolve_policy
 from eplb_triton.topology import Topology
@@ -19,14 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("warm", short_help="Compile ahead, into the compilers' caches.")
-@click.option(
-    "--policy",
-    "policies",
-    multiple=True,
-    type=click.Choice(list(named_policies())),
-    metavar="NAME",
-    help="May be repeated. Default: all.",
-)
+@policies_option("May be repeated. Default: all.")
 @click.option("--experts", type=click.IntRange(min=1), metavar="E", help="Of the shape to compile GPU kernels for.")
 @click.option("--layers", type=click.IntRange(min=1), default=1, show_default=True, metavar="L", help="Layers.")
 @click.option("--replicas", type=click.IntRange(min=1), metavar="P", help="Physical experts per layer.")

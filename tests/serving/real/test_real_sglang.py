@@ -26,14 +26,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return answers_of_program("sglang_ranks", FOLDER, EPLB_TRITON_BACKEND="reference", EPLB_REAL_STOP=stop)
 
 
-@pytest.fixture(scope="module")
-def ranks(found: list[Any]) -> list[Any]:
-    for number, rank in enumerate(found[1]):
-        assert isinstance(rank, dict), f"rank {number}: {rank}"
-    answers: list[Any] = found[1]
-    return answers
-
-
 def live(ranks: list[Any], name: str) -> Any:
     """The map in force, after checking that all ranks have the same."""
     maps = [rank[name]["models"][0]["map"] for rank in ranks]

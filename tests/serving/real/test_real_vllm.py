@@ -26,14 +26,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return answers_of_program("vllm_ranks", FOLDER, EPLB_REAL_STOP=stop, **environment)
 
 
-@pytest.fixture(scope="module")
-def ranks(found: list[Any]) -> list[Any]:
-    for number, rank in enumerate(found[1]):
-        assert isinstance(rank, dict), f"rank {number}: {rank}"
-    answers: list[Any] = found[1]
-    return answers
-
-
 def maps(ranks: list[Any], name: str) -> list[Any]:
     """Of each model, after checking that all ranks have the same."""
     of_ranks = [[model["map"] for model in rank[name]["models"]] for rank in ranks]

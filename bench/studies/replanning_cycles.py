@@ -1,6 +1,6 @@
 """Estimated cycles of replanning a layer, stage by stage, as `bench.ptx.sass_cycles` does it: an ESTIMATE, no GPU.
 
-    python -m bench.sass_replans --output bench/results/sass-replanning.md
+    python -m bench.studies.replanning_cycles --output bench/results/replanning-cycles.md
 
 256 experts, 288 slots, 32 GPUs, 32 steps of history. The kernel is run as shipped, a function a stage.
 """
@@ -19,7 +19,7 @@ import torch
 from bench.ptx.compiled import Compiled, compile_kernel
 from bench.ptx.machine import Machine
 from bench.ptx.replans import run_replan
-from bench.ptx.sass_cycles import GIGAHERTZ, _loop, estimate
+from bench.ptx.sass_cycles import GIGAHERTZ, estimate, estimate_loop
 from bench.ptx.sass_issue import straight
 from bench.ptx.sass_runs import runs_of
 from eplb_triton import POLICIES, Planner, Topology
@@ -42,7 +42,7 @@ def by_stage(kernel: Compiled, machine: Machine) -> dict[str, tuple[float, float
     sharing = -(-kernel.num_warps // 4)
     cycles: dict[str, float] = defaultdict(float)
     for loop in sass.loops:
-        if found := _loop(sass, loop, runs, sharing):
+        if found := estimate_loop(sass, loop, runs, sharing):
             cycles[sass.name_at(loop.head)] += found.cycles
     inside = {at for loop in sass.loops for at in loop.body}
     stages = {}
@@ -92,7 +92,7 @@ def main() -> int:
     lines = [
         "# Cycles of replanning a layer, ESTIMATED from SASS for sm_90; nothing here was measured",
         "",
-        "`python -m bench.sass_replans --output bench/results/sass-replanning.md`",
+        "`python -m bench.studies.replanning_cycles --output bench/results/replanning-cycles.md`",
         "",
     ]
     for name in CASES:
