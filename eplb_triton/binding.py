@@ -59,17 +59,22 @@ def bind(backend: str, job: Job) -> Fill:
 
 def _on_gpu(job: Job) -> Fill:
     from eplb_triton.kernels.launcher import Launch  # noqa: PLC0415 - Triton is not everywhere
+    from eplb_triton.kernels.steps import StepsLaunch  # noqa: PLC0415
 
-    return Launch(
+    launch = Launch(
         job.topology,
         job.num_layers,
         job.num_experts,
         job.policy,
-        loads_dtype=job.loads_dtype,
+        loads_dtype=torch.float32 if job.steps > 1 else job.loads_dtype,
         dtype=job.dtype,
         log2phy_width=_log2phy_width(job),
         device=job.device,
     )
+    if job.steps == 1:
+        return lambda loads, out: launch(loads[0] if loads.dim() == 3 else loads, out)
+    add_steps = StepsLaunch(job.num_layers, job.num_experts, job.loads_dtype, job.device)
+    return lambda loads, out: launch(add_steps(loads if loads.dim() == 3 else loads.unsqueeze(0)), out)
 
 
 def _log2phy_width(job: Job) -> int | None:

@@ -136,7 +136,8 @@ class Planner:
 
         Returns:
             `out`, a valid placement, the same bits on every backend, device and machine. Ties anywhere go to the
-            lowest index. On a GPU a load that is NaN, negative or above 2**100 counts as 0 and `out.bad` says so, and
+            lowest index. On a GPU a load that is NaN, negative or above 2**100 counts as 0 and `out.bad` says so (where
+            steps are added up, with the expert's loads of all steps), and
             a layer whose `previous` cannot be planned on stays as it is and `out.changes.status` says so.
 
         Raises:

@@ -25,7 +25,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from eplb_triton import POLICIES, Planner
-from eplb_triton.kernels import fused, launcher, measure, relabelling, replanning, serve
+from eplb_triton.kernels import fused, launcher, measure, relabelling, replanning, serve, steps
 from eplb_triton.kernels.launcher import Launch
 from eplb_triton.testing.models import MODELS
 
@@ -82,7 +82,7 @@ def no_driver(*, keep: bool = False) -> Iterator[NoDriver]:
     before = dict(config)  # with no GPU there is no driver to go back to by its own means
     triton.runtime.driver.set_active(driver)
     kernels = fused.plan_rows, measure.measure_rows, serve.classify_layers, replanning.replan_layers
-    for function in (*kernels, relabelling.relabel_layers):
+    for function in (*kernels, relabelling.relabel_layers, steps.sum_steps):
         function.device_caches.clear()  # what is loaded already goes on launching through the driver that loaded it
     patches = (
         patch.object(launcher, "resolve_device", torch.device),

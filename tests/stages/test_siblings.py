@@ -53,6 +53,7 @@ OWN = {
         "sorting": "a sort as a function of its own",
         "launcher": "checks, compiles, allocates, then launches",
         "specs": "which kernels and how much scratch a shape needs",
+        "steps": "a launch of its own for the sum of a history; the others have it from PyTorch",
         "measure": "a launch of its own for the means over all rows",
         "positions": "packs in position order while items are exchanged; the reference has meetings.py",
         "counting": "counts by atomics; PyTorch has bincount",

@@ -119,6 +119,19 @@ def test_a_plan_relabelled_is_two_launches_and_the_classes(monkeypatch: pytest.M
         assert filled is mine
 
 
+def test_a_history_is_added_up_by_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with no_driver(keep=True) as driver:
+        planner = Planner(TOPOLOGY, LAYERS, EXPERTS, policy="deepseek", backend="triton", steps=4)
+        out, history = planner.empty(), torch.rand(3, LAYERS, EXPERTS)
+        with _only_launches(driver, monkeypatch):
+            planner(history, out=out)
+            planner(history[0], out=out)
+    assert [name for name, _, _ in driver.launched] == ["sum_steps", "plan_rows", "classify_layers"] * 2
+    assert driver.launched[0][2][1:5] == (LAYERS * EXPERTS, EXPERTS, 1, 3)
+    assert driver.launched[3][2][4] == 1
+    assert driver.launched[0][2][5] is driver.launched[1][2][0]  # the sum is what is planned for
+
+
 def test_nothing_is_compiled_for_a_placement_in_force_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relabelling_launcher, "RelabelLaunch", _refuse)
     with no_driver(keep=True) as driver:
