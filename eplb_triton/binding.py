@@ -61,17 +61,18 @@ def _on_gpu(job: Job) -> Fill:
     from eplb_triton.kernels.launcher import Launch  # noqa: PLC0415 - Triton is not everywhere
     from eplb_triton.kernels.steps import StepsLaunch  # noqa: PLC0415
 
+    has_steps = job.steps > 1
     launch = Launch(
         job.topology,
         job.num_layers,
         job.num_experts,
         job.policy,
-        loads_dtype=torch.float32 if job.steps > 1 else job.loads_dtype,
+        loads_dtype=torch.float32 if has_steps else job.loads_dtype,
         dtype=job.dtype,
         log2phy_width=_log2phy_width(job),
         device=job.device,
     )
-    if job.steps == 1:
+    if not has_steps:
         return lambda loads, out: launch(loads[0] if loads.dim() == 3 else loads, out)
     add_steps = StepsLaunch(job.num_layers, job.num_experts, job.loads_dtype, job.device)
     return lambda loads, out: launch(add_steps(loads if loads.dim() == 3 else loads.unsqueeze(0)), out)

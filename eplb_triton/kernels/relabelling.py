@@ -110,9 +110,8 @@ def _count_shared(memory, PACKS: tl.constexpr, ROWS: tl.constexpr, shape: tl.con
         expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=-1)
         rank = tl.zeros((shape.lanes,), tl.int32)
         for i in tl.range(0, SIZE):
-            lower = tl.load(
-                memory.ints + shape.at.slot + slot // SIZE * SIZE + i, mask=inside & (i < slot % SIZE), other=-2
-            )
+            its_pack = memory.ints + shape.at.slot + slot // SIZE * SIZE
+            lower = tl.load(its_pack + i, mask=inside & (i < slot % SIZE), other=-2)
             rank += (lower == expert).to(tl.int32)
         tl.store(memory.ints + shape.at.rank + slot, rank, mask=inside)
         start += shape.lanes
@@ -189,10 +188,9 @@ def _key_of(best, pack, PACKS: tl.constexpr, D: tl.constexpr):
 def _place(memory, shape: tl.constexpr):
     """memory.slot: kept experts in their old slots, the others in the free ones."""
     S: tl.constexpr = shape.slots
+    # memory.kept: of slots before, then of slots of the plan, as of the GPU that it becomes
     start = 0
-    while (
-        start < shape.replicas
-    ):  # memory.kept: of slots before, then of slots of the plan, as of the GPU that it becomes
+    while start < shape.replicas:
         slot = start + tl.arange(0, shape.lanes)
         inside = slot < shape.replicas
         old = slot // S * S

@@ -191,6 +191,8 @@ def _check_tensor(
         raise ValueError(f"{name} has dtype {tensor.dtype}, must be {dtype}")
     if tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device}, must be on {device}")
-    side_by_side = tensor.shape[-1] < 2 or tensor.stride(-1) == 1
-    if not (side_by_side if name == "out.log2phy" else tensor.is_contiguous()):
+    if name == "out.log2phy":
+        if tensor.stride(2) != 1 and shape[2] > 1:
+            raise ValueError(f"{name} has strides {tensor.stride()}, must have entries of an expert side by side")
+    elif not tensor.is_contiguous():
         raise ValueError(f"{name} has strides {tensor.stride()}, must be contiguous")

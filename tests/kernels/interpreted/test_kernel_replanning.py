@@ -216,6 +216,9 @@ def test_log2phy_of_any_width_in_rows_that_lie_apart() -> None:
         else:
             assert out.bad.tolist() == [[0, 0]] * 3
         assert (room[..., width:] == -7).all()
+    apart = out._replace(log2phy=torch.zeros(3, 8, 4, dtype=torch.int64)[..., ::2])
+    with pytest.raises(ValueError, match=r"out.log2phy has strides \(32, 4, 2\), must have entries of an expert side"):
+        launch(history, out=apart, previous=live, price=0.0)
 
 
 def test_layers_that_cannot_be_planned_on_stay() -> None:
