@@ -1,8 +1,5 @@
 """The relabelling kernel in the interpreter: the reference's slots and maps on drawn ones of all shapes, and what a
-relabelled plan is without it.
-
-Not with Triton 3.4, whose interpreter takes a range with a tensor's bound with NumPy below 2.4 alone.
-"""
+relabelled plan is without it."""
 
 from __future__ import annotations
 
@@ -22,6 +19,8 @@ from eplb_triton.kernels.relabelling_launcher import RelabelLaunch, relabel_spec
 from eplb_triton.slot_maps import rank_replicas, slots_of_experts
 from tests.replanning.cases import SHAPES, relabel, traffic
 from tests.sizes import chosen
+
+pytestmark = pytest.mark.other_triton
 
 DRAWN = {
     "global": Topology(num_replicas=40, num_gpus=8),
