@@ -108,7 +108,7 @@ def _count_shared(memory, PACKS: tl.constexpr, ROWS: tl.constexpr, shape: tl.con
         slot = start + tl.arange(0, shape.lanes)
         inside = slot < P
         expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=-1)
-        rank = tl.zeros((shape.lanes,), tl.int32)
+        rank = tl.zeros_like(slot)
         for i in tl.range(0, SIZE):
             its_pack = memory.ints + shape.at.slot + slot // SIZE * SIZE
             lower = tl.load(its_pack + i, mask=inside & (i < slot % SIZE), other=-2)
@@ -143,12 +143,12 @@ def _pair_packs(memory, PACKS: tl.constexpr, ROWS: tl.constexpr, shape: tl.const
     D: tl.constexpr = PACKS // ROWS
     pack = tl.arange(0, shape.gpu_lanes)
     inside = pack < PACKS
-    best = tl.zeros((shape.gpu_lanes,), tl.int32)
+    best = tl.zeros_like(pack)
     for partner in tl.range(0, D):
         shared = tl.load(memory.ints + shape.at.shared + pack * D + partner, mask=inside, other=0)
         best = tl.maximum(best, shared * D + (D - 1 - partner))
     key = tl.where(inside, _key_of(best, pack, PACKS, D), -1)
-    partners = tl.zeros((shape.gpu_lanes,), tl.int32)
+    partners = tl.zeros_like(pack)
     free = inside
     top = tl.max(key, 0)
     while top >= 2 * D * PACKS:  # some replica is shared
@@ -207,7 +207,7 @@ def _place(memory, shape: tl.constexpr):
         inside = slot < shape.replicas
         old = slot // S * S
         new = tl.load(memory.ints + shape.at.partner + slot // S, mask=inside, other=0) * S
-        nth = tl.zeros((shape.lanes,), tl.int32)  # of its GPU's free slots
+        nth = tl.zeros_like(slot)  # of its GPU's free slots
         for i in tl.range(0, S):
             kept = tl.load(memory.ints + shape.at.kept + old + i, mask=inside & (i < slot % S), other=1)
             nth += 1 - kept

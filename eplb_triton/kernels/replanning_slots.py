@@ -19,8 +19,8 @@ def list_slots(memory, shape: tl.constexpr):
     E: tl.constexpr = shape.experts
     links, keys_ptr = memory.ints + shape.at.link, memory.longs + shape.at.key
     expert = tl.arange(0, shape.expert_lanes)
-    tl.store(links + expert, tl.full((shape.expert_lanes,), -1, tl.int32), mask=expert < E)
-    tl.store(memory.ints + shape.at.count + expert, tl.zeros((shape.expert_lanes,), tl.int32), mask=expert < E)
+    tl.store(links + expert, tl.zeros_like(expert) - 1, mask=expert < E)
+    tl.store(memory.ints + shape.at.count + expert, tl.zeros_like(expert), mask=expert < E)
     place = tl.arange(0, shape.replica_lanes)
     inside = place < shape.replicas
     expert = tl.load(memory.ints + shape.at.slot + place, mask=inside, other=0)
@@ -35,7 +35,7 @@ def list_slots(memory, shape: tl.constexpr):
     first, last = inside & (before != expert), inside & (after != expert)
     tl.store(memory.ints + shape.at.first + expert, place, mask=first)
     tl.store(links + tl.where(first, expert, E + slot_before), slot, mask=inside)
-    tl.store(links + E + slot, tl.full((shape.replica_lanes,), -1, tl.int32), mask=last)
+    tl.store(links + E + slot, tl.zeros_like(place) - 1, mask=last)
     tl.store(memory.ints + shape.at.last + expert, slot, mask=last)
     tl.debug_barrier()
     rank = place - tl.load(memory.ints + shape.at.first + expert, mask=inside, other=0)
