@@ -77,8 +77,9 @@ class Bound(NamedTuple):
 def bind(model: Model, policy: Policy, *, log2phy: bool = False) -> Bound:
     """A policy on this GPU, compiled and allocated; one that replans does so from a plan that is in force."""
     layers, experts, topology = model
+    width = topology.num_replicas - experts + 1 if log2phy else None
     if policy.replan:
-        launch = ReplanLaunch(topology, layers, experts, policy, steps=STEPS, want_log2phy=log2phy, device="cuda")
+        launch = ReplanLaunch(topology, layers, experts, policy, steps=STEPS, log2phy_width=width, device="cuda")
         live, out = launch.empty(), launch.empty()
 
         def history(family: str) -> Tensor:
@@ -90,7 +91,6 @@ def bind(model: Model, policy: Policy, *, log2phy: bool = False) -> Bound:
         launch(history("continuous"), out=live, previous=None, price=0.0)
         return Bound(replan, history, (layers, 1), int(launch.plan.options["num_warps"]))
     shapes = topology.map_shapes(layers, experts, log2phy=log2phy)
-    width = shapes["log2phy"][2] if log2phy else None
     planned = Launch(topology, layers, experts, policy, log2phy_width=width, device="cuda")
     maps = {name: torch.empty(shape, dtype=torch.int64, device="cuda") for name, shape in shapes.items()}
     filled = Outputs(maps["phy2log"], maps["phyrank"], maps["logcnt"], maps.get("log2phy"), maps["bad"].int())

@@ -54,7 +54,7 @@ step() {  # name, limit in seconds, command...
 }
 
 step compile 130 "$python" -m bench.gpu --compile-only --output "$out"
-step tests 150 env EPLB_ON_GPU=1 "$python" -m pytest -q -m gpu tests/kernels/test_gpu.py tests/serving/test_serving_gpu.py -p no:cacheprovider --maxfail=20 --durations=5 --junitxml="$out/tests.xml"
+step tests 150 env EPLB_ON_GPU=1 "$python" -m pytest -q -m gpu tests/kernels/test_gpu.py tests/kernels/test_gpu_previous.py tests/serving/test_serving_gpu.py -p no:cacheprovider --maxfail=20 --durations=5 --junitxml="$out/tests.xml"
 step timing 80 "$python" -m bench.gpu --output "$out"
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
 for tool in memcheck racecheck; do  # racecheck sees shared memory alone

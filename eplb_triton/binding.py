@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eplb_triton import slot_maps
 from eplb_triton.loads import as_loads
 from eplb_triton.placement import Placement
 from eplb_triton.placement_rules import refuse_previous
@@ -58,18 +59,29 @@ def bind(backend: str, job: Job) -> Fill:
 
 def _on_gpu(job: Job) -> Fill:
     from eplb_triton.kernels.launcher import Launch  # noqa: PLC0415 - Triton is not everywhere
+    from eplb_triton.kernels.steps import StepsLaunch  # noqa: PLC0415
 
-    width = job.topology.num_replicas - job.num_experts + 1 if job.log2phy is True else job.log2phy
-    return Launch(
+    has_steps = job.steps > 1
+    launch = Launch(
         job.topology,
         job.num_layers,
         job.num_experts,
         job.policy,
-        loads_dtype=job.loads_dtype,
+        loads_dtype=torch.float32 if has_steps else job.loads_dtype,
         dtype=job.dtype,
-        log2phy_width=None if width is False else width,
+        log2phy_width=_log2phy_width(job),
         device=job.device,
     )
+    if not has_steps:
+        return lambda loads, out: launch(loads[0] if loads.dim() == 3 else loads, out)
+    add_steps = StepsLaunch(job.num_layers, job.num_experts, job.loads_dtype, job.device)
+    return lambda loads, out: launch(add_steps(loads if loads.dim() == 3 else loads.unsqueeze(0)), out)
+
+
+def _log2phy_width(job: Job) -> int | None:
+    if job.log2phy is False:
+        return None
+    return job.topology.num_replicas - job.num_experts + 1 if job.log2phy is True else job.log2phy
 
 
 def _on_host(job: Job, fill: Fill) -> Fill:
@@ -110,29 +122,26 @@ def _replan_on_gpu(job: Job) -> Replan:
         steps=job.steps,
         loads_dtype=job.loads_dtype,
         dtype=job.dtype,
-        want_log2phy=False,
+        log2phy_width=_log2phy_width(job),
         device=job.device,
     )
-    bad = torch.empty(job.num_layers, dtype=torch.int32, device=job.device)
     classify = bind_classify("triton", job)
 
     def replan(history: Tensor, out: Placement, before: Tensor | None, price: float, moves: int | None) -> None:
         assert out.changes is not None
         assert out.bad is not None
-        maps = Outputs(out.phy2log, out.phyrank, out.logcnt, None, *out.changes, bad)
+        maps = Outputs(out.phy2log, out.phyrank, out.logcnt, out.log2phy, *out.changes, out.bad)
         launch(history, out=maps, previous=before, price=price, moves=moves)
-        out.bad.copy_(bad.unsqueeze(1).expand_as(out.bad))  # a layer is planned whole: all its rows have its status
-        out.refresh_log2phy()
         classify(out)
 
     return replan
 
 
 def _relabel_on_gpu(job: Job) -> Relabel:
-    def relabel(before: Tensor, out: Placement) -> None:
-        raise ValueError(f"previous with policy={job.policy.name!r} needs backend='cpu' or 'reference'")
+    from eplb_triton.kernels.relabelling_launcher import RelabelLaunch  # noqa: PLC0415 - Triton is not everywhere
 
-    return relabel
+    sizes = job.topology, job.num_layers, job.num_experts
+    return RelabelLaunch(*sizes, dtype=job.dtype, log2phy_width=_log2phy_width(job), device=job.device)
 
 
 def bind_classify(backend: str, job: Job) -> Callable[[Placement], None]:
@@ -181,7 +190,8 @@ def bind_replan(backend: str, job: Job) -> Replan:
 
 
 def bind_relabel(backend: str, job: Job) -> Relabel:
-    """What renumbers the slots of placements of `job` so that experts stay where they are; see `bind`."""
+    """What renumbers the slots of placements of `job` so that experts stay where they are, but for the classes, which
+    follow from the slots; see `bind`."""
     if backend == "triton":
         return _relabel_on_gpu(job)
     module = import_module("eplb_triton.cpu.relabelling" if backend == "cpu" else "eplb_reference.relabelling")
@@ -189,7 +199,7 @@ def bind_relabel(backend: str, job: Job) -> Relabel:
     def relabel(before: Tensor, out: Placement) -> None:
         held, planned = (slots.to("cpu", torch.int64) for slots in (before, out.phy2log))
         out.phy2log.copy_(module.relabel(held, planned, job.topology))
-        out.refresh()
+        slot_maps.refresh(out)
 
     return relabel
 

@@ -48,6 +48,8 @@ class Planner:
         ImportError: the backend asked for needs a package that cannot be imported.
     """
 
+    _renumbers = True  # the plan of a policy that does not replan, for a placement in force
+
     def __init__(
         self,
         topology: Topology,
@@ -74,7 +76,8 @@ class Planner:
         self._job = Job(topology, num_layers, num_experts, self.policy, self.device, loads_dtype, dtype, log2phy, steps)
         self._fill = None if self.policy.replan else bind(self.backend, self._job)
         self._replan = bind_replan(self.backend, self._job) if self.policy.replan else None
-        self._relabel: Relabel | None = None if self.policy.replan else bind_relabel(self.backend, self._job)
+        renumbers = self._renumbers and not self.policy.replan
+        self._relabel: Relabel | None = bind_relabel(self.backend, self._job) if renumbers else None
         self._classify = bind_classify(self.backend, self._job)
         self._checked: WeakSet[Placement] = WeakSet()
 
@@ -133,7 +136,8 @@ class Planner:
 
         Returns:
             `out`, a valid placement, the same bits on every backend, device and machine. Ties anywhere go to the
-            lowest index. On a GPU a load that is NaN, negative or above 2**100 counts as 0 and `out.bad` says so, and
+            lowest index. On a GPU a load that is NaN, negative or above 2**100 counts as 0 and `out.bad` says so (where
+            steps are added up, with the expert's loads of all steps), and
             a layer whose `previous` cannot be planned on stays as it is and `out.changes.status` says so.
 
         Raises:
@@ -159,14 +163,19 @@ class Planner:
                     "replan; 'steady' does"
                 )
             assert self._fill is not None
-            assert self._relabel is not None
             self._fill(loads, out)
-            if before is None:
-                self._classify(out)
-            else:
+            if before is not None:
+                assert self._relabel is not None
                 self._relabel(before, out)
+            self._classify(out)
         out.policy, out.partial = self.policy.name, False
         return out
+
+
+class _FirstPlanner(Planner):
+    """For calls without a placement in force: without the kernel that renumbers, which takes seconds to compile."""
+
+    _renumbers = False
 
 
 def plan(
@@ -225,7 +234,8 @@ def plan(
         loads = loads.to(torch.float32)
     if policy is None:
         policy = DEFAULT_POLICY if previous is None else DEFAULT_REPLAN_POLICY
-    placement = Planner(
+    kind = _FirstPlanner if previous is None else Planner
+    placement = kind(
         topology,
         *loads.shape[-2:],
         policy=policy,

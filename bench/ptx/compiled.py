@@ -152,10 +152,12 @@ def compile_plan(
 ) -> Iterator[Compiled]:
     """The kernels of a plan, in the order of their launches; of a policy that replans, from a placement in force."""
     lanes = TARGETS[target].warp_size
-    if policy.replan:
-        shape = replan_plan(model.topology, model.experts, policy, steps=STEPS, warp=lanes)
-        yield compile_kernel(shape.kernel(previous=True, want_log2phy=want_log2phy), target, **options)
-        return
     width = model.topology.num_replicas - model.experts + 1 if want_log2phy else None
+    if policy.replan:
+        shape = replan_plan(
+            model.topology, model.experts, policy, steps=STEPS, log2phy_width=width, warp=lanes
+        )  # fmt: skip
+        yield compile_kernel(shape.kernel(previous=True), target, **options)
+        return
     launch = launch_plan(model.topology, model.experts, policy, log2phy_width=width, lanes=lanes)
     yield from (compile_kernel(spec, target, **options) for spec in launch.kernels)

@@ -39,7 +39,8 @@ def run_replan(
         FaultError: a race, or an access out of bounds.
     """
     num_steps, num_layers, num_experts = history.shape
-    shapes = output_shapes(topology, num_layers, num_experts, torch.int64)
+    width = plan.shape.log2phy_width
+    shapes = output_shapes(topology, num_layers, num_experts, torch.int64, width if plan.want_log2phy else None)
     outputs = {name: torch.empty(shape, dtype=dtype).numpy() for name, (shape, dtype) in shapes.items()}
     scratch = {name: tensor.numpy() for name, tensor in workspace(plan.shape, num_layers, "cpu")._asdict().items()}
     for array in (outputs | scratch).values():
@@ -51,6 +52,7 @@ def run_replan(
     memory = Memory(sum(array.nbytes + 1024 for array in tensors.values()) // 4 * 4 + 1024, 32 * kernel.num_warps)
     at = {name: memory.own(array) for name, array in tensors.items()}
     at |= {"step_stride": num_layers * num_experts, "layer_stride": num_experts, "expert_stride": 1}
+    at |= {"log2phy_layer_stride": num_experts * width, "log2phy_stride": width}
     at |= {"num_steps": num_steps, "price_bits": price_bits(price), "moves": NO_LIMIT if moves is None else moves}
     machine = Machine(kernel.ptx, kernel.num_warps)
     for layer in range(num_layers):

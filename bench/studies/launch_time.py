@@ -25,7 +25,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from eplb_triton import POLICIES, Planner
-from eplb_triton.kernels import fused, launcher, measure, serve
+from eplb_triton.kernels import fused, launcher, measure, relabelling, replanning, serve, steps
 from eplb_triton.kernels.launcher import Launch
 from eplb_triton.testing.models import MODELS
 
@@ -81,10 +81,11 @@ def no_driver(*, keep: bool = False) -> Iterator[NoDriver]:
     config = vars(triton.runtime.driver)
     before = dict(config)  # with no GPU there is no driver to go back to by its own means
     triton.runtime.driver.set_active(driver)
-    for function in (fused.plan_rows, measure.measure_rows, serve.classify_layers):
+    kernels = fused.plan_rows, measure.measure_rows, serve.classify_layers, replanning.replan_layers
+    for function in (*kernels, relabelling.relabel_layers, steps.sum_steps):
         function.device_caches.clear()  # what is loaded already goes on launching through the driver that loaded it
     patches = (
-        patch.object(launcher, "_device", torch.device),
+        patch.object(launcher, "resolve_device", torch.device),
         patch.object(torch.cuda, "device", lambda _: nullcontext()),
         patch.object(torch.cuda, "current_device", lambda: None),
     )

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +20,7 @@ from eplb_triton.topology import Topology
 
 _INTERPRETED = not isinstance(plan_rows, triton.runtime.JITFunction)
 _LANES = 64 if torch.version.hip else 32
-_Runner = Callable[..., object]
+Runner = Callable[..., object]
 
 
 class Buffers(Protocol):
@@ -78,7 +77,7 @@ class Launch:
     ) -> None:
         if num_layers < 0:
             raise ValueError(f"num_layers={num_layers} must be at least 0")
-        self.device = _device(device)
+        self.device = resolve_device(device)
         self.plan = launch_plan(
             topology, num_experts, policy, loads_dtype=loads_dtype, dtype=dtype, log2phy_width=log2phy_width,
             lanes=_LANES,
@@ -88,8 +87,11 @@ class Launch:
         self.partitions = _partitions(self.plan, self.device)
         self._index = self.device.index
         self._num_rows = num_layers * self.plan.num_nodes
-        with nullcontext() if _INTERPRETED else torch.cuda.device(self.device):
-            runners = [self._compile(kernel) for kernel in self.plan.kernels] if num_layers else [_nothing]
+        grid = (*self.plan.grid(num_layers), 1)
+        runners = [
+            load_kernel(kernel.function, grid, self._stand_ins(kernel), kernel.options, self.device)
+            for kernel in self.plan.kernels
+        ]
         self._measure = runners[0] if len(runners) > 1 else None
         self._fuse = runners[-1]
 
@@ -100,11 +102,7 @@ class Launch:
             loads: [L, E] of `loads_dtype` on the device, tokens per expert, any strides.
             maps: what to fill, as `Buffers` says; not checked here.
         """
-        if _INTERPRETED or torch.cuda.current_device() == self._index:
-            self._launch(loads, maps)
-        else:
-            with torch.cuda.device(self._index):
-                self._launch(loads, maps)
+        run_on(self._index, self._launch, loads, maps)
 
     def _launch(self, loads: Tensor, maps: Buffers) -> None:
         layer_stride, expert_stride = loads.stride()
@@ -117,15 +115,6 @@ class Launch:
             loads, layer_stride, expert_stride, num_rows, strides[0], strides[1], scratch, partitions,
             Maps(maps.phy2log, maps.phyrank, maps.logcnt, log2phy, maps.bad), shape,
         )  # fmt: skip
-
-    def _compile(self, kernel: KernelSpec) -> _Runner:
-        """`kernel`, loaded, with its grid bound."""
-        grid = (*self.plan.grid(self.num_layers), 1)
-        if _INTERPRETED:
-            return partial(kernel.function[grid], **kernel.options)
-        built = kernel.function.warmup(*self._stand_ins(kernel), grid=grid, **kernel.options)
-        runner: _Runner = built[grid]  # loads the module, which a capture would not allow
-        return runner
 
     def _stand_ins(self, kernel: KernelSpec) -> list[Any]:
         """Arguments that have the types of those of a launch, its alignment, and its sizes."""
@@ -143,6 +132,30 @@ class Launch:
         if "maps" in types:
             stand_ins["maps"] = Maps(*map(_pointer, types["maps"], elements))
         return [stand_ins.get(name, 1) for name in types]
+
+
+def load_kernel(
+    function: Any, grid: tuple[int, int, int], stand_ins: Sequence[Any], options: dict[str, Any], device: torch.device
+) -> Runner:
+    """`function` on `grid`, compiled for arguments like `stand_ins` and loaded on `device`: called with a launch's
+    arguments, in their order, it only launches."""
+    if not all(grid):
+        return _nothing
+    if _INTERPRETED:
+        return partial(function[grid], **options)
+    with torch.cuda.device(device):
+        built = function.warmup(*stand_ins, grid=grid, **options)
+        runner: Runner = built[grid]  # loads the module, which a capture would not allow
+    return runner
+
+
+def run_on(index: int | None, run: Runner, *arguments: Any) -> None:
+    """`run` on the current stream of GPU `index`, which need not be the current one."""
+    if _INTERPRETED or torch.cuda.current_device() == index:
+        run(*arguments)
+    else:
+        with torch.cuda.device(index):
+            run(*arguments)
 
 
 def _nothing(*_: object) -> None:
@@ -181,8 +194,12 @@ def _partitions(plan: LaunchPlan, device: torch.device) -> Tensor:
     return _TABLES[key]
 
 
-def _device(device: torch.device | str) -> torch.device:
-    """`device` with its number."""
+def resolve_device(device: torch.device | str) -> torch.device:
+    """`device`, a GPU, with its number.
+
+    Raises:
+        ValueError: it is none.
+    """
     found = torch.device(device)
     if _INTERPRETED:
         return found

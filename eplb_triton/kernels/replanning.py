@@ -48,13 +48,13 @@ class Outputs(NamedTuple):
     phy2log: Any  # [L, P]
     phyrank: Any  # [L, P]
     logcnt: Any  # [L, E]
-    log2phy: Any  # [L, E, P - E + 1], or None
+    log2phy: Any  # [L, E, width], any strides but the last; None: not wanted
     written: Any  # int64 [L]
     fills: Any  # int64 [L]
     peak_before: Any  # float64 [L]
     peak_after: Any  # float64 [L]
     status: Any  # int32 [L]
-    bad: Any  # int32 [L], lowest expert of the layer with a bad load, else -1
+    bad: Any  # int32 [L, N], of every row of a layer: its lowest expert with a bad load, else -1, or -2 as in Maps
 
 
 NO_LIMIT = tl.constexpr(0x7FFFFFFF)
@@ -75,6 +75,8 @@ NOT_A_NUMBER = tl.constexpr(0x7FF8000000000000)
         "previous_ptr",
         "price_bits",
         "moves",
+        "log2phy_layer_stride",
+        "log2phy_stride",
     ],
 )  # one compilation for every history and placement of a type, however they lie in memory
 def replan_layers(
@@ -86,6 +88,8 @@ def replan_layers(
     previous_ptr,  # integer [L, P], contiguous; None: nothing is in force
     price_bits: tl.int64,  # of a float64: what a written slot must save, in mean GPU loads
     moves: tl.int32,  # slots that a layer may write
+    log2phy_layer_stride: tl.int64,
+    log2phy_stride: tl.int64,  # of an expert
     partitions_ptr,  # int32 [ways, G], of pack_partition
     workspace,
     out,
@@ -100,7 +104,8 @@ def replan_layers(
     layer_ptr = loads_ptr + layer * layer_stride
     price = tl.full((), 0, tl.int64) + price_bits  # of an int64 in the interpreter, too
     samples, bad = sample_history(layer_ptr, step_stride, expert_stride, num_steps, memory, shape)
-    tl.store(out.bad + layer, bad)
+    node = tl.arange(0, shape.gpu_lanes)
+    tl.store(out.bad + layer * shape.nodes + node, tl.zeros_like(node) + bad, mask=node < shape.nodes)
     status = tl.full((), 0, tl.int32)
     empty = tl.full((), 0, tl.int32)
     fresh = tl.full((), previous_ptr is None, tl.int1)
@@ -218,7 +223,7 @@ def replan_layers(
         of_change += shape.replicas
     tl.debug_barrier()
     _report(memory, samples, of_change, empty, layer, out, shape)
-    write_maps(memory, plans, layer, out, shape)
+    write_maps(memory, plans, layer, out, log2phy_layer_stride, log2phy_stride, shape)
 
 
 @triton.jit(noinline=True)

@@ -11,6 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
+from eplb_triton.kernels import launcher
+from eplb_triton.kernels.launcher import Pointer, Runner, load_kernel, run_on
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
 from eplb_triton.kernels.replanning_shapes import ReplanShape, replan_plan
 from eplb_triton.kernels.specs import TRITON_TYPE
@@ -27,8 +29,8 @@ def price_bits(price: float) -> int:
 
 
 class ReplanLaunch:
-    """Replanning on a GPU, made once: a call fills tensors that are there, on the current stream, and waits for
-    nothing.
+    """Replanning on a GPU, made once: compiled, loaded and allocated here. A call fills tensors that are there, on the
+    current stream, and waits for nothing.
 
     Args:
         topology: counts of the cluster.
@@ -38,8 +40,8 @@ class ReplanLaunch:
         steps: most steps of a history.
         loads_dtype: of the histories.
         dtype: of the maps, torch.int64 or torch.int32.
-        want_log2phy: whether log2phy is filled as well.
-        device: of all tensors.
+        log2phy_width: last dimension of log2phy; None: log2phy is not filled.
+        device: of all tensors: a GPU; in Triton's interpreter any whose memory NumPy can see.
 
     Raises:
         ValueError: an argument is none that the kernel takes.
@@ -55,27 +57,24 @@ class ReplanLaunch:
         steps: int,
         loads_dtype: torch.dtype = torch.float32,
         dtype: torch.dtype = torch.int64,
-        want_log2phy: bool = True,
+        log2phy_width: int | None = None,
         device: torch.device | str,
     ) -> None:
         if dtype not in (torch.int32, torch.int64):
             raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
         if loads_dtype not in TRITON_TYPE:
             raise ValueError(f"loads_dtype={loads_dtype} must be one of {', '.join(map(str, TRITON_TYPE))}")
-        self.device = torch.device(device)
-        if self.device.type != "cuda" and not _INTERPRETED:
-            raise ValueError(f"device={device} must be a GPU for backend 'triton'")
+        self.device = launcher.resolve_device(device)
         warp = 64 if torch.version.hip else 32
-        self.plan = replan_plan(topology, num_experts, policy, steps=steps, warp=warp, wide=_INTERPRETED)
+        self.plan = replan_plan(
+            topology, num_experts, policy, steps=steps, log2phy_width=log2phy_width, warp=warp, wide=_INTERPRETED
+        )
         self.steps, self.loads_dtype, self.dtype = steps, loads_dtype, dtype
-        self.shapes = output_shapes(topology, num_layers, num_experts, dtype)
-        if not want_log2phy:
-            del self.shapes["log2phy"]
+        self.shapes = output_shapes(topology, num_layers, num_experts, dtype, log2phy_width)
         self._history_shape = (num_layers, num_experts)
         self.workspace = workspace(self.plan.shape, num_layers, self.device)
         self._partitions = self.plan.partitions.to(self.device)
-        if not _INTERPRETED and num_layers:
-            self._compile(topology)
+        self._first, self._next = (self._load(previous=previous) for previous in (False, True))
 
     def empty(self) -> Outputs:
         """Tensors for a call to fill."""
@@ -92,7 +91,7 @@ class ReplanLaunch:
         Args:
             history: [n, L, E] of `loads_dtype`, tokens per expert of n steps, 1 <= n <= `steps`, oldest first; any
                 strides. Bad loads count as 0.
-            out: contiguous tensors, as `empty()` makes them.
+            out: as `empty()` makes them: contiguous, aligned to 16 bytes; log2phy with any strides but 1 in the last.
             previous: [L, P] of `dtype`, contiguous, the placement in force; -1: no expert there. None: nothing is.
             price: what a written slot must save, a part of the mean GPU load.
             moves: a layer writes at most so many slots; None: no limit.
@@ -106,17 +105,11 @@ class ReplanLaunch:
         if moves is not None and moves < 0:
             raise ValueError(f"moves={moves!r} must be at least 0; None: no limit")
         limit = NO_LIMIT if moves is None else min(moves, NO_LIMIT)
-        num_layers = history.shape[1]
-        if num_layers:
-            replan_layers[(num_layers,)](*self._arguments(history, out, previous, price, limit), **self.plan.options)
-
-    def _arguments(
-        self, history: Tensor, out: Outputs, previous: Tensor | None, price: float, limit: int
-    ) -> tuple[Any, ...]:
-        strides = history.stride()
-        return (
-            history, *strides, history.shape[0], previous, price_bits(price), limit, self._partitions,
-            self.workspace, out, self.plan.shape,
+        strides = (0, 0) if out.log2phy is None else out.log2phy.stride()
+        run_on(
+            self.device.index, self._first if previous is None else self._next,
+            history, *history.stride(), history.shape[0], previous, price_bits(price), limit, strides[0], strides[1],
+            self._partitions, self.workspace, out, self.plan.shape,
         )  # fmt: skip
 
     def _check(self, history: Tensor, out: Outputs, previous: Tensor | None) -> None:
@@ -139,33 +132,44 @@ class ReplanLaunch:
             if previous.data_ptr() == out.phy2log.data_ptr() and previous.numel():
                 raise ValueError("previous is out.phy2log, must not share its memory; plan into other tensors")
 
-    def _compile(self, topology: Topology) -> None:
-        """For a history of any steps and strides, with and without a placement in force."""
-        history = torch.empty((1, *self._history_shape), dtype=self.loads_dtype, device=self.device)
-        out = self.empty()
-        for previous in (None, torch.empty_like(out.phy2log)):
-            arguments = self._arguments(history, out, previous, 0.0, NO_LIMIT)
-            built = replan_layers.warmup(*arguments, grid=(1,), **self.plan.options)
-            built[(self._history_shape[0], 1, 1)]  # loads the module, which a capture would not allow
+    def _load(self, *, previous: bool) -> Runner:
+        """The kernel for a history of any steps and strides, with a placement in force or without."""
+        index = f"*{TRITON_TYPE[self.dtype]}"
+        stand_ins: dict[str, Any] = {
+            "loads_ptr": Pointer(f"*{TRITON_TYPE[self.loads_dtype]}", 1),  # never specialised, as the numbers
+            "previous_ptr": Pointer(index, 1) if previous else None,
+            "partitions_ptr": self._partitions,
+            "workspace": self.workspace,
+            "out": Outputs(**{"log2phy": None, **{name: _pointer(*its) for name, its in self.shapes.items()}}),
+            "shape": self.plan.shape,
+        }
+        kernel = self.plan.kernel(previous=previous, loads_dtype=self.loads_dtype, dtype=self.dtype)
+        arguments = [stand_ins.get(name, 1) for name in kernel.signature]
+        return load_kernel(kernel.function, (self._history_shape[0], 1, 1), arguments, kernel.options, self.device)
 
 
 def output_shapes(
-    topology: Topology, num_layers: int, num_experts: int, dtype: torch.dtype
+    topology: Topology, num_layers: int, num_experts: int, dtype: torch.dtype, log2phy_width: int | None
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    P = topology.num_replicas  # noqa: N806
-    of_layers = (num_layers,)
+    """Shape and dtype of every tensor of `Outputs`, in their order; without log2phy where there is no width."""
+    slots, of_layers = (num_layers, topology.num_replicas), (num_layers,)
+    log2phy = {} if log2phy_width is None else {"log2phy": ((num_layers, num_experts, log2phy_width), dtype)}
     return {
-        "phy2log": ((num_layers, P), dtype),
-        "phyrank": ((num_layers, P), dtype),
+        "phy2log": (slots, dtype),
+        "phyrank": (slots, dtype),
         "logcnt": ((num_layers, num_experts), dtype),
-        "log2phy": ((num_layers, num_experts, P - num_experts + 1), dtype),
+        **log2phy,
         "written": (of_layers, torch.int64),
         "fills": (of_layers, torch.int64),
         "peak_before": (of_layers, torch.float64),
         "peak_after": (of_layers, torch.float64),
         "status": (of_layers, torch.int32),
-        "bad": (of_layers, torch.int32),
+        "bad": ((num_layers, topology.planned_nodes), torch.int32),
     }
+
+
+def _pointer(shape: tuple[int, ...], dtype: torch.dtype) -> Pointer:
+    return Pointer(f"*{TRITON_TYPE[dtype]}", math.prod(shape))
 
 
 def workspace(shape: ReplanShape, num_layers: int, device: torch.device | str) -> Memory:
@@ -187,5 +191,8 @@ def _check_tensor(
         raise ValueError(f"{name} has dtype {tensor.dtype}, must be {dtype}")
     if tensor.device != device:
         raise ValueError(f"{name} is on {tensor.device}, must be on {device}")
-    if not tensor.is_contiguous():
+    if name == "out.log2phy":
+        if tensor.stride(2) != 1 and shape[2] > 1:
+            raise ValueError(f"{name} has strides {tensor.stride()}, must have entries of an expert side by side")
+    elif not tensor.is_contiguous():
         raise ValueError(f"{name} has strides {tensor.stride()}, must be contiguous")

@@ -15,7 +15,7 @@ from torch import Tensor
 from eplb_triton.constants import NEWEST_STEPS
 from eplb_triton.kernels.buffers import ROW_BYTES
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
-from eplb_triton.kernels.shapes import Shape, shape_of
+from eplb_triton.kernels.shapes import Shape, shape_of, starts_of
 from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
 from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Policy, Replan
@@ -64,7 +64,6 @@ class Places:
     part: int  # [2, p + S, T]
     part_sum: int  # [2, p + S]
     shared: int  # [D, d] replicas that GPUs share
-    taken: int  # [D]
     order: int  # [D]
     partner: int  # [D]
     kept: int  # [2, P]
@@ -107,6 +106,7 @@ class ReplanShape:
     newest_steps: int
     moves: int
     fresh_moves: int
+    log2phy_width: int  # 1 if it is not wanted
     squarings: int  # log2 of the norm
     z: float
     z_of_slot: float
@@ -133,6 +133,7 @@ class ReplanPlan:
     num_warps: int
     max_registers: int | None  # None: the target has no such option (AMD)
     partitions: Tensor  # int32 [ways, G] on the CPU
+    want_log2phy: bool
 
     def kernel(
         self,
@@ -140,7 +141,6 @@ class ReplanPlan:
         previous: bool,
         loads_dtype: torch.dtype = torch.float32,
         dtype: torch.dtype = torch.int64,
-        want_log2phy: bool = True,
     ) -> KernelSpec:
         """The kernel for layers with a placement in force or without, and for these types of loads and maps."""
         index = "*" + TRITON_TYPE[dtype]
@@ -148,7 +148,7 @@ class ReplanPlan:
             index,
             index,
             index,
-            index if want_log2phy else "constexpr",
+            index if self.want_log2phy else "constexpr",
             "*i64",
             "*i64",
             "*fp64",
@@ -165,6 +165,8 @@ class ReplanPlan:
             "previous_ptr": index if previous else "constexpr",
             "price_bits": "i64",
             "moves": "i32",
+            "log2phy_layer_stride": "i64",
+            "log2phy_stride": "i64",
             "partitions_ptr": "*i32",
             "workspace": Memory("*i32", "*i64", "*u8"),
             "out": outputs,
@@ -174,7 +176,7 @@ class ReplanPlan:
         constexprs: dict[tuple[int, ...], Any] = {(names.index("shape"),): self.shape}
         if not previous:
             constexprs[(names.index("previous_ptr"),)] = None
-        if not want_log2phy:
+        if not self.want_log2phy:
             constexprs[names.index("out"), Outputs._fields.index("log2phy")] = None
         return KernelSpec(replan_layers, signature, constexprs, self.num_warps, self.max_registers)
 
@@ -186,7 +188,14 @@ class ReplanPlan:
 
 @lru_cache(maxsize=64)
 def replan_plan(
-    topology: Topology, num_experts: int, policy: Policy, *, steps: int, warp: int = 32, wide: bool = False
+    topology: Topology,
+    num_experts: int,
+    policy: Policy,
+    *,
+    steps: int,
+    log2phy_width: int | None = None,
+    warp: int = 32,
+    wide: bool = False,
 ) -> ReplanPlan:
     """How layers of `num_experts` are replanned; a function of the shape alone, needs no GPU.
 
@@ -195,6 +204,7 @@ def replan_plan(
         num_experts: E.
         policy: one with `replan`.
         steps: most steps of a history.
+        log2phy_width: last dimension of log2phy, None if it is not filled; P - E + 1 holds any plan.
         warp: threads of a warp, 32 or (AMD) 64.
         wide: tiles as wide as their loops, which Triton's interpreter takes least time for.
 
@@ -206,6 +216,8 @@ def replan_plan(
         raise ValueError(f"policy={policy.name!r} does not replan; one with `replan`, like 'steady', does")
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
+    if log2phy_width is not None and log2phy_width < 1:
+        raise ValueError(f"log2phy_width={log2phy_width} must be at least 1, or None for no log2phy")
     topology.check_experts(num_experts)
     steps = min(steps, NEWEST_STEPS)
     groups, nodes = topology.planned_groups, topology.planned_nodes
@@ -221,7 +233,7 @@ def replan_plan(
     shape = ReplanShape(
         num_experts, topology.num_replicas, topology.num_gpus, nodes, groups, topology.slots_per_gpu,
         rule.samples, row, row if wide else min(row, TOGETHER), NEWEST_STEPS,
-        rule.moves, rule.fresh_moves, rule.norm.bit_length() - 1,
+        rule.moves, rule.fresh_moves, log2phy_width or 1, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=max(threads, min(flat, 4096)) if wide else threads,
         candidates=max(threads, min(flat, 4096)) if wide else (2 if warp == 32 else 1) * threads,
@@ -229,12 +241,13 @@ def replan_plan(
         **sizes,
         num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
     )  # fmt: skip
-    # One program a multiprocessor is all there is. With 168 allowed, sm_100 spills 16 bytes; with 224 it takes 168.
-    registers = {1: 168, 8: 224}[num_warps] if warp == 32 else None
+    # One program a multiprocessor is all there is. With 168 allowed, sm_100 spills 16 bytes. Of 208 ptxas takes 188 to
+    # 200; of 224 it takes 168, and the products of a step are half as long again.
+    registers = {1: 168, 8: 208}[num_warps] if warp == 32 else None
     ways = plan.partition.ways if nodes > 1 else 0
     table = partitions_to_try(groups, nodes) if ways else ()
     partitions = torch.tensor(table, dtype=torch.int32, device="cpu").view(ways, groups)
-    return ReplanPlan(shape, num_warps, registers, partitions)
+    return ReplanPlan(shape, num_warps, registers, partitions, log2phy_width is not None)
 
 
 def _row(rule: Replan) -> int:
@@ -266,7 +279,7 @@ def _places(
         "gpu_load": T * D, "gpu_sum": D, "gpu_power": D, "step": steps,
         "held_at": S * d, "changed": 2 * P + D, "donor": P, "donor_at": P, "donor_first": E,
         "donor_start": topology.planned_nodes + 1, "part": 2 * (p + S) * T, "part_sum": 2 * (p + S),
-        "shared": D * d, "taken": D, "order": D, "partner": D, "kept": 2 * P, "placed": P,
+        "shared": D * d, "order": D, "partner": D, "kept": 2 * P, "placed": P,
     }  # fmt: skip
     longs = {
         "square": 3 * E, "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "given": max(P, T), "product": S * E,
@@ -275,12 +288,6 @@ def _places(
         "lowered": S, "fall": S * p, "received": S * p, "numbers": 8, "total": steps,
         "key": sizes["replica_lanes"],
     }  # fmt: skip
-    starts: dict[str, int] = {}
-    totals = []
-    for arrays in (ints, longs):
-        end = 0
-        for name, size in arrays.items():
-            starts[name] = end
-            end += -(-size // 4) * 4
-        totals.append(end)
-    return Places(**starts), (totals[0], totals[1])
+    int_starts, num_ints = starts_of(ints)
+    long_starts, num_longs = starts_of(longs)
+    return Places(**int_starts, **long_starts), (num_ints, num_longs)

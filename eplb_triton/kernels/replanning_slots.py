@@ -19,8 +19,8 @@ def list_slots(memory, shape: tl.constexpr):
     E: tl.constexpr = shape.experts
     links, keys_ptr = memory.ints + shape.at.link, memory.longs + shape.at.key
     expert = tl.arange(0, shape.expert_lanes)
-    tl.store(links + expert, tl.full((shape.expert_lanes,), -1, tl.int32), mask=expert < E)
-    tl.store(memory.ints + shape.at.count + expert, tl.zeros((shape.expert_lanes,), tl.int32), mask=expert < E)
+    tl.store(links + expert, tl.zeros_like(expert) - 1, mask=expert < E)
+    tl.store(memory.ints + shape.at.count + expert, tl.zeros_like(expert), mask=expert < E)
     place = tl.arange(0, shape.replica_lanes)
     inside = place < shape.replicas
     expert = tl.load(memory.ints + shape.at.slot + place, mask=inside, other=0)
@@ -35,7 +35,7 @@ def list_slots(memory, shape: tl.constexpr):
     first, last = inside & (before != expert), inside & (after != expert)
     tl.store(memory.ints + shape.at.first + expert, place, mask=first)
     tl.store(links + tl.where(first, expert, E + slot_before), slot, mask=inside)
-    tl.store(links + E + slot, tl.full((shape.replica_lanes,), -1, tl.int32), mask=last)
+    tl.store(links + E + slot, tl.zeros_like(place) - 1, mask=last)
     tl.store(memory.ints + shape.at.last + expert, slot, mask=last)
     tl.debug_barrier()
     rank = place - tl.load(memory.ints + shape.at.first + expert, mask=inside, other=0)
@@ -52,11 +52,15 @@ def _expert_and_slot(key, E: tl.constexpr):
 
 
 @triton.jit(noinline=True)
-def write_maps(memory, plans, layer, out, shape: tl.constexpr):
+def write_maps(memory, plans, layer, out, layer_stride, expert_stride, shape: tl.constexpr):
     """The layer's maps from memory.slot, ranks ascending with the slot; a slot without an expert has none. Where no
-    plan was made, phy2log stands already."""
+    plan was made, phy2log stands already. The strides are those of log2phy, which holds the replicas of lowest rank:
+    where an expert has more, each -1 of `bad` becomes -2."""
     E: tl.constexpr = shape.experts
-    RANKS: tl.constexpr = shape.replicas - E + 1
+    WIDTH: tl.constexpr = shape.log2phy_width
+    log2phy = out.log2phy
+    if log2phy is not None:
+        log2phy += layer * layer_stride
     list_slots(memory, shape)
     start = 0
     while start < shape.replicas:
@@ -68,21 +72,31 @@ def write_maps(memory, plans, layer, out, shape: tl.constexpr):
         if plans > 0:
             tl.store(out.phy2log + at, expert, mask=inside)
         tl.store(out.phyrank + at, rank, mask=inside)
-        if out.log2phy is not None:
-            its_ranks = out.log2phy + (layer * E + expert) * RANKS
-            tl.store(its_ranks + rank, slot, mask=inside & (rank >= 0))
+        if log2phy is not None:
+            tl.store(log2phy + expert * expert_stride + rank, slot, mask=inside & (rank >= 0) & (rank < WIDTH))
         start += shape.lanes
+    most = tl.full((), 0, tl.int32)
     start = 0
     while start < E:
         expert = start + tl.arange(0, shape.lanes)
         count = tl.load(memory.ints + shape.at.count + expert, mask=expert < E, other=0)
         tl.store(out.logcnt + layer * E + expert, count, mask=expert < E)
+        if log2phy is not None:
+            most = tl.maximum(most, tl.max(count, 0))
         start += shape.lanes
-    if out.log2phy is not None:
+    if log2phy is not None:
         start = 0
-        while start < E * RANKS:
+        while start < E * WIDTH:
             at = start + tl.arange(0, shape.lanes)
-            inside = at < E * RANKS
-            count = tl.load(memory.ints + shape.at.count + at // RANKS, mask=inside, other=0)
-            tl.store(out.log2phy + layer * (E * RANKS) + at, at * 0 - 1, mask=inside & (at % RANKS >= count))
+            inside = at < E * WIDTH
+            count = tl.load(memory.ints + shape.at.count + at // WIDTH, mask=inside, other=0)
+            padded = inside & (at % WIDTH >= count)
+            tl.store(log2phy + at // WIDTH * expert_stride + at % WIDTH, at * 0 - 1, mask=padded)
             start += shape.lanes
+        if shape.replicas - E >= WIDTH:
+            node = tl.arange(0, shape.gpu_lanes)
+            inside = node < shape.nodes
+            bad = tl.load(out.bad + layer * shape.nodes + node, mask=inside, other=0)
+            tl.debug_barrier()
+            crowded = (most > WIDTH) & (bad == -1)
+            tl.store(out.bad + layer * shape.nodes + node, tl.where(crowded, -2, bad), mask=inside)

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from eplb_triton.kernels import serve
-from eplb_triton.kernels.launcher import Pointer
+from eplb_triton.kernels.launcher import Pointer, load_kernel, run_on
 from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
 from eplb_triton.serving.checks import check
 
@@ -116,28 +116,13 @@ class ClassLaunch:
         self._index, self._shape = device.index, shape
         types = ("phy2log_ptr", dtype), ("scratch_ptr", torch.int32), ("classes_ptr", torch.int32)
         kernel, grid = spec("classify_layers", shape, types), (num_layers, 1, 1)
-        if not num_layers:
-            self._run: Callable[..., object] = _nothing
-        elif _INTERPRETED:
-            self._run = partial(kernel.function[grid], **kernel.options)
-        else:
-            sizes = num_layers * num_replicas, self.scratch.numel(), num_layers * num_experts
-            stand_ins = [Pointer(f"*{TRITON_TYPE[kind]}", size) for (_, kind), size in zip(types, sizes, strict=True)]
-            with torch.cuda.device(device):
-                built = kernel.function.warmup(*stand_ins, shape, grid=grid, **kernel.options)
-                self._run = built[grid]  # loads the module, which a capture would not allow
+        sizes = num_layers * num_replicas, self.scratch.numel(), num_layers * num_experts
+        stand_ins = [Pointer(f"*{TRITON_TYPE[kind]}", size) for (_, kind), size in zip(types, sizes, strict=True)]
+        self._run = load_kernel(kernel.function, grid, [*stand_ins, shape], kernel.options, device)
 
     def __call__(self, phy2log: Tensor, classes: Tensor) -> None:
         """Fill `classes` [L, E] int32 from `phy2log` [L, P] on the current stream of the device; not checked here."""
-        if _INTERPRETED or torch.cuda.current_device() == self._index:
-            self._run(phy2log, self.scratch, classes, self._shape)
-        else:
-            with torch.cuda.device(self._index):
-                self._run(phy2log, self.scratch, classes, self._shape)
-
-
-def _nothing(*_: object) -> None:
-    """No layers: nothing to launch."""
+        run_on(self._index, self._run, phy2log, self.scratch, classes, self._shape)
 
 
 def split(

@@ -129,6 +129,15 @@ class Shape:
     scratch: int  # elements of one scratch array of a row
 
 
+def starts_of(sizes: dict[str, int]) -> tuple[dict[str, int], int]:
+    """Where arrays of these sizes begin one after the other, multiples of 4 elements, and where the last one ends."""
+    starts, end = {}, 0
+    for name, size in sizes.items():
+        starts[name] = end
+        end += -(-size // 4) * 4
+    return starts, end
+
+
 def shape_of(topology: Topology, num_experts: int, policy: Policy, log2phy_width: int, lanes: int) -> Shape:
     """The shape of loads [L, num_experts]; `lanes`: threads of a warp."""
 

@@ -108,7 +108,7 @@ def launch_plan(
     Raises:
         ValueError: a size is above what the kernels are made for, or a type is none of theirs.
     """
-    _check_sizes(topology, num_experts)
+    check_sizes(topology, num_experts)
     topology.check_experts(num_experts)
     if dtype not in (torch.int32, torch.int64):
         raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
@@ -136,7 +136,12 @@ def launch_plan(
     return LaunchPlan(tuple(kernels), shape, topology.planned_groups)
 
 
-def _check_sizes(topology: Topology, num_experts: int) -> None:
+def check_sizes(topology: Topology, num_experts: int) -> None:
+    """Refuse what no kernel is made for.
+
+    Raises:
+        ValueError: names the count, its value and the most that it may be.
+    """
     for name, value, most in (
         ("num_experts", num_experts, MOST_EXPERTS),
         ("num_replicas", topology.num_replicas, MOST_REPLICAS),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,13 +11,16 @@ import pytest
 import torch
 import triton
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.ptx.compiled import compile_kernel
 from bench.ptx.machine import FaultError
 from bench.ptx.plans import run_plan
-from bench.studies.launch_time import no_driver
+from bench.studies.launch_time import NoDriver, no_driver
 from eplb_triton import POLICIES, Planner, Policy, Topology, plan
+from eplb_triton.kernels import relabelling_launcher
 from eplb_triton.kernels.launcher import Launch, Outputs
+from eplb_triton.kernels.replanning_launcher import price_bits
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.policy import Fixup
 from eplb_triton.testing.families import loads
@@ -62,6 +67,25 @@ def test_a_call_only_launches(policy: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert launch.scratch.dtype == torch.uint8
 
 
+class _NothingNew(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it lasts no operator of PyTorch runs: none fills a tensor, and none makes one but views."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.is_view:
+            return function(*args, **(kwargs or {}))
+        raise AssertionError(f"a planner that was made calls {function}")
+
+
+@contextmanager
+def _only_launches(driver: NoDriver, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While it lasts nothing is compiled or loaded, and no operator of PyTorch runs."""
+    with monkeypatch.context() as patch, _NothingNew():  # type: ignore[no-untyped-call]
+        patch.setattr(triton.compiler, "compile", _refuse)
+        patch.setattr(triton.runtime.JITFunction, "run", _refuse)
+        patch.setattr(driver.utils, "load_binary", _refuse)
+        yield
+
+
 @pytest.mark.parametrize("policy", ["deepseek", "balanced"])
 def test_a_planner_that_was_made_only_launches(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its first call on: no tensor is made, nothing compiled or loaded."""
@@ -69,17 +93,75 @@ def test_a_planner_that_was_made_only_launches(policy: str, monkeypatch: pytest.
         planner = Planner(TOPOLOGY, LAYERS, EXPERTS, policy=policy, backend="triton", log2phy=5)
         out, weight = planner.empty(), torch.rand(LAYERS, EXPERTS)
         assert driver.launched == []
-        with monkeypatch.context() as patch:
-            patch.setattr(triton.compiler, "compile", _refuse)
-            patch.setattr(triton.runtime.JITFunction, "run", _refuse)
-            patch.setattr(driver.utils, "load_binary", _refuse)
-            for factory in ("empty", "zeros", "full", "tensor", "arange", "empty_like"):
-                patch.setattr(torch, factory, _refuse)
+        with _only_launches(driver, monkeypatch):
             planner(weight, out=out)
     assert [name for name, _, _ in driver.launched] == ["plan_rows", "classify_layers"]
     arguments = driver.launched[1][2]
     assert arguments[0] is out.phy2log
     assert arguments[2] is out.classes
+
+
+def test_a_plan_relabelled_is_two_launches_and_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = torch.zeros(LAYERS, EXPERTS, 8, dtype=torch.int64)
+    with no_driver(keep=True) as driver:
+        planner = Planner(TOPOLOGY, LAYERS, EXPERTS, policy="deepseek", backend="triton", log2phy=5)
+        live, maps = planner.empty(), _maps(5)
+        out = planner.over(phy2log=maps.phy2log, logcnt=maps.logcnt, log2phy=room[..., :5])
+        weight = torch.rand(LAYERS, EXPERTS)
+        with _only_launches(driver, monkeypatch):
+            planner(weight, out=out, previous=live)
+    assert [name for name, _, _ in driver.launched] == ["plan_rows", "relabel_layers", "classify_layers"]
+    _, grid, arguments = driver.launched[1]
+    assert grid == (LAYERS, 1, 1)
+    assert arguments[0] is live.phy2log
+    assert arguments[1:3] == (EXPERTS * 8, 8)
+    for filled, mine in zip(arguments[4], (out.phy2log, out.phyrank, out.logcnt, out.log2phy, out.bad), strict=True):
+        assert filled is mine
+
+
+def test_a_history_is_added_up_by_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with no_driver(keep=True) as driver:
+        planner = Planner(TOPOLOGY, LAYERS, EXPERTS, policy="deepseek", backend="triton", steps=4)
+        out, history = planner.empty(), torch.rand(3, LAYERS, EXPERTS)
+        with _only_launches(driver, monkeypatch):
+            planner(history, out=out)
+            planner(history[0], out=out)
+    assert [name for name, _, _ in driver.launched] == ["sum_steps", "plan_rows", "classify_layers"] * 2
+    assert driver.launched[0][2][1:5] == (LAYERS * EXPERTS, EXPERTS, 1, 3)
+    assert driver.launched[3][2][4] == 1
+    assert driver.launched[0][2][5] is driver.launched[1][2][0]  # the sum is what is planned for
+
+
+def test_nothing_is_compiled_for_a_placement_in_force_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relabelling_launcher, "RelabelLaunch", _refuse)
+    with no_driver(keep=True) as driver:
+        live = plan(torch.rand(LAYERS, EXPERTS), TOPOLOGY, "deepseek", backend="triton")
+        with pytest.raises(AssertionError, match="compiles"):
+            plan(torch.rand(LAYERS, EXPERTS), TOPOLOGY, "deepseek", previous=live, backend="triton")
+    assert [name for name, _, _ in driver.launched] == ["plan_rows", "classify_layers"]
+
+
+def test_a_planner_that_replans_only_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a placement in force and without; log2phy is the kernel's, wherever its rows lie."""
+    room = torch.zeros(LAYERS, EXPERTS, 8, dtype=torch.int64)
+    with no_driver(keep=True) as driver:
+        planner = Planner(TOPOLOGY, LAYERS, EXPERTS, policy="steady", backend="triton", log2phy=5, steps=4)
+        live, maps = planner.empty(), _maps(5)
+        out = planner.over(phy2log=maps.phy2log, logcnt=maps.logcnt, log2phy=room[..., :5])
+        history = torch.rand(LAYERS, EXPERTS, 4).permute(2, 0, 1)
+        assert driver.launched == []
+        with _only_launches(driver, monkeypatch):
+            planner(history, out=live)
+            planner(history[1:], out=out, previous=live, price=0.5, moves=7)
+    assert [name for name, _, _ in driver.launched] == ["replan_layers", "classify_layers"] * 2
+    first, second = driver.launched[0][2], driver.launched[2][2]
+    assert first[1:6] == (1, EXPERTS * 4, 4, 4, None)
+    assert first[8:10] == (EXPERTS * 5, 5)
+    assert second[4] == 3
+    assert second[5] is live.phy2log
+    assert second[6:10] == (price_bits(0.5), 7, EXPERTS * 8, 8)
+    assert second[12].log2phy is out.log2phy
+    assert second[12].bad is out.bad
 
 
 class _Loads:

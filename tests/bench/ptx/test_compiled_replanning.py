@@ -35,7 +35,8 @@ need them. The products of a step are made with rows of samples in registers: at
 def _compiled(
     topology: Topology, target: str, *, previous: bool, experts: int = EXPERTS
 ) -> tuple[Compiled, ReplanPlan]:
-    plan = replan_plan(topology, experts, STEADY, steps=32, warp=TARGETS[target].warp_size)
+    width, warp = topology.num_replicas - experts + 1, TARGETS[target].warp_size
+    plan = replan_plan(topology, experts, STEADY, steps=32, log2phy_width=width, warp=warp)
     return compile_kernel(plan.kernel(previous=previous), target), plan
 
 

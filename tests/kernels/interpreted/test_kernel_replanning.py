@@ -51,13 +51,19 @@ SMALL = [name for name, case in RECORDED.items() if case.history.shape[2] <= 64]
 LAYERS_AT_ONCE = 25
 
 
+def _launch(history: Tensor, topology: Topology) -> ReplanLaunch:
+    steps, layers, experts = history.shape
+    width = topology.num_replicas - experts + 1
+    kind = history.dtype
+    return ReplanLaunch(
+        topology, layers, experts, STEADY, steps=steps, loads_dtype=kind, log2phy_width=width, device="cpu"
+    )
+
+
 def _run(
     history: Tensor, topology: Topology, previous: Tensor | None, *, price: float = 0.0, moves: int | None = None
 ) -> Outputs:
-    _, layers, experts = history.shape
-    launch = ReplanLaunch(
-        topology, layers, experts, STEADY, steps=len(history), loads_dtype=history.dtype, device="cpu"
-    )
+    launch = _launch(history, topology)
     out = launch.empty()
     for tensor in (*out, *launch.workspace):
         tensor.view(torch.uint8).fill_(0xAB)
@@ -185,9 +191,34 @@ def test_bad_loads_count_as_zero() -> None:
     bad[3, 1, 6], bad[8, 1, 5], bad[0, 1, 7] = torch.nan, -1.0, 2.0**101
     clean[3, 1, 6] = clean[8, 1, 5] = clean[0, 1, 7] = 0.0
     got, want = (_run(loads, topology, live, price=0.02) for loads in (bad, clean))
-    assert got.bad.tolist() == [-1, 5]
-    assert want.bad.tolist() == [-1, -1]
+    assert got.bad.tolist() == [[-1], [5]]
+    assert want.bad.tolist() == [[-1], [-1]]
     assert torch.equal(got.phy2log, want.phy2log)
+
+
+def test_log2phy_of_any_width_in_rows_that_lie_apart() -> None:
+    """The replicas of lowest rank; a layer where an expert has more says so on all its rows, but for a bad load."""
+    topology = Topology(num_replicas=24, num_groups=4, num_nodes=2, num_gpus=4)
+    history = traffic(7, 5, 3, 8)
+    live = in_force(history, topology)
+    want = _run(history, topology, live)
+    most = want.logcnt.amax(1)
+    assert int(most.min()) < int(most.max())
+    for width, loads in ((int(most.max()), history), (int(most.min()), history), (2, -history)):
+        launch = ReplanLaunch(topology, 3, 8, STEADY, steps=5, log2phy_width=width, device="cpu")
+        room = torch.full((3, 8, width + 3), -7)
+        out = launch.empty()._replace(log2phy=room[..., :width])
+        launch(loads, out=out, previous=live, price=0.0)
+        if loads is history:
+            assert torch.equal(out.phy2log, want.phy2log)
+            assert torch.equal(out.log2phy, want.log2phy[..., :width])
+            assert out.bad.tolist() == [[-2 if count > width else -1] * 2 for count in most.tolist()]
+        else:
+            assert out.bad.tolist() == [[0, 0]] * 3
+        assert (room[..., width:] == -7).all()
+    apart = out._replace(log2phy=torch.zeros(3, 8, 4, dtype=torch.int64)[..., ::2])
+    with pytest.raises(ValueError, match=r"out.log2phy has strides \(32, 4, 2\), must have entries of an expert side"):
+        launch(history, out=apart, previous=live, price=0.0)
 
 
 def test_layers_that_cannot_be_planned_on_stay() -> None:
@@ -235,14 +266,14 @@ def test_groups_stay_whole() -> None:
     ],
 )
 def test_refusals(change: dict[str, object], message: str) -> None:
-    launch = ReplanLaunch(Topology(num_replicas=12, num_gpus=4), 1, 8, STEADY, steps=4, device="cpu")
+    launch = _launch(torch.ones(4, 1, 8), Topology(num_replicas=12, num_gpus=4))
     given = {"history": torch.ones(2, 1, 8), "previous": None, "price": 0.0, "moves": None, "out": launch.empty()}
     with pytest.raises(ValueError, match=message):
         launch(**given | change)  # type: ignore[arg-type]
 
 
 def test_previous_and_out_do_not_share_memory() -> None:
-    launch = ReplanLaunch(Topology(num_replicas=12, num_gpus=4), 1, 8, STEADY, steps=4, device="cpu")
+    launch = _launch(torch.ones(4, 1, 8), Topology(num_replicas=12, num_gpus=4))
     out = launch.empty()
     with pytest.raises(ValueError, match="must not share its memory"):
         launch(torch.ones(2, 1, 8), out=out, previous=out.phy2log, price=0.0)

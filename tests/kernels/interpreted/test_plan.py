@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from eplb_triton import Placement, Planner, Topology, plan
+from eplb_triton.kernels.steps import StepsLaunch
 from tests.cases import loads
 from tests.comparing import assert_same
 
@@ -67,6 +68,40 @@ def test_a_planner_fills_what_it_is_given_and_allocates_nothing(
 
 def _refuse(*_: object, **__: object) -> None:
     raise AssertionError("a planner allocated after it was made")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_steps_are_added_in_float64_oldest_first(dtype: torch.dtype) -> None:
+    """Of any strides, of numbers whose order of addition shows."""
+    random = torch.Generator().manual_seed(3)
+    draw = torch.rand(LAYERS, 300, 40, generator=random, dtype=torch.float64) ** 9 * 2.0**50
+    history = draw.permute(2, 0, 1).to(dtype)
+    add_steps = StepsLaunch(LAYERS, 300, dtype, torch.device("cpu"))
+    for given in (history, history.flip(0), history[3:4]):
+        want = torch.zeros(LAYERS, 300, dtype=torch.float64)
+        for step in given:
+            want += step.float()
+        assert torch.equal(add_steps(given), want.float())
+
+
+def test_a_history_is_its_sum() -> None:
+    history = torch.stack([loads("continuous", seed, LAYERS, EXPERTS) for seed in (5, 6, 7)])
+    planner = Planner(TOPOLOGY, LAYERS, EXPERTS, policy="deepseek", backend="triton", steps=3)
+    alone = Planner(TOPOLOGY, LAYERS, EXPERTS, policy="deepseek", backend="triton")
+    want = plan(history, TOPOLOGY, "deepseek", backend="reference")
+    assert planner(history).fingerprint() == want.fingerprint()
+    assert planner(history[2]).fingerprint() == planner(history[2:]).fingerprint() == alone(history[2:]).fingerprint()
+
+
+def test_a_bad_load_of_a_history_takes_the_expert_with_it() -> None:
+    history = torch.stack([loads("continuous", seed, LAYERS, EXPERTS) for seed in (5, 6, 7)])
+    history[1, 2, 3] = -1e30
+    planned = plan(history, TOPOLOGY, backend="triton")
+    assert planned.bad is not None
+    assert sorted(planned.bad.flatten().tolist()) == [-1] * 5 + [3]
+    without = history.clone()
+    without[:, 2, 3] = 0.0
+    assert planned.fingerprint() == plan(without, TOPOLOGY, "balanced", backend="reference").fingerprint()
 
 
 def test_over_an_engines_tensors() -> None:
