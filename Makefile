@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST_TRITON := $(VENV)/triton-3.4.0
+ANOTHER_TRITON := $(VENV)/triton-3.6.0
 
 PYTEST := $(BIN)/python -m pytest -q -n auto
 CHOICE := not full and not slow and not gpu
@@ -14,7 +15,7 @@ TRACES ?= $(EPLB_TRACES)
 ONLY = $(if $(PLANNERS),--planners "$(PLANNERS)")
 OUT = $(if $(RESULTS),--out "$(RESULTS)")
 
-.PHONY: demo test test-host test-kernels test-all all-host all-kernels all-oldest-triton lint types clean
+.PHONY: demo test test-host test-kernels test-all all-host all-kernels all-oldest-triton all-another-triton lint types clean
 .PHONY: peers bench bench-scale bench-next-window bench-conformance bench-balance bench-serving bench-splitting bench-report bench-docs
 
 demo: $(INSTALLED)
@@ -24,7 +25,7 @@ demo: $(INSTALLED)
 test: test-host test-kernels
 
 # Everything that needs no GPU and no hour. REST=1 leaves out what `make test` runs.
-test-all: all-host all-kernels all-oldest-triton
+test-all: all-host all-kernels all-oldest-triton all-another-triton
 
 # What runs on a CPU as it is, and the code that the kernels compile to.
 test-host: $(INSTALLED)
@@ -43,6 +44,10 @@ all-kernels: $(INSTALLED)
 # A part of them again with the oldest Triton that is supported.
 all-oldest-triton: $(INSTALLED) $(OLDEST_TRITON)
 	TRITON_INTERPRET=1 PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) -m "other_triton and not slow" tests/kernels/interpreted
+
+# Whether another Triton, of images that are about, compiles every kernel, and to what it must.
+all-another-triton: $(INSTALLED) $(ANOTHER_TRITON)
+	PYTHONPATH=$(ANOTHER_TRITON) $(PYTEST) -m "not slow" -k "test_contract and sm_90" tests/bench/ptx
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -90,6 +95,6 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cli,cpu,test,dev]'
 	touch $@
 
-$(OLDEST_TRITON): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ triton==3.4.0
+$(OLDEST_TRITON) $(ANOTHER_TRITON): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ triton==$(@:$(VENV)/triton-%=%)
 	touch $@

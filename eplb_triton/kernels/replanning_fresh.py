@@ -23,16 +23,19 @@ def partition_experts(partitions_ptr, memory, shape: tl.constexpr):
     N: tl.constexpr = shape.nodes
     E: tl.constexpr = shape.experts
     SIZE: tl.constexpr = E // G
+    PLAN: tl.constexpr = shape.plan
+    GROUPS: tl.constexpr = PLAN.groups
+    PARTITION: tl.constexpr = PLAN.partition
     group = tl.arange(0, shape.group_lanes)
     inside = group < G
-    total = tl.zeros((shape.group_lanes,), tl.int64)
+    total = tl.full((shape.group_lanes,), 0, tl.int64)
     for at in tl.range(0, SIZE):
         load, squares = total_loads(memory, tl.minimum(group, G - 1) * SIZE + at, shape)
         total += load
-    items = items_of(memory.row, shape.plan)
+    items = items_of(memory.row, PLAN)
     tl.store(items.loads + group, total.to(tl.float32), mask=inside)
     tl.debug_barrier()
-    pack_partition(items, places_of(memory.row, shape.plan), partitions_ptr, shape.plan.groups, shape.plan.partition)
+    pack_partition(items, places_of(memory.row, PLAN), partitions_ptr, GROUPS, PARTITION)
     expert = tl.arange(0, shape.expert_lanes)
     for at in tl.range(0, G):
         its_group = tl.load(items.item_at + at)
@@ -45,6 +48,7 @@ def partition_experts(partitions_ptr, memory, shape: tl.constexpr):
 def fresh_plan(memory, samples, shape: tl.constexpr):
     """memory.slot: a plan of each node's experts by their mean loads and a part of their deviations."""
     E: tl.constexpr = shape.experts
+    PLAN: tl.constexpr = shape.plan
     expert = tl.arange(0, shape.expert_lanes)
     inside = expert < E
     total, square = total_loads(memory, tl.minimum(expert, E - 1), shape)
@@ -55,27 +59,29 @@ def fresh_plan(memory, samples, shape: tl.constexpr):
     node = expert * 0
     if shape.nodes > 1:
         node = tl.load(memory.ints + shape.at.node + expert, mask=inside, other=0)
-    replicas = replicas_of(memory.row, shape.plan)
+    replicas = replicas_of(memory.row, PLAN)
     for number in tl.range(0, shape.nodes):
         mine = inside & (node == number)
         place = tl.cumsum(mine.to(tl.int32), 0) - 1
         tl.store(replicas.loads + place, weight, mask=mine)
         tl.store(replicas.logical + place, expert, mask=mine)
         tl.debug_barrier()
-        _plan_node(memory.row, memory.ints + shape.at.slot + number * (shape.replicas // shape.nodes), shape.plan)
+        _plan_node(memory.row, memory.ints + shape.at.slot + number * (shape.replicas // shape.nodes), PLAN)
 
 
 @triton.jit
 def _plan_node(row_ptr, slots_ptr, shape: tl.constexpr):
     """The slots of one node, of its experts and their loads in the memory of a row, by the stages of `balanced`."""
+    EXPERTS: tl.constexpr = shape.experts
+    REPLICAS: tl.constexpr = shape.replicas
     replicas, items = replicas_of(row_ptr, shape), items_of(row_ptr, shape)
-    counts = capped_counts(replicas, shape.experts)
-    list_by_expert(counts, replicas, shape.experts)
-    replica_loads(replicas, counts, items.loads, shape.experts)
-    fixed_point(items.loads, items.fixed, shape.replicas)
-    fill_blocks(items, shape.replicas)
-    place = tl.arange(0, shape.replicas.item_lanes)
-    inside = place < shape.replicas.num_items
+    counts = capped_counts(replicas, EXPERTS)
+    list_by_expert(counts, replicas, EXPERTS)
+    replica_loads(replicas, counts, items.loads, EXPERTS)
+    fixed_point(items.loads, items.fixed, REPLICAS)
+    fill_blocks(items, REPLICAS)
+    place = tl.arange(0, REPLICAS.item_lanes)
+    inside = place < REPLICAS.num_items
     expert = tl.load(replicas.expert + tl.load(items.item_at + place, mask=inside, other=0), mask=inside, other=0)
     tl.store(slots_ptr + place, tl.load(replicas.logical + expert, mask=inside, other=0), mask=inside)
     tl.debug_barrier()

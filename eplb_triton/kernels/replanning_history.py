@@ -93,7 +93,7 @@ def _largest_load(layer_ptr, step_stride, expert_stride, num_steps, shape: tl.co
     expert = tl.arange(0, shape.expert_lanes)
     inside = expert < shape.experts
     expert_ptr = layer_ptr + expert.to(tl.int64) * expert_stride
-    largest = tl.zeros((shape.expert_lanes,), tl.int32)
+    largest = tl.full((shape.expert_lanes,), 0, tl.int32)
     bad = expert < 0
     step = _oldest(num_steps, shape)
     while step < num_steps:
@@ -112,13 +112,13 @@ def _steps_with_loads(layer_ptr, step_stride, expert_stride, num_steps, scale, m
     """memory.step: the steps whose loads are not all 0, memory.total: their sums. Returns how many.
 
     A warp to a step: its sum takes no wait for other warps."""
-    ROWS: tl.constexpr = max(1, shape.lanes // WARP)
+    ROWS: tl.constexpr = shape.lanes // WARP if shape.lanes > WARP else 1
     kept = tl.full((), 0, tl.int32)
     step = _oldest(num_steps, shape)
     while step < num_steps:
         at = step + tl.arange(0, ROWS)
         step_ptr = layer_ptr + at.to(tl.int64)[:, None] * step_stride
-        totals = tl.zeros((ROWS, WARP), tl.int64)
+        totals = tl.full((ROWS, WARP), 0, tl.int64)
         for first in tl.range(0, shape.experts, WARP, loop_unroll_factor=4):
             expert = first + tl.arange(0, WARP)[None, :]
             inside = (at < num_steps)[:, None] & (expert < shape.experts)
@@ -139,7 +139,7 @@ def _add_steps(layer_ptr, step_stride, expert_stride, start, stop, scale, idle, 
     """Sum over the kept steps from `start` to below `stop`: loads [lanes] int64 of each expert, and of all."""
     expert = tl.arange(0, shape.expert_lanes)
     expert_ptr = layer_ptr + expert.to(tl.int64) * expert_stride
-    loads = tl.zeros((shape.expert_lanes,), tl.int64)
+    loads = tl.full((shape.expert_lanes,), 0, tl.int64)
     total = tl.full((), 0, tl.int64)
     at = tl.full((), 0, tl.int32) + start  # of an int in the interpreter, too
     while at < stop:
@@ -166,10 +166,10 @@ def _steps_since_change(layer_ptr, step_stride, expert_stride, kept, scale, idle
     else:
         stop, size = kept * 0, kept
     used = tl.full((), 0, tl.int32)
-    loads = tl.zeros((shape.expert_lanes,), tl.int64)
+    loads = tl.full((shape.expert_lanes,), 0, tl.int64)
     total = tl.full((), 0, tl.int64)
     same = tl.full((), 1, tl.int32)
-    newest = tl.zeros((shape.expert_lanes,), tl.int64)
+    newest = tl.full((shape.expert_lanes,), 0, tl.int64)
     while (stop >= size) & (same != 0):
         some, its_total = _add_steps(
             layer_ptr, step_stride, expert_stride, stop - size, stop, scale, idle, memory, shape
@@ -212,7 +212,7 @@ def _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idl
     inverse_ptr = memory.longs + shape.at.given  # of no use yet to others
     tl.store(inverse_ptr + row, inverse_of(totals).to(tl.int64, bitcast=True))
     tl.debug_barrier()
-    added = tl.zeros((shape.expert_lanes,), tl.int32)
+    added = tl.full((shape.expert_lanes,), 0, tl.int32)
     first = 0
     while first < ROW:
         for also in tl.static_range(STEPS_AT_ONCE):

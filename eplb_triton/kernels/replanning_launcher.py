@@ -20,6 +20,8 @@ from eplb_triton.policy import Policy
 from eplb_triton.topology import Topology
 
 NO_LIMIT = 0x7FFFFFFF
+OLDEST_TRITON = (3, 5)
+"""3.4 dies of a segmentation fault while it reads the kernel."""
 _INTERPRETED = not isinstance(replan_layers, triton.runtime.JITFunction)
 
 
@@ -64,6 +66,8 @@ class ReplanLaunch:
             raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
         if loads_dtype not in TRITON_TYPE:
             raise ValueError(f"loads_dtype={loads_dtype} must be one of {', '.join(map(str, TRITON_TYPE))}")
+        if not _INTERPRETED:
+            _check_compiler(policy)
         self.device = launcher.resolve_device(device)
         warp = 64 if torch.version.hip else 32
         self.plan = replan_plan(
@@ -146,6 +150,16 @@ class ReplanLaunch:
         kernel = self.plan.kernel(previous=previous, loads_dtype=self.loads_dtype, dtype=self.dtype)
         arguments = [stand_ins.get(name, 1) for name in kernel.signature]
         return load_kernel(kernel.function, (self._history_shape[0], 1, 1), arguments, kernel.options, self.device)
+
+
+def _check_compiler(policy: Policy) -> None:
+    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if found < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        raise ValueError(
+            f"policy={policy.name!r} on a GPU needs triton >= {oldest}, found {triton.__version__}, whose compiler "
+            "dies of this kernel; install a newer one (torch >= 2.9), or plan with backend='cpu'"
+        )
 
 
 def output_shapes(

@@ -29,8 +29,8 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
         inverse = tl.math.div_rn(tl.full((shape.lanes,), 1.0, tl.float32), tl.maximum(replicas, 1).to(tl.float32))
         load_ptr = sample_rows(memory.ints + shape.at.sample, expert, shape)
         level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape) + (change * shape.row * E)[:, None]
-        added = tl.zeros((shape.lanes, shape.together), tl.int32)
-        squares = tl.zeros((shape.lanes, shape.together), tl.int64)
+        added = tl.full((shape.lanes, shape.together), 0, tl.int32)
+        squares = tl.full((shape.lanes, shape.together), 0, tl.int64)
         for t in tl.static_range(0, ROW, STEP):
             load = tl.load(load_ptr + t * E)
             each = ((load.to(tl.float32) + 0.5) * inverse[:, None]).to(tl.int32)
@@ -53,13 +53,13 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
     spread of both, memory.slot_sum and memory.times."""
     S: tl.constexpr = shape.slots
     T: tl.constexpr = shape.row
-    ROWS: tl.constexpr = max(1, shape.lanes // T)
+    ROWS: tl.constexpr = shape.lanes // T if shape.lanes > T else 1
     t = tl.arange(0, T)[None, :]
     start = 0
     while start < num:
         gpu = tl.load(memory.ints + shape.at.changed + tl.minimum(start + tl.arange(0, ROWS), num - 1))
-        load = tl.zeros((ROWS, T), tl.int32)
-        spread = tl.zeros((ROWS,), tl.int64)
+        load = tl.full((ROWS, T), 0, tl.int32)
+        spread = tl.full((ROWS,), 0, tl.int64)
         for j in tl.range(0, S, loop_unroll_factor=3):
             expert = tl.load(memory.ints + shape.at.slot + gpu * S + j)
             load += tl.load(memory.ints + shape.at.level + sample_at(expert[:, None], t, shape.experts, shape))
@@ -91,7 +91,7 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
         tl.store(memory.ints + shape.at.slot_sum + slot, slot_sum)
         tl.store(memory.longs + shape.at.given + slot, given)
         tl.store(memory.ints + shape.at.given_below + slot, below(given, spread))
-        times = tl.zeros((shape.lanes,), tl.int32)
+        times = tl.full((shape.lanes,), 0, tl.int32)
         earlier = at < 0
         for j in tl.range(0, S, loop_unroll_factor=4):
             equal = tl.load(memory.ints + shape.at.slot + gpu * S + j) == expert

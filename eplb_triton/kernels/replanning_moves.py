@@ -26,9 +26,10 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
     OF_NODE: tl.constexpr = E // shape.nodes
-    PARTS: tl.constexpr = max(1, min(S, shape.lanes // OF_NODE))  # of the slots of h, side by side
+    ROOM: tl.constexpr = shape.lanes // OF_NODE if shape.lanes > OF_NODE else 1
+    PARTS: tl.constexpr = S if S < ROOM else ROOM  # of the slots of h, side by side
     EACH: tl.constexpr = (S + PARTS - 1) // PARTS
-    AT_ONCE: tl.constexpr = min(EACH, 3)  # with a row of b's samples in registers
+    AT_ONCE: tl.constexpr = EACH if EACH < 3 else 3  # with a row of b's samples in registers
     own_slot, first_gpu = heaviest * S, heaviest // D * D
     start = 0
     while start < PARTS * OF_NODE:
@@ -47,7 +48,7 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
                 i = tl.minimum(at // OF_NODE * EACH + nth + also, S - 1)
                 a = tl.load(memory.ints + shape.at.slot + own_slot + i)
                 own_ptr = sample_rows(memory.ints + shape.at.level, a, shape)
-                products = tl.zeros((shape.lanes, STEP), tl.int64)
+                products = tl.full((shape.lanes, STEP), 0, tl.int64)
                 for t in tl.static_range(0, ROW, STEP):
                     products += row[t // STEP].to(tl.int64) * tl.load(own_ptr + t * E)
                 product = samples * tl.sum(products, 1) - mean * tl.load(memory.ints + shape.at.sum + a)
@@ -63,18 +64,30 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
             _store_into_own(memory, b, held, added, shape)
         start += shape.lanes
     tl.debug_barrier()
+    if PARTS > 1:
+        _add_up_products(memory, heaviest, shape)
+    _value_partners(memory, own_slot, first_gpu, shape)
+
+
+@triton.jit
+def _add_up_products(memory, heaviest, shape: tl.constexpr):
+    """memory.into_own of `multiply_own`, from memory.product. A loop that never runs, where a lane has done all of an
+    expert, is none that Triton 3.6 compiles."""
+    S: tl.constexpr = shape.slots
+    E: tl.constexpr = shape.experts
+    D: tl.constexpr = shape.gpus // shape.nodes
+    OF_NODE: tl.constexpr = E // shape.nodes
     start = 0
-    while (start < OF_NODE) & (PARTS > 1):
+    while start < OF_NODE:
         at = tl.minimum(start + tl.arange(0, shape.lanes), OF_NODE - 1)
         b = expert_of_node(memory, heaviest // D, at, shape)
         added = 2 * tl.load(memory.longs + shape.at.spread + b)
         held = at < 0
         for i in tl.range(0, S, loop_unroll_factor=3):
             added += tl.load(memory.longs + shape.at.product + i * E + b)
-            held = held | (tl.load(memory.ints + shape.at.slot + own_slot + i) == b)
+            held = held | (tl.load(memory.ints + shape.at.slot + heaviest * S + i) == b)
         _store_into_own(memory, b, held, added, shape)
         start += shape.lanes
-    _value_partners(memory, own_slot, first_gpu, shape)
 
 
 @triton.jit

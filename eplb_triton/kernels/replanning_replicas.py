@@ -66,8 +66,8 @@ def _fill_parts(rows, times, own, has_parts, ROWS: tl.constexpr, shape: tl.const
     STEP: tl.constexpr = shape.together
     E: tl.constexpr = shape.experts
     level_ptr, changed_ptr, load_ptr, part_ptr = rows
-    squares = tl.zeros((shape.lanes, STEP), tl.int64)
-    other_squares = tl.zeros((shape.lanes, STEP), tl.int64)
+    squares = tl.full((shape.lanes, STEP), 0, tl.int64)
+    other_squares = tl.full((shape.lanes, STEP), 0, tl.int64)
     for t in tl.range(0, ROW, STEP, loop_unroll_factor=shape.unroll):
         each = tl.load(changed_ptr + t * E)
         difference = each - tl.load(level_ptr + t * E)
@@ -164,7 +164,7 @@ def try_receivers(memory, heaviest, low, high, most, first, shape: tl.constexpr)
     has_room = (i < S) & (count < D) & (tl.load(memory.ints + shape.at.times + own) > 0)
     place = tl.load(memory.ints + shape.at.donor_first + expert) - first
     place = tl.where(count > 1, place, D * S + i)
-    lowered = tl.zeros((shape.slot_lanes,), tl.int64)
+    lowered = tl.full((shape.slot_lanes,), 0, tl.int64)
     start = 0
     while start < most:
         nth = start + tl.arange(0, COUNTED)[None, :]
@@ -206,7 +206,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
         own = tl.where(holds, 0, ROWS) + P + i
         part_ptr = sample_rows(memory.ints + shape.at.part, tl.where(holds, 0, ROWS * (ROW // STEP)), shape)
         rest_ptr, own_ptr = part_ptr + (place * STEP)[:, None], part_ptr + ((P + i) * STEP)[:, None]
-        products = tl.zeros((shape.candidates, STEP), tl.int64)
+        products = tl.full((shape.candidates, STEP), 0, tl.int64)
         for t in tl.static_range(0, ROW, STEP):
             products += tl.load(rest_ptr + t * ROWS).to(tl.int64) * tl.load(own_ptr + t * ROWS)
         times = tl.load(memory.ints + shape.at.times + held, mask=holds, other=1)

@@ -62,7 +62,7 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
     S: tl.constexpr = shape.slots
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
-    OTHERS: tl.constexpr = max(1, (D - 1) * S)
+    OTHERS: tl.constexpr = (D - 1) * S if D > 1 else 1
     PARTS: tl.constexpr = (S + AT_ONCE - 1) // AT_ONCE
     WHOLE: tl.constexpr = PARTS * AT_ONCE == S  # then the places of what is loaded differ by constants
     # by how much a score's root counts, and the sum, as parts of the top; less than one is cut off a score, and no more
@@ -73,7 +73,7 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
     own_power = tl.load(memory.ints + shape.at.gpu_power + heaviest)
     bound = tl.full((shape.lanes,), NO_BOUND, tl.float32)
     second = tl.full((shape.lanes,), NO_BOUND, tl.float32)
-    promising = tl.zeros((shape.lanes,), tl.int32)
+    promising = tl.full((shape.lanes,), 0, tl.int32)
     start = 0
     while start < PARTS * (D - 1) * S:
         at = start + tl.arange(0, shape.lanes)
@@ -131,7 +131,7 @@ def _value_swaps(memory, heaviest, top, inverse, at, shape: tl.constexpr):
     S: tl.constexpr = shape.slots
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
-    OTHERS: tl.constexpr = max(1, (D - 1) * S)
+    OTHERS: tl.constexpr = (D - 1) * S if D > 1 else 1
     first_gpu = heaviest // D * D
     i = at // OTHERS
     own = heaviest * S + i

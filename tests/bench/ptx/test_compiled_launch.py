@@ -20,7 +20,7 @@ from bench.studies.launch_time import NoDriver, no_driver
 from eplb_triton import POLICIES, Planner, Policy, Topology, plan
 from eplb_triton.kernels import relabelling_launcher
 from eplb_triton.kernels.launcher import Launch, Outputs
-from eplb_triton.kernels.replanning_launcher import price_bits
+from eplb_triton.kernels.replanning_launcher import ReplanLaunch, price_bits
 from eplb_triton.kernels.specs import launch_plan
 from eplb_triton.policy import Fixup
 from eplb_triton.testing.families import loads
@@ -194,6 +194,12 @@ def test_one_variant_whatever_the_loads() -> None:
 def _variants(function: Any) -> list[Any]:
     """Every kernel that this process has compiled of a function."""
     return [built for cache in function.device_caches.values() for built in cache[0].values()]
+
+
+def test_a_compiler_that_dies_of_the_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "__version__", "3.4.0")
+    with pytest.raises(ValueError, match=r"steady' on a GPU needs triton >= 3\.5, found 3\.4\.0.*backend='cpu'"):
+        ReplanLaunch(TOPOLOGY, LAYERS, EXPERTS, POLICIES["steady"], steps=4, device="cuda")
 
 
 def test_a_bad_device_is_refused() -> None:
