@@ -98,7 +98,7 @@ def test_recorded_plans(name: str) -> None:
 
 
 def _marked() -> Iterator[ParameterSet]:
-    """All layers, up to LAYERS_AT_ONCE in a part, take hours in the interpreter."""
+    """All layers, up to LAYERS_AT_ONCE in a part, take more than an hour in the interpreter."""
     for name in SMALL:
         for first in range(0, RECORDED[name].history.shape[1], LAYERS_AT_ONCE):
             yield pytest.param(name, first, marks=pytest.mark.slow)
