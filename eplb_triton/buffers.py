@@ -23,14 +23,23 @@ _WORDS = {
 ALIGNMENT = 16  # bytes: what a kernel is compiled for
 
 
+def check_map_dtype(dtype: torch.dtype) -> None:
+    """Refuse what no map is made of.
+
+    Raises:
+        ValueError: `dtype` is neither torch.int64 nor torch.int32.
+    """
+    if dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
+
+
 def new_buffers(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     """New tensors of `shapes`, by name, that hold no expert yet: -1 everywhere, and counts of 0.
 
     Raises:
         ValueError: `dtype` is none of maps.
     """
-    if dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
+    check_map_dtype(dtype)
     made = {}
     for name, shape in shapes.items():
         fill, kind = (GOOD, torch.int32) if name in ("bad", "classes") else (0 if name == "logcnt" else -1, dtype)

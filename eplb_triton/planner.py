@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eplb_triton.backends import resolve_backend
 from eplb_triton.binding import Job, Relabel, bind, bind_classify, bind_relabel, bind_replan
+from eplb_triton.buffers import check_map_dtype
 from eplb_triton.fitting import check_loads, check_moves, check_out, check_price, slots_before
 from eplb_triton.loads import as_loads, check_shape
 from eplb_triton.placement import Placement
@@ -66,8 +67,7 @@ class Planner:
     ) -> None:
         if not isinstance(topology, Topology):
             raise TypeError(f"topology is a {type(topology).__name__}, must be an eplb_triton.Topology")
-        if dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
+        check_map_dtype(dtype)
         self.topology = topology
         self.policy = resolve_policy(policy)
         self.device = torch.empty(0, device=device).device  # cuda becomes cuda:0

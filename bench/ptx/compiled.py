@@ -154,9 +154,7 @@ def compile_plan(
     lanes = TARGETS[target].warp_size
     width = model.topology.num_replicas - model.experts + 1 if want_log2phy else None
     if policy.replan:
-        shape = replan_plan(
-            model.topology, model.experts, policy, steps=STEPS, log2phy_width=width, warp=lanes
-        )  # fmt: skip
+        shape = replan_plan(model.topology, model.experts, policy, steps=STEPS, log2phy_width=width, warp=lanes)
         yield compile_kernel(shape.kernel(previous=True), target, **options)
         return
     launch = launch_plan(model.topology, model.experts, policy, log2phy_width=width, lanes=lanes)

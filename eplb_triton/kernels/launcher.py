@@ -14,12 +14,11 @@ from torch import Tensor
 
 from eplb_triton.kernels.buffers import Maps
 from eplb_triton.kernels.fused import plan_rows
-from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec, LaunchPlan, launch_plan
+from eplb_triton.kernels.specs import TRITON_TYPE, WARP, KernelSpec, LaunchPlan, launch_plan
 from eplb_triton.policy import Policy
 from eplb_triton.topology import Topology
 
 _INTERPRETED = not isinstance(plan_rows, triton.runtime.JITFunction)
-_LANES = 64 if torch.version.hip else 32
 Runner = Callable[..., object]
 
 
@@ -80,7 +79,7 @@ class Launch:
         self.device = resolve_device(device)
         self.plan = launch_plan(
             topology, num_experts, policy, loads_dtype=loads_dtype, dtype=dtype, log2phy_width=log2phy_width,
-            lanes=_LANES,
+            lanes=WARP,
         )  # fmt: skip
         self.num_layers = num_layers
         self.scratch = self.plan.scratch(num_layers, self.device)

@@ -11,12 +11,13 @@ import torch
 import triton
 from torch import Tensor
 
+from eplb_triton.buffers import check_map_dtype
 from eplb_triton.kernels import launcher
 from eplb_triton.kernels.buffers import Maps
 from eplb_triton.kernels.launcher import Buffers, Pointer, Runner, load_kernel, run_on
 from eplb_triton.kernels.relabelling import Scratch, relabel_layers
 from eplb_triton.kernels.shapes import starts_of
-from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec, check_sizes
+from eplb_triton.kernels.specs import TRITON_TYPE, WARP, KernelSpec, check_log2phy_width, check_sizes
 from eplb_triton.topology import Topology
 
 _INTERPRETED = not isinstance(relabel_layers, triton.runtime.JITFunction)
@@ -86,10 +87,8 @@ def relabel_spec(
         ValueError: a size is above what the kernels are made for, or a type is none of theirs.
     """
     check_sizes(topology, num_experts)
-    if dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
-    if log2phy_width is not None and log2phy_width < 1:
-        raise ValueError(f"log2phy_width={log2phy_width} must be at least 1, or None for no log2phy")
+    check_map_dtype(dtype)
+    check_log2phy_width(log2phy_width)
     width = max(num_experts, topology.num_replicas)
     num_warps = 1 if width <= 64 else 8
     most = triton.next_power_of_2(topology.num_replicas * max(topology.gpus_per_node, topology.planned_nodes))
@@ -155,9 +154,8 @@ class RelabelLaunch:
         device: torch.device | str,
     ) -> None:
         self.device = launcher.resolve_device(device)
-        warp = 64 if torch.version.hip else 32
         kernel, self._shape = relabel_spec(
-            topology, num_experts, dtype=dtype, log2phy_width=log2phy_width, warp=warp, wide=_INTERPRETED
+            topology, num_experts, dtype=dtype, log2phy_width=log2phy_width, warp=WARP, wide=_INTERPRETED
         )
         self.scratch = scratch(self._shape, num_layers, self.device)
         self._index = self.device.index

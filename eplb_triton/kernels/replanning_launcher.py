@@ -11,11 +11,12 @@ import torch
 import triton
 from torch import Tensor
 
+from eplb_triton.buffers import check_map_dtype
 from eplb_triton.kernels import launcher
 from eplb_triton.kernels.launcher import Pointer, Runner, load_kernel, run_on
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
 from eplb_triton.kernels.replanning_shapes import ReplanShape, replan_plan
-from eplb_triton.kernels.specs import TRITON_TYPE
+from eplb_triton.kernels.specs import TRITON_TYPE, WARP, check_loads_dtype
 from eplb_triton.policy import Policy
 from eplb_triton.topology import Topology
 
@@ -62,16 +63,13 @@ class ReplanLaunch:
         log2phy_width: int | None = None,
         device: torch.device | str,
     ) -> None:
-        if dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
-        if loads_dtype not in TRITON_TYPE:
-            raise ValueError(f"loads_dtype={loads_dtype} must be one of {', '.join(map(str, TRITON_TYPE))}")
+        check_map_dtype(dtype)
+        check_loads_dtype(loads_dtype)
         if not _INTERPRETED:
             _check_compiler(policy)
         self.device = launcher.resolve_device(device)
-        warp = 64 if torch.version.hip else 32
         self.plan = replan_plan(
-            topology, num_experts, policy, steps=steps, log2phy_width=log2phy_width, warp=warp, wide=_INTERPRETED
+            topology, num_experts, policy, steps=steps, log2phy_width=log2phy_width, warp=WARP, wide=_INTERPRETED
         )
         self.steps, self.loads_dtype, self.dtype = steps, loads_dtype, dtype
         self.shapes = output_shapes(topology, num_layers, num_experts, dtype, log2phy_width)

@@ -16,7 +16,7 @@ from eplb_triton.constants import NEWEST_STEPS
 from eplb_triton.kernels.buffers import ROW_BYTES
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
 from eplb_triton.kernels.shapes import Shape, shape_of, starts_of
-from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
+from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec, check_log2phy_width
 from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Policy, Replan
 from eplb_triton.replans import score_z
@@ -216,8 +216,7 @@ def replan_plan(
         raise ValueError(f"policy={policy.name!r} does not replan; one with `replan`, like 'steady', does")
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
-    if log2phy_width is not None and log2phy_width < 1:
-        raise ValueError(f"log2phy_width={log2phy_width} must be at least 1, or None for no log2phy")
+    check_log2phy_width(log2phy_width)
     topology.check_experts(num_experts)
     steps = min(steps, NEWEST_STEPS)
     groups, nodes = topology.planned_groups, topology.planned_nodes

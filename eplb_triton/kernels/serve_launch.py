@@ -14,13 +14,12 @@ from torch import Tensor
 
 from eplb_triton.kernels import serve
 from eplb_triton.kernels.launcher import Pointer, load_kernel, run_on
-from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
+from eplb_triton.kernels.specs import TRITON_TYPE, WARP, KernelSpec
 from eplb_triton.serving.checks import check
 
 IDS = 512  # of a program that counts and sorts them; half as many cost as much again for the places
 HASHED_IDS = 1024  # of one that does not sort
 MOST_SOURCES = 16384  # 3 * 16384^2, a key of kernels/transfers.py, is below 2^31
-LANES = 64 if torch.version.hip else 32
 _INTERPRETED = not isinstance(serve.split_layers, triton.runtime.JITFunction)
 
 
@@ -39,7 +38,7 @@ class SplitShape:
 
 
 @lru_cache(maxsize=256)
-def split_shape(num_experts: int, num_replicas: int, num_gpus: int, lanes: int = LANES) -> SplitShape:
+def split_shape(num_experts: int, num_replicas: int, num_gpus: int, lanes: int = WARP) -> SplitShape:
     """The constants of every kernel for one placement."""
     experts, replicas, gpus = (
         max(lanes, triton.next_power_of_2(size)) for size in (num_experts, num_replicas, num_gpus)
@@ -55,7 +54,7 @@ def spec(
     name: str,
     shape: SplitShape,
     types: tuple[tuple[str, torch.dtype | None], ...],
-    lanes: int = LANES,
+    lanes: int = WARP,
     **constants: int,
 ) -> KernelSpec:
     """A kernel of `serve`, for tensors of these types.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eplb_triton.buffers import check_map_dtype
 from eplb_triton.kernels.buffers import ROW_BYTES, Maps
 from eplb_triton.kernels.fused import plan_rows
 from eplb_triton.kernels.measure import measure_rows
@@ -18,6 +19,8 @@ from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Policy
 from eplb_triton.topology import Topology
 
+WARP = 64 if torch.version.hip else 32
+"""Threads of a warp of the GPUs that this PyTorch is for."""
 MOST_EXPERTS, MOST_REPLICAS, MOST_GPUS = 2048, 4096, 2048
 
 TRITON_TYPE = {
@@ -110,12 +113,9 @@ def launch_plan(
     """
     check_sizes(topology, num_experts)
     topology.check_experts(num_experts)
-    if dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"dtype={dtype} must be torch.int64 or torch.int32")
-    if loads_dtype not in TRITON_TYPE:
-        raise ValueError(f"loads_dtype={loads_dtype} must be one of {', '.join(map(str, TRITON_TYPE))}")
-    if log2phy_width is not None and log2phy_width < 1:
-        raise ValueError(f"log2phy_width={log2phy_width} must be at least 1, or None for no log2phy")
+    check_map_dtype(dtype)
+    check_loads_dtype(loads_dtype)
+    check_log2phy_width(log2phy_width)
     shape = shape_of(topology, num_experts, policy, log2phy_width or 1, lanes)
     index = "*" + TRITON_TYPE[dtype]
     signature: dict[str, Any] = {
@@ -134,6 +134,26 @@ def launch_plan(
     if policy.counts in ("dispersion", "simulated") and topology.num_replicas > num_experts:
         kernels.insert(0, _spec(measure_rows, signature, shape, lanes))
     return LaunchPlan(tuple(kernels), shape, topology.planned_groups)
+
+
+def check_loads_dtype(loads_dtype: torch.dtype) -> None:
+    """Refuse loads that no kernel reads.
+
+    Raises:
+        ValueError: names the types that they read.
+    """
+    if loads_dtype not in TRITON_TYPE:
+        raise ValueError(f"loads_dtype={loads_dtype} must be one of {', '.join(map(str, TRITON_TYPE))}")
+
+
+def check_log2phy_width(log2phy_width: int | None) -> None:
+    """Refuse a log2phy that has no room for a replica.
+
+    Raises:
+        ValueError: the width is below 1.
+    """
+    if log2phy_width is not None and log2phy_width < 1:
+        raise ValueError(f"log2phy_width={log2phy_width} must be at least 1, or None for no log2phy")
 
 
 def check_sizes(topology: Topology, num_experts: int) -> None:

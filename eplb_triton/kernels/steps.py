@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eplb_triton.kernels.arith import clean
 from eplb_triton.kernels.launcher import Pointer, load_kernel, run_on
-from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec
+from eplb_triton.kernels.specs import TRITON_TYPE, WARP, KernelSpec
 
 LANES = 256  # experts of a program; 4 warps: a lane has two chains of additions
 _STRIDES = "step_stride", "layer_stride", "expert_stride", "num_steps"
@@ -70,7 +70,7 @@ class StepsLaunch:
     def __init__(self, num_layers: int, num_experts: int, loads_dtype: torch.dtype, device: torch.device) -> None:
         self.total = torch.empty(num_layers, num_experts, dtype=torch.float32, device=device)
         self._index, self._num_experts = device.index, num_experts
-        kernel = steps_spec(num_experts, loads_dtype, 64 if torch.version.hip else 32)
+        kernel = steps_spec(num_experts, loads_dtype, WARP)
         stand_ins = Pointer(kernel.signature["loads_ptr"], 1), 1, 1, 1, 1, self.total, num_experts, LANES
         grid = num_layers, -(-num_experts // LANES), 1
         self._run = load_kernel(kernel.function, grid, stand_ins, kernel.options, device)
