@@ -1,6 +1,6 @@
 """Replanning, from loads to samples: which steps count, and what each expert got in some of them."""
-# ruff: noqa: N803, N806
-# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+# ruff: noqa: N803, N806, RUF005
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return,assignment"
 
 import triton
 import triton.language as tl
@@ -215,6 +215,7 @@ def _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idl
     added = tl.full((shape.expert_lanes,), 0, tl.int32)
     first = 0
     while first < ROW:
+        made = ()
         for also in tl.static_range(STEPS_AT_ONCE):
             i = first + also
             there = i < taken
@@ -226,8 +227,11 @@ def _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idl
             whole = _scaled(raw, sampled, scale, idle)
             inverse = tl.load(inverse_ptr + i).to(tl.float64, bitcast=True)
             loads = quotient(whole * LOAD_UNITS, total, inverse).to(tl.int32)
-            tl.store(memory.ints + shape.at.level + sample_at(expert, i, E, shape), loads, mask=inside)
+            made = made + (loads,)
             added += loads
+        for also in tl.static_range(STEPS_AT_ONCE):  # all before the first is stored: no load passes a store
+            level_ptr = memory.ints + shape.at.level + sample_at(expert, first + also, E, shape)
+            tl.store(level_ptr, made[also], mask=inside)
         first += STEPS_AT_ONCE
     tl.debug_barrier()
     shift = tl.load(memory.ints + shape.at.share + expert, mask=inside, other=0) - added // taken
