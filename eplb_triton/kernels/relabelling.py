@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.replanning_slots import write_maps
+from eplb_triton.kernels.replanning_slots import list_slots, write_maps
 
 
 class Scratch(NamedTuple):
@@ -38,6 +38,7 @@ def relabel_layers(
     if shape.nodes > 1:
         relabel_nodes(memory, maps.bad + layer * shape.nodes, shape)
     relabel_gpus(memory, shape)
+    list_slots(memory, shape)
     one = tl.full((), 1, tl.int32)
     write_maps(memory, one, layer, maps, log2phy_layer_stride, log2phy_stride, shape)
 

@@ -223,6 +223,8 @@ def replan_layers(
         of_change += shape.replicas
     tl.debug_barrier()
     _report(memory, samples, of_change, empty, layer, out, shape)
+    if plans != 1:  # else the moves left lists of the slots
+        list_slots(memory, shape)
     write_maps(memory, plans, layer, out, log2phy_layer_stride, log2phy_stride, shape)
 
 

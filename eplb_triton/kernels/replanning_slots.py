@@ -9,13 +9,15 @@ from eplb_triton.kernels.sorting import sort_descending
 
 _EXPERT = tl.constexpr(16)  # of a key: the expert, the lowest highest, then the slot, the lowest highest
 _SLOT = tl.constexpr(0xFFFF)
+AT_ONCE = tl.constexpr(4)
+"""Slots of an expert that a lane looks up before it asks whether there are more."""
 
 
 @triton.jit(noinline=True)
 def list_slots(memory, shape: tl.constexpr):
     """Of every expert, from memory.slot: memory.count, its replicas, and memory.link [E + P], a list of its slots,
     ascending: the first slot of each expert, then the next one after each slot; -1 ends a list. memory.last: its last
-    slot. memory.rank: of each slot among those of its expert."""
+    slot."""
     E: tl.constexpr = shape.experts
     links, keys_ptr = memory.ints + shape.at.link, memory.longs + shape.at.key
     expert = tl.arange(0, shape.expert_lanes)
@@ -38,9 +40,8 @@ def list_slots(memory, shape: tl.constexpr):
     tl.store(links + E + slot, tl.zeros_like(place) - 1, mask=last)
     tl.store(memory.ints + shape.at.last + expert, slot, mask=last)
     tl.debug_barrier()
-    rank = place - tl.load(memory.ints + shape.at.first + expert, mask=inside, other=0)
-    tl.store(memory.ints + shape.at.rank + slot, rank, mask=inside)
-    tl.store(memory.ints + shape.at.count + expert, rank + 1, mask=last)
+    count = place + 1 - tl.load(memory.ints + shape.at.first + expert, mask=last, other=0)
+    tl.store(memory.ints + shape.at.count + expert, count, mask=last)
     tl.debug_barrier()
 
 
@@ -53,36 +54,34 @@ def _expert_and_slot(key, E: tl.constexpr):
 
 @triton.jit(noinline=True)
 def write_maps(memory, plans, layer, out, layer_stride, expert_stride, shape: tl.constexpr):
-    """The layer's maps from memory.slot, ranks ascending with the slot; a slot without an expert has none. Where no
-    plan was made, phy2log stands already. The strides are those of log2phy, which holds the replicas of lowest rank:
-    where an expert has more, each -1 of `bad` becomes -2."""
+    """The layer's maps from memory.slot and the lists of it, ranks ascending with the slot; a slot without an expert
+    has none. Where no plan was made, phy2log stands already. The strides are those of log2phy, which holds the replicas
+    of lowest rank: where an expert has more, each -1 of `bad` becomes -2."""
     E: tl.constexpr = shape.experts
     WIDTH: tl.constexpr = shape.log2phy_width
     log2phy = out.log2phy
     if log2phy is not None:
         log2phy += layer * layer_stride
-    list_slots(memory, shape)
-    start = 0
-    while start < shape.replicas:
-        slot = start + tl.arange(0, shape.lanes)
-        inside = slot < shape.replicas
-        at = layer * shape.replicas + slot
-        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=0)
-        rank = tl.load(memory.ints + shape.at.rank + slot, mask=inside & (expert >= 0), other=-1)
-        if plans > 0:
-            tl.store(out.phy2log + at, expert, mask=inside)
-        tl.store(out.phyrank + at, rank, mask=inside)
-        if log2phy is not None:
-            tl.store(log2phy + expert * expert_stride + rank, slot, mask=inside & (rank >= 0) & (rank < WIDTH))
-        start += shape.lanes
     most = tl.full((), 0, tl.int32)
     start = 0
     while start < E:
         expert = start + tl.arange(0, shape.lanes)
         count = tl.load(memory.ints + shape.at.count + expert, mask=expert < E, other=0)
         tl.store(out.logcnt + layer * E + expert, count, mask=expert < E)
+        most = tl.maximum(most, tl.max(count, 0))
+        start += shape.lanes
+    start = 0
+    while start < shape.replicas:
+        slot = start + tl.arange(0, shape.lanes)
+        inside = slot < shape.replicas
+        at = layer * shape.replicas + slot
+        expert = tl.load(memory.ints + shape.at.slot + slot, mask=inside, other=-1)
+        rank = _rank(memory, slot, expert, most, shape)
+        if plans > 0:
+            tl.store(out.phy2log + at, expert, mask=inside)
+        tl.store(out.phyrank + at, rank, mask=inside)
         if log2phy is not None:
-            most = tl.maximum(most, tl.max(count, 0))
+            tl.store(log2phy + expert * expert_stride + rank, slot, mask=(rank >= 0) & (rank < WIDTH))
         start += shape.lanes
     if log2phy is not None:
         start = 0
@@ -100,3 +99,20 @@ def write_maps(memory, plans, layer, out, layer_stride, expert_stride, shape: tl
             tl.debug_barrier()
             crowded = (most > WIDTH) & (bad == -1)
             tl.store(out.bad + layer * shape.nodes + node, tl.where(crowded, -2, bad), mask=inside)
+
+
+@triton.jit
+def _rank(memory, slot, expert, most, shape: tl.constexpr):
+    """Of slots [lanes] among those of their expert, from its list, which is in any order; -1 of no expert.
+
+    most: no expert has more slots."""
+    links = memory.ints + shape.at.link
+    rank = tl.where(expert >= 0, 0, -1)
+    other = tl.load(links + expert, mask=expert >= 0, other=-1)
+    nth = 0
+    while nth < most:
+        for _ in tl.static_range(AT_ONCE):
+            rank += ((other >= 0) & (other < slot)).to(tl.int32)
+            other = tl.load(links + shape.experts + other, mask=other >= 0, other=-1)
+        nth += AT_ONCE
+    return rank
