@@ -165,13 +165,13 @@ def replan_layers(
                     if gain_of_swap > gain:
                         gain, key = gain_of_swap.to(tl.int64), key_of_swap
                 if fresh == 0:
-                    first, donors = change_counts(memory, samples, heaviest, top, shape)
+                    first, donors = change_counts(memory, samples, heaviest, top, most, shape)
                     if donors > 0:
-                        some, unsure = try_receivers(memory, heaviest, low, high, most, first, shape)
+                        some, unsure = try_receivers(memory, heaviest, low, high, most, shape)
                         if unsure:
                             peak, low = peak_and_least_gain(memory, shape)
                             high = low
-                            some, unsure = try_receivers(memory, heaviest, low, high, most, first, shape)
+                            some, unsure = try_receivers(memory, heaviest, low, high, most, shape)
                         if some:
                             value_pairs(memory, samples, heaviest, top, first, donors, shape)
                             best, its_key = find_replica(memory, heaviest, first, donors, most, shape)

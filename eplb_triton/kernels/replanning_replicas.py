@@ -3,8 +3,8 @@
 Whoever holds the donor or the receiver gets other loads, a GPU that holds both gets both changes. What a holder of the
 donor is worth afterwards, unless it holds the receiver, is the same for every receiver.
 """
-# ruff: noqa: N803, N806, PLR0915
-# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+# ruff: noqa: N806, PLR0915, RUF005
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return,assignment"
 
 import triton
 import triton.language as tl
@@ -15,8 +15,6 @@ from eplb_triton.kernels.replanning_potential import INVERSE, NO_GAIN, load_numb
 
 AT_ONCE = tl.constexpr(4)
 """Replicas of an expert that a lane looks up at once."""
-COUNTED = tl.constexpr(8)
-"""Replicas of an expert that lanes look up side by side."""
 
 
 @triton.jit(noinline=True)
@@ -58,103 +56,102 @@ def list_donors(memory, shape: tl.constexpr):
     return most
 
 
-@triton.jit
-def _fill_parts(rows, times, own, has_parts, ROWS: tl.constexpr, shape: tl.constexpr):
-    """The rows of memory.part of `change_counts`. Returns sums of squares: of a GPU's loads once an expert has another
-    count, and of those without it, for the heaviest GPU of the change itself."""
-    ROW: tl.constexpr = shape.row
-    STEP: tl.constexpr = shape.together
-    E: tl.constexpr = shape.experts
-    level_ptr, changed_ptr, load_ptr, part_ptr = rows
-    squares = tl.full((shape.lanes, STEP), 0, tl.int64)
-    other_squares = tl.full((shape.lanes, STEP), 0, tl.int64)
-    for t in tl.range(0, ROW, STEP, loop_unroll_factor=shape.unroll):
-        each = tl.load(changed_ptr + t * E)
-        difference = each - tl.load(level_ptr + t * E)
-        load = tl.load(load_ptr + t * shape.gpus) + times[:, None] * difference
-        without = load - each
-        squares += load.to(tl.int64) * load
-        other = tl.where(own[:, None], difference, without)
-        other_squares += other.to(tl.int64) * other
-        tl.store(part_ptr + t * ROWS, tl.where(own[:, None], difference, load), mask=has_parts[:, None])
-        tl.store(part_ptr + (ROWS * ROW + t * ROWS), tl.where(own[:, None], each, without), mask=has_parts[:, None])
-    return tl.sum(squares, 1), tl.sum(other_squares, 1)
-
-
 @triton.jit(noinline=True)
-def change_counts(memory, samples, heaviest, top, shape: tl.constexpr):
+def change_counts(memory, samples, heaviest, top, most, shape: tl.constexpr):
     """What GPUs are worth once a single expert has another count. Returns where the node's donors begin, and how many.
 
-    By donor slot: memory.worth, by how much the power of its GPU falls with one replica fewer; memory.grown, if its
-    expert has one more. By slot of an expert of the heaviest GPU: memory.held_power, of its GPU with one replica more;
-    by slot i of the heaviest GPU: memory.grown behind those of donors.
+    By donor slot: memory.worth, by how much the power of its GPU falls with one replica fewer. By place n among the
+    slots of the expert in slot i of the heaviest GPU: memory.grown [n, i], by how much that of its GPU falls with one
+    replica more; memory.held_power, what it then is, by slot.
     Rows of loads, memory.part [2, p + S, T], with their sums, sums of squares and spreads: of the GPU of a donor slot
     once there is one replica fewer, with this one and without it; of slot i of the heaviest GPU, what one replica more
-    makes of a replica's loads, as their change and as they are."""
+    makes of a replica's loads, as their change and as they are.
+
+    most: no expert has more replicas."""
     ROW: tl.constexpr = shape.row
+    STEP: tl.constexpr = shape.together
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
     P: tl.constexpr = shape.replicas // shape.nodes
     ROWS: tl.constexpr = P + S
+    AHEAD: tl.constexpr = shape.ahead if shape.ahead * STEP < ROW else ROW // STEP
     node = heaviest * S // P
     inverse = load_number(memory, INVERSE, shape)
     first = tl.load(memory.ints + shape.at.donor_start + node)
     num = tl.load(memory.ints + shape.at.donor_start + node + 1) - first
+    rows = 2 * num + 2 * S + most * S
     start = 0
-    while start < 2 * num + S:  # donors with one replica fewer, with one more, and the heaviest GPU's with one more
-        at = start + tl.arange(0, shape.lanes)
-        inside = at < 2 * num + S
-        fewer, own = at < num, at >= 2 * num
-        i = tl.minimum(at - 2 * num, S - 1)
-        place = tl.where(fewer, at, at - num)
-        donor = tl.load(memory.ints + shape.at.donor + first + place, mask=own == 0, other=0)
-        slot = tl.where(own, heaviest * S + i, donor)
-        row = tl.where(own, P + i, place)
+    while start < rows:  # both parts of donors, both of slots of the heaviest GPU, then who holds the experts of these
+        at = tl.minimum(start + tl.arange(0, shape.lanes), rows - 1)
+        fewer = at < 2 * num
+        own = at - 2 * num
+        more = own >= 2 * S
+        nth = tl.where(more, own // S - 2, 0)
+        half = tl.where(fewer, at >= num, own >= S).to(tl.int32)
+        place = tl.where(fewer, at - half * num, own % S)
+        own_slot = heaviest * S + tl.where(fewer, 0, place)
+        a = tl.load(memory.ints + shape.at.slot + own_slot)
+        count = tl.load(memory.ints + shape.at.count + a)
+        its_first = tl.load(memory.ints + shape.at.donor_first + a)
+        grows = more & (nth < count) & (tl.load(memory.ints + shape.at.times + own_slot) > 0)
+        listed = fewer | (grows & (count > 1))
+        donor = tl.where(fewer, first + place, its_first + nth)
+        slot = tl.load(memory.ints + shape.at.donor + donor, mask=listed, other=0)
+        slot = tl.where(listed, slot, own_slot)
         expert, gpu = tl.load(memory.ints + shape.at.slot + slot), slot // S
+        # a row: `of_gpu` times the loads of the GPU, `changed` times a replica's once its count is another, `as_is`
+        # times what it gets now
         times = tl.load(memory.ints + shape.at.times + slot)
+        of_gpu = fewer | more
+        changed = tl.where(fewer, times - half, tl.where(more, times, 1))
+        as_is = tl.where(of_gpu, -times, half - 1)
         change = tl.where(fewer, E, 2 * E)
+        has_part = more == 0
+        part = half * ROWS + tl.where(fewer, place, P + place)
         load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
         level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
         changed_ptr = level_ptr + (change * ROW)[:, None]
-        part_ptr = sample_rows(memory.ints + shape.at.part, row, shape)
-        has_parts = fewer | (own & inside)
-        rows = level_ptr, changed_ptr, load_ptr, part_ptr
-        square, other_square = _fill_parts(rows, times, own, has_parts, ROWS, shape)
-        its_sum = tl.load(memory.ints + shape.at.sum + change + expert)
-        more_sum = its_sum - tl.load(memory.ints + shape.at.sum + expert)
-        its_spread = tl.load(memory.longs + shape.at.spread + change + expert)
-        more_spread = its_spread - tl.load(memory.longs + shape.at.spread + expert)
-        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu) + times * more_sum
-        spread = tl.load(memory.longs + shape.at.gpu_spread + gpu) + times * more_spread
-        variance = samples * square - mean.to(tl.int64) * mean + spread
+        part_at = half * (ROWS * ROW // STEP) + tl.where(fewer, place, P + place)
+        part_ptr = sample_rows(memory.ints + shape.at.part, part_at, shape)
+        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu, mask=of_gpu, other=0)
+        mean += changed * tl.load(memory.ints + shape.at.sum + change + expert)
+        mean += as_is * tl.load(memory.ints + shape.at.sum + expert)
+        spread = tl.load(memory.longs + shape.at.gpu_spread + gpu, mask=of_gpu, other=0)
+        spread += changed * tl.load(memory.longs + shape.at.spread + change + expert)
+        spread += as_is * tl.load(memory.longs + shape.at.spread + expert)
+        its_power = tl.load(memory.ints + shape.at.gpu_power + gpu)
+        squares = tl.full((shape.lanes, STEP), 0, tl.int64)
+        for start_of in tl.static_range(0, ROW, AHEAD * STEP):
+            row = ()
+            for t in tl.static_range(start_of, start_of + AHEAD * STEP, STEP):  # no load passes a store
+                load = tl.load(load_ptr + t * shape.gpus, mask=of_gpu[:, None], other=0)
+                load += changed[:, None] * tl.load(changed_ptr + t * E) + as_is[:, None] * tl.load(level_ptr + t * E)
+                row = row + (load,)
+            for piece in tl.static_range(AHEAD):
+                squares += row[piece].to(tl.int64) * row[piece]
+                tl.store(part_ptr + (start_of + piece * STEP) * ROWS, row[piece], mask=has_part[:, None])
+        square = tl.sum(squares, 1)
+        tl.store(memory.ints + shape.at.part_sum + part, mean, mask=has_part)
+        tl.store(memory.longs + shape.at.part_square + part, square, mask=has_part)
+        tl.store(memory.longs + shape.at.part_spread + part, spread, mask=has_part)
+        variance = samples * square - mean.to(tl.int64) * mean + spread  # of parts of their own, not looked at
         power = power_or_limit(score(mean, variance, shape), top, inverse, shape)
-        fall = tl.load(memory.ints + shape.at.gpu_power + gpu).to(tl.int64) - power
-        tl.store(memory.longs + shape.at.worth + place, fall, mask=fewer)
-        tl.store(memory.longs + shape.at.grown + row, tl.where(times > 0, fall, 0), mask=inside & (fewer == 0))
-        # donors on the heaviest GPU are among its slots
-        tl.store(
-            memory.longs + shape.at.held_power + slot, power, mask=inside & (own | ((fewer == 0) & (gpu != heaviest)))
-        )
-        its_square = tl.load(memory.longs + shape.at.square + change + expert)
-        tl.store(memory.ints + shape.at.part_sum + row, tl.where(own, more_sum, mean), mask=has_parts)
-        tl.store(memory.ints + shape.at.part_sum + ROWS + row, tl.where(own, its_sum, mean - its_sum), mask=has_parts)
-        square_ptr, spread_ptr = memory.longs + shape.at.part_square, memory.longs + shape.at.part_spread
-        tl.store(square_ptr + row, tl.where(own, other_square, square), mask=has_parts)
-        tl.store(square_ptr + ROWS + row, tl.where(own, its_square, other_square), mask=has_parts)
-        tl.store(spread_ptr + row, tl.where(own, more_spread, spread), mask=has_parts)
-        tl.store(spread_ptr + ROWS + row, tl.where(own, its_spread, spread - its_spread), mask=has_parts)
+        fall = its_power.to(tl.int64) - power
+        tl.store(memory.longs + shape.at.worth + place, fall, mask=fewer & (half == 0))
+        tl.store(memory.longs + shape.at.grown + nth * S + place, fall, mask=grows)
+        tl.store(memory.longs + shape.at.held_power + slot, power, mask=grows)
         start += shape.lanes
     tl.debug_barrier()
     return first, num
 
 
 @triton.jit(noinline=True)
-def try_receivers(memory, heaviest, low, high, most, first, shape: tl.constexpr):
+def try_receivers(memory, heaviest, low, high, most, shape: tl.constexpr):
     """memory.lowered: by how much an expert in slot i of the heaviest GPU, given one replica more that nobody receives
     yet, lowers the potential, NO_GAIN where that is no more than `low`. Returns whether any is, and whether any is no
     more than `high`.
 
-    most: no expert has more replicas; first: where the node's donors begin."""
+    most: no expert has more replicas."""
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     i = tl.arange(0, shape.slot_lanes)
@@ -162,15 +159,13 @@ def try_receivers(memory, heaviest, low, high, most, first, shape: tl.constexpr)
     expert = tl.load(memory.ints + shape.at.slot + own)
     count = tl.load(memory.ints + shape.at.count + expert)
     has_room = (i < S) & (count < D) & (tl.load(memory.ints + shape.at.times + own) > 0)
-    place = tl.load(memory.ints + shape.at.donor_first + expert) - first
-    place = tl.where(count > 1, place, D * S + i)
     lowered = tl.full((shape.slot_lanes,), 0, tl.int64)
-    start = 0
-    while start < most:
-        nth = start + tl.arange(0, COUNTED)[None, :]
-        grown_ptr = memory.longs + shape.at.grown + place[:, None] + nth
-        lowered += tl.sum(tl.load(grown_ptr, mask=has_room[:, None] & (nth < count[:, None]), other=0), 1)
-        start += COUNTED
+    nth = 0
+    while nth < most:
+        for also in tl.static_range(AT_ONCE):
+            grown_ptr = memory.longs + shape.at.grown + (nth + also) * S + i
+            lowered += tl.load(grown_ptr, mask=has_room & (nth + also < count), other=0)
+        nth += AT_ONCE
     passes = has_room & (lowered > low)
     tl.store(memory.longs + shape.at.lowered + i, tl.where(passes, lowered, NO_GAIN), mask=i < S)
     tl.debug_barrier()

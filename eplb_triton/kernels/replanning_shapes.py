@@ -81,7 +81,7 @@ class Places:
     part_square: int  # [2, p + S]
     part_spread: int  # [2, p + S]
     worth: int  # [p]
-    grown: int  # [p + S]
+    grown: int  # [p, S]
     lowered: int  # [S]
     fall: int  # [S, p]
     received: int  # [S, p]
@@ -112,7 +112,7 @@ class ReplanShape:
     z_of_slot: float
     lanes: int  # of tiles in which a lane makes products over the samples
     candidates: int  # of tiles of candidates
-    unroll: int  # of loops over the samples that store: with more, AMD has a function save its caller's registers
+    ahead: int  # pieces of rows made before the first is stored: with more, AMD saves registers of the caller
     expert_lanes: int
     replica_lanes: int
     gpu_lanes: int
@@ -236,7 +236,7 @@ def replan_plan(
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=max(threads, min(flat, 4096)) if wide else threads,
         candidates=max(threads, min(flat, 4096)) if wide else (2 if warp == 32 else 1) * threads,
-        unroll=8 if warp == 32 else 2,
+        ahead=8 if warp == 32 else 2,
         **sizes,
         num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
     )  # fmt: skip
@@ -283,7 +283,7 @@ def _places(
     longs = {
         "square": 3 * E, "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "given": max(P, T), "product": S * E,
         "into_own": E, "into_partner": S * d, "held_power": P, "part_square": 2 * (p + S), "part_spread": 2 * (p + S),
-        "worth": p, "grown": p + S,
+        "worth": p, "grown": p * S,
         "lowered": S, "fall": S * p, "received": S * p, "numbers": 8, "total": steps,
         "key": sizes["replica_lanes"],
     }  # fmt: skip
