@@ -10,10 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from bench.ptx.compiled import Compiled
 from bench.ptx.listing import Instruction, Listing, functions, parse_functions
-from eplb_triton.kernels.replanning_potential import _estimate_least_gain, root_near
+from eplb_triton.kernels.replanning_potential import _estimate_least_gain, add_product, root_near
 from eplb_triton.kernels.replanning_swaps import _bound_swaps, _least_power
 
 REGISTERS = {1: 168, 4: 128, 8: 128, 16: 128}
@@ -24,10 +25,11 @@ SGPR_SPILLS = 128
 CALL_FRAME = 32
 """Most bytes of memory a thread on AMD: where a stage that calls a sort keeps the way back, and what it must restore of
 the caller's registers: stored once and loaded once a call. Nothing is spilled there."""
-MAY_APPROXIMATE = root_near
-"""The function whose numbers only decide what is worked out exactly, and are off by less than was allowed for."""
-ITS_CALLERS = _bound_swaps, _least_power, _estimate_least_gain
-"""Where LLVM may say that its instructions are from, once it has made one of several."""
+FOR_BOUNDS = {root_near: "rsqrt.approx.ftz.f32", add_product: "fma.rn.f32"}
+"""Functions whose numbers only decide what is worked out exactly, and are off by less than was allowed for; and the
+instruction of PTX that each may have."""
+ROOT_CALLERS = _bound_swaps, _least_power, _estimate_least_gain
+"""Where LLVM may say that the instructions of `root_near` are from, once it has made one of several."""
 STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")
 """The serial steps: a plan is hundreds of them, one after the other."""
 MAY_WAIT = {
@@ -67,10 +69,12 @@ def _inexact_in_ptx(listing: Listing) -> list[str]:
         opcode = instruction.opcode
         parts = opcode.split(".")
         floating = parts[-1] in ("f16", "f32", "f64", "f16x2", "f32x2")
-        bounds = opcode == "rsqrt.approx.ftz.f32" and MAY_APPROXIMATE.__name__ in functions(instruction.chain)
-        if ("approx" in parts or "full" in parts) and not bounds:
+        inside = functions(instruction.chain)
+        if any(opcode == its_opcode and function.__name__ in inside for function, its_opcode in FOR_BOUNDS.items()):
+            continue
+        if "approx" in parts or "full" in parts:
             broken.append(_rule("approximate arithmetic", instruction))
-        if "ftz" in parts and not bounds:
+        if "ftz" in parts:
             broken.append(_rule("subnormals flushed to zero", instruction))
         if parts[0] in ("fma", "mad") and floating:
             broken.append(_rule("multiply and add contracted to one rounding", instruction))
@@ -135,7 +139,13 @@ def _in_amdgcn(kernel: Compiled) -> list[str]:
     counts = Counter(re.findall(r"^\s+([sv]_\w+)", text, re.MULTILINE))
     if changes := [name for name in counts if name.startswith(("s_setreg", "s_denorm_mode", "s_round_mode"))]:
         broken.append(f"mode of arithmetic changed by {', '.join(changes)}")
-    broken += _approximate_roots(text)
+    places = _places(text)
+    roots = _lines_of(root_near, *ROOT_CALLERS)
+    for instruction, place in places:
+        if re.match(r"v_(rsq|sqrt)_f32", instruction) and place not in roots:
+            broken.append(f"approximate root: {instruction} ({place})")
+    fused = [instruction for instruction, place in places if place in _lines_of(add_product)]
+    counts -= Counter(instruction.split()[0] for instruction in fused)
     whole = len(re.findall(rf"v_mul_f32\S* .*{_WHOLE_DIVISION}", text))
     for bits in ("f32", "f64"):
         broken += _inexact_on_amd(counts, bits, whole if bits == "f32" else 0)
@@ -166,20 +176,25 @@ def _inexact_on_amd(counts: Counter[str], bits: str, whole: int) -> list[str]:
     return broken
 
 
-def _approximate_roots(text: str) -> list[str]:
-    """Float32 ones, but for those of MAY_APPROXIMATE, which the lines tell."""
-    allowed = set()
-    for function in (MAY_APPROXIMATE, *ITS_CALLERS):
-        lines, first = inspect.getsourcelines(function.fn)
-        file = Path(inspect.getsourcefile(function.fn) or "").name
-        allowed |= {f"{file}:{number}" for number in range(first, first + len(lines))}
-    broken, place = [], ""
+def _places(text: str) -> list[tuple[str, str]]:
+    """Vector instructions, and the file and line that each is said to be from."""
+    found, place = [], ""
     for line in text.splitlines():
         if loc := re.match(r"\s+\.loc\s.*;\s*(\S+?:\d+)", line):
             place = loc.group(1)
-        elif re.match(r"\s+v_(rsq|sqrt)_f32", line) and place not in allowed:
-            broken.append(f"approximate root: {line.strip()} ({place})")
-    return broken
+        elif re.match(r"\s+v_", line):
+            found.append((line.strip(), place))
+    return found
+
+
+def _lines_of(*functions: Any) -> set[str]:
+    """The files and lines of kernels' functions."""
+    found = set()
+    for function in functions:
+        lines, first = inspect.getsourcelines(function.fn)
+        file = Path(inspect.getsourcefile(function.fn) or "").name
+        found |= {f"{file}:{number}" for number in range(first, first + len(lines))}
+    return found
 
 
 def _number(text: str, pattern: str) -> int:

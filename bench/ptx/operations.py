@@ -98,6 +98,7 @@ def compute(parts: list[str]) -> Computed:
         "shr": lambda: (kind, [kind, _U32], _shift(name, kind)),
         "bfe": lambda: (kind, [kind, _U32, _U32], lambda a, start, size: _field(a, start, size, kind)),
         "popc": lambda: (_U32, [kind], lambda a: np.array([int(x).bit_count() for x in a])),
+        "fma": lambda: (kind, [kind, kind, kind], lambda a, b, c: (a.astype(np.float64) * b + c).astype(kind)),
         "prmt": lambda: (kind, [kind, kind, kind], _permute_bytes),
     }
     return others[name]()

@@ -161,7 +161,7 @@ def replan_layers(
             if (step < most_steps) & (written < limit):
                 multiply_own(memory, samples, heaviest, shape)
                 if written <= limit - 2:
-                    gain_of_swap, key_of_swap = find_swap(memory, heaviest, top, low, shape)
+                    gain_of_swap, key_of_swap = find_swap(memory, samples, heaviest, top, low, shape)
                     if gain_of_swap > gain:
                         gain, key = gain_of_swap.to(tl.int64), key_of_swap
                 if fresh == 0:

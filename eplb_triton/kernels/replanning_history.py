@@ -209,7 +209,7 @@ def _take_samples(layer_ptr, step_stride, expert_stride, kept, steps, scale, idl
     every = steps // taken
     row = tl.arange(0, ROW)
     totals = tl.load(memory.longs + shape.at.total + kept - 1 - row * every, mask=row < taken, other=1)
-    inverse_ptr = memory.longs + shape.at.given  # of no use yet to others
+    inverse_ptr = memory.longs + shape.at.inverse
     tl.store(inverse_ptr + row, inverse_of(totals).to(tl.int64, bitcast=True))
     tl.debug_barrier()
     added = tl.full((shape.expert_lanes,), 0, tl.int32)

@@ -1,21 +1,24 @@
 """Replanning, sums: what a replica of each expert and every GPU get in the samples, kept while single slots change."""
-# ruff: noqa: N806
-# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+# ruff: noqa: N806, RUF005
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return,assignment"
 
 import triton
 import triton.language as tl
 
+from eplb_triton.kernels.arith import bits
 from eplb_triton.kernels.replanning_history import sample_at
-from eplb_triton.kernels.replanning_potential import below, inner_product, sample_rows
+from eplb_triton.kernels.replanning_potential import below, inner_product, sample_rows, sum_of_squares
 
 
 @triton.jit(noinline=True)
 def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
     """Loads of a replica of experts first, first + apart, ... (`num` of them): memory.level of as many replicas as
-    there are, of one fewer and of one more, with their sums and spreads over the samples."""
+    there are, of one fewer and of one more, with their sums and spreads over the samples. Of as many as there are,
+    memory.centred: T times the loads, less their sum, bits of float32."""
     ROW: tl.constexpr = shape.row
     STEP: tl.constexpr = shape.together
     E: tl.constexpr = shape.experts
+    together = tl.arange(0, STEP)[None, :]
     start = 0
     while start < 3 * num:
         at = start + tl.arange(0, shape.lanes)
@@ -31,13 +34,21 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
         level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape) + (change * shape.row * E)[:, None]
         added = tl.full((shape.lanes, shape.together), 0, tl.int32)
         squares = tl.full((shape.lanes, shape.together), 0, tl.int64)
+        row, made = (), ()
+        for t in tl.static_range(0, ROW, STEP):  # all before the first is stored: no load passes a store
+            row = row + (tl.load(load_ptr + t * E),)
         for t in tl.static_range(0, ROW, STEP):
-            load = tl.load(load_ptr + t * E)
-            each = ((load.to(tl.float32) + 0.5) * inverse[:, None]).to(tl.int32)
+            each = ((row[t // STEP].to(tl.float32) + 0.5) * inverse[:, None]).to(tl.int32)
             tl.store(level_ptr + t * E, each, mask=inside[:, None])
+            made = made + (each,)
             added += each
             squares += each.to(tl.int64) * each
         total, square = tl.sum(added, 1), tl.sum(squares, 1)
+        of_all = (inside & (change == 0))[:, None]
+        centred_ptr = sample_rows(memory.ints + shape.at.centred, expert, shape)
+        for t in tl.static_range(0, ROW, STEP):  # int32: below 32 * 2^22
+            centred = tl.where(t + together < samples, samples * made[t // STEP] - total[:, None], 0)
+            tl.store(centred_ptr + t * E, bits(centred.to(tl.float32)), mask=of_all)
         place = change * E + expert
         tl.store(memory.ints + shape.at.sum + place, total, mask=inside)
         tl.store(memory.longs + shape.at.square + place, square, mask=inside)
@@ -49,8 +60,8 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
 @triton.jit(noinline=True)
 def add_up_gpus(memory, samples, num, shape: tl.constexpr):
     """Of the first `num` GPUs of memory.changed, from their slots: loads in every sample, their sum M, the spreads U,
-    and T * Q - M^2 + U; of their slots memory.given, what T * Q - M^2 + U would be if its GPU gave it away, less the
-    spread of both, memory.slot_sum and memory.times."""
+    and T * Q - M^2 + U; of their slots memory.given, bits of a float32 number: what T * Q - M^2 + U would be if its GPU
+    gave it away, less the spread of both, or less; memory.slot_sum and memory.times."""
     S: tl.constexpr = shape.slots
     T: tl.constexpr = shape.row
     ROWS: tl.constexpr = shape.lanes // T if shape.lanes > T else 1
@@ -66,10 +77,7 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
             spread += tl.load(memory.longs + shape.at.spread + expert)
         tl.store(memory.ints + shape.at.gpu_load + sample_at(gpu[:, None], t, shape.gpus, shape), load)
         mean = tl.sum(load, 1)
-        # of squares below 2^44, halves of 22 bits: sums of int32, an instruction each
-        square = load.to(tl.int64) * load
-        lower = tl.sum((square & 0x3FFFFF).to(tl.int32), 1).to(tl.int64)
-        square = (tl.sum((square >> 22).to(tl.int32), 1).to(tl.int64) << 22) + lower
+        square = sum_of_squares(load)
         tl.store(memory.ints + shape.at.gpu_sum + gpu, mean)
         tl.store(memory.longs + shape.at.gpu_spread + gpu, spread)
         tl.store(memory.longs + shape.at.gpu_variance + gpu, samples * square - mean.to(tl.int64) * mean + spread)
@@ -89,8 +97,7 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
         given = tl.load(memory.longs + shape.at.gpu_variance + gpu) - 2 * (product - mean * slot_sum)
         spread = tl.load(memory.longs + shape.at.spread + expert)
         tl.store(memory.ints + shape.at.slot_sum + slot, slot_sum)
-        tl.store(memory.longs + shape.at.given + slot, given)
-        tl.store(memory.ints + shape.at.given_below + slot, below(given, spread))
+        tl.store(memory.ints + shape.at.given + slot, below(given.to(tl.float32), spread.to(tl.float32), shape))
         times = tl.full((shape.lanes,), 0, tl.int32)
         earlier = at < 0
         for j in tl.range(0, S, loop_unroll_factor=4):

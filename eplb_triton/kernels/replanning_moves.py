@@ -1,7 +1,8 @@
 """Replanning, one step: the swap or the new replica that lowers the potential most for each slot it writes.
 
-Candidates are valued by inner products over the samples: of a GPU that gives a and takes b, T * Q - M^2 + U is what it
-was, plus terms of a, of b and of the pair. They are made once a step, a candidate takes a few additions.
+Swaps are bounded by inner products over the samples: of a GPU that gives a and takes b, T * Q - M^2 + U is what it was,
+plus terms of a, of b and of the pair. They are made once a step, a bound takes a few additions. Float32 will do, as the
+products are of loads less their mean: none is above the spreads of its two experts, and so is what it is off by.
 """
 # ruff: noqa: N803, N806, RUF005
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return,assignment"
@@ -9,17 +10,18 @@ was, plus terms of a, of b and of the pair. They are made once a step, a candida
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import bits
-from eplb_triton.kernels.replanning_potential import NO_GAIN, TOO_MUCH, below, sample_rows
+from eplb_triton.kernels.arith import bits, from_bits
+from eplb_triton.kernels.replanning_potential import TOO_MUCH, add_product, below, sample_rows
 
 
 @triton.jit(noinline=True)
 def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
-    """What the steps of the heaviest GPU h are valued by, exactly and, for bounds, in float32.
+    """What swaps of the heaviest GPU h are bounded by: bits of float32 numbers.
 
     memory.product [S, E]: 2 (T * sum of products - product of sums) of each slot of h with each expert of its node. By
-    expert, memory.into_own: what b adds to h, NO_GAIN where h holds it. By i and GPU o, memory.into_partner: what a
-    adds to o, NO_GAIN where o holds it, and memory.held_at, the lowest slot of o that holds a, else -1."""
+    expert, memory.into_own: what b adds to h, or less, TOO_MUCH where h holds it. By i and GPU o, memory.into_partner:
+    what a adds to o, or less, TOO_MUCH where o holds it, and memory.held_at, the lowest slot of o that holds a, else
+    -1."""
     ROW: tl.constexpr = shape.row
     STEP: tl.constexpr = shape.together
     S: tl.constexpr = shape.slots
@@ -31,46 +33,46 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
     EACH: tl.constexpr = (S + PARTS - 1) // PARTS
     AT_ONCE: tl.constexpr = EACH if EACH < 3 else 3  # with a row of b's samples in registers
     own_slot, first_gpu = heaviest * S, heaviest // D * D
+    twice = tl.math.div_rn(tl.full((), 2.0, tl.float32), samples.to(tl.float32))
+    own_spread = tl.load(memory.longs + shape.at.gpu_spread + heaviest).to(tl.float32)
     start = 0
     while start < PARTS * OF_NODE:
         at = tl.minimum(start + tl.arange(0, shape.lanes), PARTS * OF_NODE - 1)
         b = expert_of_node(memory, heaviest // D, at % OF_NODE, shape)
-        level_ptr = sample_rows(memory.ints + shape.at.level, b, shape)
-        mean = tl.load(memory.ints + shape.at.sum + b).to(tl.int64)
-        added = 2 * tl.load(memory.longs + shape.at.spread + b)
+        row_ptr = sample_rows(memory.ints + shape.at.centred, b, shape)
+        row = ()
+        for t in tl.static_range(0, ROW, STEP):
+            row = row + (from_bits(tl.load(row_ptr + t * E)),)
+        added = tl.full((shape.lanes,), 0.0, tl.float32)
         held = at < 0
         for nth in tl.range(0, EACH, AT_ONCE):
-            row = ()
-            for t in tl.static_range(0, ROW, STEP):
-                row = row + (tl.load(level_ptr + t * E),)
             made = ()
             for also in tl.static_range(AT_ONCE):  # all before the first is stored: no load passes a store
                 i = tl.minimum(at // OF_NODE * EACH + nth + also, S - 1)
                 a = tl.load(memory.ints + shape.at.slot + own_slot + i)
-                own_ptr = sample_rows(memory.ints + shape.at.level, a, shape)
-                products = tl.full((shape.lanes, STEP), 0, tl.int64)
+                own_ptr = sample_rows(memory.ints + shape.at.centred, a, shape)
+                products = tl.full((shape.lanes, STEP), 0.0, tl.float32)
                 for t in tl.static_range(0, ROW, STEP):
-                    products += row[t // STEP].to(tl.int64) * tl.load(own_ptr + t * E)
-                product = samples * tl.sum(products, 1) - mean * tl.load(memory.ints + shape.at.sum + a)
-                made = made + (2 * product,)
-                added += tl.where(nth + also < EACH, 2 * product, 0)
+                    products = add_product(products, row[t // STEP], from_bits(tl.load(own_ptr + t * E)))
+                product = tl.sum(products, 1) * twice
+                made = made + (product,)
+                added += tl.where(nth + also < EACH, product, 0.0)
                 held = held | (a == b)
             for also in tl.static_range(AT_ONCE):
                 i = at // OF_NODE * EACH + nth + also
                 mine = (i < S) & (nth + also < EACH)
-                tl.store(memory.longs + shape.at.product + i * E + b, made[also], mask=mine)
-                tl.store(memory.ints + shape.at.product_near + i * E + b, bits(made[also].to(tl.float32)), mask=mine)
+                tl.store(memory.ints + shape.at.product + i * E + b, bits(made[also]), mask=mine)
         if PARTS == 1:
-            _store_into_own(memory, b, held, added, shape)
+            _store_into_own(memory, b, held, added, own_spread, shape)
         start += shape.lanes
     tl.debug_barrier()
     if PARTS > 1:
-        _add_up_products(memory, heaviest, shape)
-    _value_partners(memory, own_slot, first_gpu, shape)
+        _add_up_products(memory, heaviest, own_spread, shape)
+    _add_to_partners(memory, own_slot, first_gpu, shape)
 
 
 @triton.jit
-def _add_up_products(memory, heaviest, shape: tl.constexpr):
+def _add_up_products(memory, heaviest, own_spread, shape: tl.constexpr):
     """memory.into_own of `multiply_own`, from memory.product. A loop that never runs, where a lane has done all of an
     expert, is none that Triton 3.6 compiles."""
     S: tl.constexpr = shape.slots
@@ -81,24 +83,24 @@ def _add_up_products(memory, heaviest, shape: tl.constexpr):
     while start < OF_NODE:
         at = tl.minimum(start + tl.arange(0, shape.lanes), OF_NODE - 1)
         b = expert_of_node(memory, heaviest // D, at, shape)
-        added = 2 * tl.load(memory.longs + shape.at.spread + b)
+        added = tl.full((shape.lanes,), 0.0, tl.float32)
         held = at < 0
         for i in tl.range(0, S, loop_unroll_factor=3):
-            added += tl.load(memory.longs + shape.at.product + i * E + b)
+            added += from_bits(tl.load(memory.ints + shape.at.product + i * E + b))
             held = held | (tl.load(memory.ints + shape.at.slot + heaviest * S + i) == b)
-        _store_into_own(memory, b, held, added, shape)
+        _store_into_own(memory, b, held, added, own_spread, shape)
         start += shape.lanes
 
 
 @triton.jit
-def _store_into_own(memory, b, held, added, shape: tl.constexpr):
-    spread = tl.load(memory.longs + shape.at.spread + b)
-    tl.store(memory.longs + shape.at.into_own + b, tl.where(held, NO_GAIN, added))
-    tl.store(memory.ints + shape.at.into_own_below + b, tl.where(held, TOO_MUCH, below(added, spread)))
+def _store_into_own(memory, b, held, added, own_spread, shape: tl.constexpr):
+    spread = tl.load(memory.longs + shape.at.spread + b).to(tl.float32)
+    near = below(added + 2.0 * spread, own_spread + (shape.slots + 3.0) * spread, shape)
+    tl.store(memory.ints + shape.at.into_own + b, tl.where(held, TOO_MUCH, near))
 
 
 @triton.jit
-def _value_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
+def _add_to_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
     """memory.into_partner and memory.held_at of `multiply_own`, from memory.product."""
     S: tl.constexpr = shape.slots
     E: tl.constexpr = shape.experts
@@ -109,16 +111,16 @@ def _value_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
         at = tl.minimum(start + tl.arange(0, LANES), S * D - 1)
         i, gpu = at // D, first_gpu + at % D
         a = tl.load(memory.ints + shape.at.slot + own_slot + i)
-        spread = tl.load(memory.longs + shape.at.spread + a)
-        added = 2 * spread
+        spread = tl.load(memory.longs + shape.at.spread + a).to(tl.float32)
+        its_spread = tl.load(memory.longs + shape.at.gpu_spread + gpu).to(tl.float32)
+        added = tl.full((LANES,), 0.0, tl.float32)
         held_at = tl.full((LANES,), -1, tl.int32)
         for j in tl.range(0, S, loop_unroll_factor=3):
             b = tl.load(memory.ints + shape.at.slot + gpu * S + j)
-            added += tl.load(memory.longs + shape.at.product + i * E + b)
+            added += from_bits(tl.load(memory.ints + shape.at.product + i * E + b))
             held_at = tl.where((b == a) & (held_at < 0), gpu * S + j, held_at)
-        tl.store(memory.longs + shape.at.into_partner + at, tl.where(held_at >= 0, NO_GAIN, added))
-        its_below = tl.where(held_at >= 0, TOO_MUCH, below(added, spread))
-        tl.store(memory.ints + shape.at.into_partner_below + at, its_below)
+        near = below(added + 2.0 * spread, its_spread + (S + 3.0) * spread, shape)
+        tl.store(memory.ints + shape.at.into_partner + at, tl.where(held_at >= 0, TOO_MUCH, near))
         tl.store(memory.ints + shape.at.held_at + at, held_at)
         start += LANES
     tl.debug_barrier()

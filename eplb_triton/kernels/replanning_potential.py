@@ -34,6 +34,14 @@ def inner_product(one_ptr, ONE_ROWS: tl.constexpr, other_ptr, OTHER_ROWS: tl.con
 
 
 @triton.jit
+def sum_of_squares(loads):
+    """Of rows of loads below 2^22, int64: halves of 22 bits are sums of int32, an instruction each."""
+    square = loads.to(tl.int64) * loads
+    lower = tl.sum((square & 0x3FFFFF).to(tl.int32), 1).to(tl.int64)
+    return (tl.sum((square >> 22).to(tl.int32), 1).to(tl.int64) << 22) + lower
+
+
+@triton.jit
 def total_loads(memory, expert, shape: tl.constexpr):
     """Sums over the samples of the loads (int32) and of their squares (int64) of experts [lanes]."""
     added, squares = expert * 0, (expert * 0).to(tl.int64)
@@ -52,9 +60,8 @@ POTENTIAL = tl.constexpr(6)
 INVERSE = tl.constexpr(7)
 """Places in memory.numbers: what a written slot must save in this search, J of a placement, what J follows from, and
 2^30 / top as `power_of` wants it."""
-ROUNDED = tl.constexpr(2.0**-21)
 TOO_MUCH = tl.constexpr(0x5E800000)
-"""Bits of the float32 2^62: in place of what a swap adds to a variance that is not allowed."""
+"""Bits of the float32 2^62: in place of what a swap that is not allowed adds to a variance."""
 
 
 @triton.jit(noinline=True)
@@ -91,12 +98,19 @@ def root_near(x):
 
 
 @triton.jit
-def below(x, spread):
-    """Bits of float32 numbers of which sums like x + y - (2 * (T * sum of products - product of sums) of their experts)
-    are at most those of the whole numbers x and y (int64): that product is at most the sum of the experts' spreads, and
-    all is rounded by at most 2^-22 of the magnitudes."""
-    near = x.to(tl.float32)
-    return bits(near - (tl.abs(near) + spread.to(tl.float32)) * ROUNDED)
+def add_product(added, x, y):
+    """added + x * y, float32, rounded once: for bounds, which allow for roundings. One instruction, not two."""
+    return tl.fma(x, y, added)
+
+
+@triton.jit
+def below(near, others, shape: tl.constexpr):
+    """Bits of float32 numbers that stay below the true ones in sums like x + y - p, p a product of `multiply_own`.
+
+    near: x, float32, a sum of up to S products and of what is exact. others: at least the sum of the spreads of the
+    experts of all products in x, and of that of the expert whose x this is. By Cauchy and Schwarz a product is at most
+    the sum of its two spreads; made of T terms by a rounding each, it is off by (T + 4) * 2^-24 of that sum."""
+    return bits(near - (tl.abs(near) + others) * ((shape.row + shape.slots + 16) * 2.0**-24))
 
 
 @triton.jit

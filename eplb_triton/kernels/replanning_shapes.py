@@ -46,10 +46,14 @@ class Places:
     before: int  # [P]
     moved: int  # [P]
     slot_sum: int  # [P] sum of the expert in each slot
-    given_below: int  # [P] bits of float32, as the next three are: `given`, less what is rounded off in sums
-    into_own_below: int  # [E] `into_own` alike
-    into_partner_below: int  # [S, d] `into_partner` alike
-    product_near: int  # [S, E] `product`, rounded
+    # bits of float32, for bounds
+    centred: int  # [E, T] loads of a replica, times T, less their sum
+    given: int  # [P] what T * Q - M^2 + U would be if the GPU gave this slot away, but for the pair's term, or less
+    product: int  # [S, E] 2 (T * sum of products - product of sums) of two experts
+    into_own: int  # [E] what an expert adds to T * Q - M^2 + U of the heaviest GPU, or less
+    into_partner: int  # [S, d] what one of the heaviest GPU adds to another GPU's, or less
+    bound: int  # [S, (d - 1) * S] of swaps
+    promising: int  # [S * (d - 1) * S] swaps that may be the best
     times: int  # [P] how often its GPU holds the expert of a slot; 0: an earlier slot says it
     gpu_load: int  # [D, T]
     gpu_sum: int  # [D]
@@ -73,10 +77,7 @@ class Places:
     spread: int  # [3, E] v
     gpu_spread: int  # [D] U
     gpu_variance: int  # [D] T * Q - M^2 + U
-    given: int  # [P]
-    product: int  # [S, E]
-    into_own: int  # [E]
-    into_partner: int  # [S, d]
+    inverse: int  # [T]
     held_power: int  # [P]
     part_square: int  # [2, p + S]
     part_spread: int  # [2, p + S]
@@ -112,6 +113,7 @@ class ReplanShape:
     z_of_slot: float
     lanes: int  # of tiles in which a lane makes products over the samples
     candidates: int  # of tiles of candidates
+    swap_rows: int  # of tiles of swaps, by the samples
     ahead: int  # pieces of rows made before the first is stored: with more, AMD saves registers of the caller
     expert_lanes: int
     replica_lanes: int
@@ -225,6 +227,7 @@ def replan_plan(
     threads = warp * num_warps
     flat = triton.next_power_of_2(max(topology.replicas_per_node * topology.slots_per_gpu, 32 * topology.num_gpus))
     row = _row(rule)
+    lanes = max(threads, min(flat, 4096)) if wide else threads
     sizes = _sizes(topology, num_experts, rule, warp)
     at, totals = _places(sizes, topology, num_experts, rule, steps)
     plan = shape_of(topology, num_experts, policy, 1, warp)
@@ -234,15 +237,15 @@ def replan_plan(
         rule.samples, row, row if wide else min(row, TOGETHER), NEWEST_STEPS,
         rule.moves, rule.fresh_moves, log2phy_width or 1, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
-        lanes=max(threads, min(flat, 4096)) if wide else threads,
-        candidates=max(threads, min(flat, 4096)) if wide else (2 if warp == 32 else 1) * threads,
+        lanes=lanes,
+        candidates=lanes if wide or warp != 32 else 2 * lanes,
+        swap_rows=lanes // row,
         ahead=8 if warp == 32 else 2,
         **sizes,
         num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
     )  # fmt: skip
-    # One program a multiprocessor is all there is. With 168 allowed, sm_100 spills 16 bytes. Of 208 ptxas takes 188 to
-    # 200; of 224 it takes 168, and the products of a step are half as long again.
-    registers = {1: 168, 8: 208}[num_warps] if warp == 32 else None
+    # One program a multiprocessor is all there is. With 168 allowed, plans by nodes spill 8 to 16 bytes.
+    registers = {1: 168, 8: 184}[num_warps] if warp == 32 else None
     ways = plan.partition.ways if nodes > 1 else 0
     table = partitions_to_try(groups, nodes) if ways else ()
     partitions = torch.tensor(table, dtype=torch.int32, device="cpu").view(ways, groups)
@@ -273,17 +276,16 @@ def _places(
     ints = {
         "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "node_expert": E,
         "link": E + P, "first": E, "last": E, "rank": P, "slot": P, "before": P, "moved": P,
-        "slot_sum": P, "given_below": P, "into_own_below": E, "into_partner_below": S * d, "product_near": S * E,
-        "times": P,
+        "slot_sum": P, "centred": T * E, "given": P, "product": S * E, "into_own": E, "into_partner": S * d,
+        "bound": S * (d - 1) * S, "promising": S * (d - 1) * S, "times": P,
         "gpu_load": T * D, "gpu_sum": D, "gpu_power": D, "step": steps,
         "held_at": S * d, "changed": 2 * P + D, "donor": P, "donor_at": P, "donor_first": E,
         "donor_start": topology.planned_nodes + 1, "part": 2 * (p + S) * T, "part_sum": 2 * (p + S),
         "shared": D * d, "order": D, "partner": D, "kept": 2 * P, "placed": P,
     }  # fmt: skip
     longs = {
-        "square": 3 * E, "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "given": max(P, T), "product": S * E,
-        "into_own": E, "into_partner": S * d, "held_power": P, "part_square": 2 * (p + S), "part_spread": 2 * (p + S),
-        "worth": p, "grown": p * S,
+        "square": 3 * E, "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "inverse": T, "held_power": P,
+        "part_square": 2 * (p + S), "part_spread": 2 * (p + S), "worth": p, "grown": p * S,
         "lowered": S, "fall": S * p, "received": S * p, "numbers": 8, "total": steps,
         "key": sizes["replica_lanes"],
     }  # fmt: skip

@@ -3,15 +3,24 @@
 A bound is never below the gain: variances, scores and powers are taken for less than they are, by 2^-20 or more where
 some operations are rounded. Which swaps are valued exactly depends on it and on nothing else: what is found does not.
 """
-# ruff: noqa: N806
-# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
+# ruff: noqa: N806, RUF005
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return,assignment"
 
 import triton
 import triton.language as tl
 
 from eplb_triton import constants
 from eplb_triton.kernels.arith import HIGHEST, bits, from_bits, largest
-from eplb_triton.kernels.replanning_potential import INVERSE, load_number, power_of, root_near, score
+from eplb_triton.kernels.replanning_history import sample_at
+from eplb_triton.kernels.replanning_potential import (
+    INVERSE,
+    TOO_MUCH,
+    load_number,
+    power_of,
+    root_near,
+    score,
+    sum_of_squares,
+)
 
 LESS = tl.constexpr(1.0 - 2.0**-20)
 """Float32 roundings, of 2^-24 each: there are at most eight where this is taken off, or one and a root's 2^-22."""
@@ -19,8 +28,8 @@ GREATER = tl.constexpr(1.0 + 2.0**-18)
 """Of a sum that is taken off: more than twice what `LESS` makes of it."""
 WHOLE_POWER = tl.constexpr(2.0**constants.POWER_BITS)
 NO_BOUND = tl.constexpr(-(2.0**40))
-"""Of no swap. One that is not allowed has a variance of `TOO_MUCH`, and about this bound; where z is 0 it has one like
-the others, and may be valued for nothing."""
+"""Of no swap, and of one that brings a GPU above the top: that is no gain. One that is not allowed does so by a
+variance of `TOO_MUCH`; where z is 0 it has a bound like the others, and may be valued for nothing."""
 SLACK = tl.constexpr(1024.0)
 """Of twice a gain, below 2^31: its roundings are of 128, and powers are cut, by 2 * norm at most."""
 AT_ONCE = tl.constexpr(3)
@@ -28,37 +37,63 @@ AT_ONCE = tl.constexpr(3)
 
 
 @triton.jit(noinline=True)
-def find_swap(memory, heaviest, top, floor, shape: tl.constexpr):
+def find_swap(memory, samples, heaviest, top, floor, shape: tl.constexpr):
     """The best swap of a slot of the heaviest GPU with one of another GPU of its node: gain a slot, int32, and its key
     (partner, own slot, partner's slot). Ties: the lowest key. None gains more than `floor`: any gain up to it."""
-    S: tl.constexpr = shape.slots
-    OTHERS: tl.constexpr = (shape.gpus // shape.nodes - 1) * S
+    ROWS: tl.constexpr = shape.swap_rows
+    FEW: tl.constexpr = shape.lanes // ROWS
+    D: tl.constexpr = shape.gpus // shape.nodes
     inverse = load_number(memory, INVERSE, shape)
     best, best_key = tl.full((), -1, tl.int32), tl.full((), HIGHEST, tl.int32)
-    second, promising = _bound_swaps(memory, heaviest, top, shape)
-    least = tl.minimum(floor, HIGHEST).to(tl.float32)
-    start = tl.full((), 0, tl.int32)
-    chosen = tl.full((), 1, tl.int1)  # first the most promising of each lane, then, if need be, all
-    while start < S * OTHERS:
-        at = tl.where(chosen, promising, tl.minimum(start + tl.arange(0, shape.lanes), S * OTHERS - 1))
-        gain, key = _value_swaps(memory, heaviest, top, inverse, at, shape)
+    bound, second, promising = _bound_swaps(memory, heaviest, top, shape)
+    # first the most promising of every few lanes, then, if need be, all that may gain as much
+    bound, promising = tl.reshape(bound, (ROWS, FEW)), tl.reshape(promising, (ROWS, FEW))
+    highest = tl.max(bound, 1)
+    at = tl.min(tl.where(bound == highest[:, None], promising, HIGHEST), 1)
+    others = tl.where(promising == at[:, None], tl.reshape(second, (ROWS, FEW)), bound)
+    rest = tl.max(tl.reshape(others, (shape.lanes,)), 0)
+    num = tl.full((), 0, tl.int32)
+    start = tl.full((), -ROWS if D > 1 else 0, tl.int32)
+    while start < num:
+        if start >= 0:
+            at = tl.load(memory.ints + shape.at.promising + tl.minimum(start + tl.arange(0, ROWS), num - 1))
+        gain, key = _value_swaps(memory, samples, heaviest, top, inverse, at, shape)
         found, found_key = largest(gain, key)
         better = (found > best) | ((found == best) & (found_key < best_key))
         best, best_key = tl.where(better, found, best), tl.where(better, found_key, best_key)
-        if chosen:
-            least = tl.maximum(least, best.to(tl.float32)) * (2.0 / WHOLE_POWER * LESS)
-            if tl.max(tl.maximum(bits(second), 0), 0) < bits(least):
-                start += S * OTHERS
-            chosen = tl.full((), 0, tl.int1)
-        else:
-            start += shape.lanes
+        if start < 0:
+            least = tl.maximum(tl.minimum(floor, HIGHEST).to(tl.int32), best).to(tl.float32)
+            least = bits(least * (2.0 / WHOLE_POWER * LESS))
+            if rest >= least:
+                num = _list_promising(memory, least, shape)
+        start += ROWS
     return best, best_key
 
 
 @triton.jit
+def _list_promising(memory, least, shape: tl.constexpr):
+    """memory.promising: swaps whose bound, memory.bound, has at least these bits. Returns how many."""
+    D: tl.constexpr = shape.gpus // shape.nodes
+    SWAPS: tl.constexpr = shape.slots * (D - 1) * shape.slots
+    tl.debug_barrier()
+    num = tl.full((), 0, tl.int32)
+    start = 0
+    while start < SWAPS:
+        at = start + tl.arange(0, shape.lanes)
+        listed = (tl.load(memory.ints + shape.at.bound + at, mask=at < SWAPS, other=0) >= least).to(tl.int32)
+        place = num + tl.cumsum(listed, 0) - listed
+        tl.store(memory.ints + shape.at.promising + place, at, mask=listed > 0)
+        num += tl.sum(listed, 0)
+        start += shape.lanes
+    tl.debug_barrier()
+    return num
+
+
+@triton.jit
 def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
-    """Of upper bounds of twice the gains, as parts of the top's power: the second largest of each lane, and which swap
-    has the largest: i times the slots of other GPUs, plus the place among these."""
+    """Of upper bounds of twice the gains, as parts of the top's power: the largest and second largest of each lane
+    (bits, 0 of a loss), and which swap has the largest: i times the slots of other GPUs, plus the place among these.
+    memory.bound: of every swap (bits)."""
     S: tl.constexpr = shape.slots
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
@@ -70,7 +105,7 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
     inverse = tl.math.div_rn(tl.full((), 1.0, tl.float32), tl.maximum(top, 1).to(tl.float32)) * LESS
     of_root = inverse * (shape.z * 0.7071067811865475 * LESS)
     own_sum = tl.load(memory.ints + shape.at.gpu_sum + heaviest)
-    own_power = tl.load(memory.ints + shape.at.gpu_power + heaviest)
+    top_power = tl.load(memory.ints + shape.at.gpu_power + heaviest).to(tl.float32)
     bound = tl.full((shape.lanes,), NO_BOUND, tl.float32)
     second = tl.full((shape.lanes,), NO_BOUND, tl.float32)
     promising = tl.full((shape.lanes,), 0, tl.int32)
@@ -84,32 +119,45 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
         slot += tl.where(slot >= heaviest * S, S, 0)
         partner = slot // S
         b = tl.load(memory.ints + shape.at.slot + slot)
-        into_own = from_bits(tl.load(memory.ints + shape.at.into_own_below + b))
-        given = from_bits(tl.load(memory.ints + shape.at.given_below + slot))
+        into_own = from_bits(tl.load(memory.ints + shape.at.into_own + b))
+        given = from_bits(tl.load(memory.ints + shape.at.given + slot))
         b_sum = tl.load(memory.ints + shape.at.slot_sum + slot)
         its_sum = tl.load(memory.ints + shape.at.gpu_sum + partner)
         own_with = ((own_sum + b_sum).to(tl.float32) - (shape.z + 2.0)) * inverse
         its_without = ((its_sum - b_sum).to(tl.float32) - (shape.z + 2.0)) * inverse
-        powers = own_power.to(tl.float32) + tl.load(memory.ints + shape.at.gpu_power + partner).to(tl.float32)
-        power = (powers + SLACK) * (1.0 / WHOLE_POWER)
+        power = tl.load(memory.ints + shape.at.gpu_power + partner).to(tl.float32)
+        power = (top_power + power + SLACK) * (1.0 / WHOLE_POWER)
         first = part * AT_ONCE
-        its_place = partner - heaviest // D * D
+        made = ()
         for also in tl.static_range(AT_ONCE):
             i = first + also if WHOLE else tl.minimum(first + also, S - 1)
-            own = heaviest * S + i
-            mean = tl.load(memory.ints + shape.at.slot_sum + own).to(tl.float32) * inverse
-            both = from_bits(tl.load(memory.ints + shape.at.product_near + i * E + b))
-            own_variance = from_bits(tl.load(memory.ints + shape.at.given_below + own)) + into_own - both
-            its_variance = from_bits(tl.load(memory.ints + shape.at.into_partner_below + i * D + its_place))
+            mean = tl.load(memory.ints + shape.at.slot_sum + heaviest * S + i).to(tl.float32) * inverse
+            both = from_bits(tl.load(memory.ints + shape.at.product + i * E + b))
+            own_variance = from_bits(tl.load(memory.ints + shape.at.given + heaviest * S + i)) + into_own - both
+            its_variance = from_bits(tl.load(memory.ints + shape.at.into_partner + i * D + partner - heaviest // D * D))
             its_variance = its_variance + given - both
-            left = power - _least_power(own_with - mean * GREATER, own_variance, of_root, shape)
-            twice = left - _least_power(its_without + mean, its_variance, of_root, shape)
-            twice = tl.where(inside & (WHOLE | (first + also < S)), twice, NO_BOUND)
+            own_power = _least_power(own_with - mean * GREATER, own_variance, of_root, shape)
+            its_power = _least_power(its_without + mean, its_variance, of_root, shape)
+            gains = inside & (WHOLE | (first + also < S)) & (tl.maximum(own_power, its_power) <= 1.0)
+            twice = tl.where(gains, power - own_power - its_power, NO_BOUND)
+            made = made + (twice,)
             second = tl.maximum(second, tl.minimum(bound, twice))
             promising = tl.where(twice > bound, i * OTHERS + place, promising)
             bound = tl.maximum(bound, twice)
+        _store_bounds(memory, made, first, place, inside, shape)
         start += shape.lanes
-    return second, promising
+    return tl.maximum(bits(bound), 0), tl.maximum(bits(second), 0), promising
+
+
+@triton.jit
+def _store_bounds(memory, made, first, place, inside, shape: tl.constexpr):
+    """To memory.bound, those of AT_ONCE own slots: all are made before, as no load passes a store."""
+    S: tl.constexpr = shape.slots
+    D: tl.constexpr = shape.gpus // shape.nodes
+    OTHERS: tl.constexpr = (D - 1) * S
+    for also in tl.static_range(AT_ONCE):
+        bound_ptr = memory.ints + shape.at.bound + (first + also) * OTHERS + place
+        tl.store(bound_ptr, bits(made[also]), mask=inside & (first + also < S))
 
 
 @triton.jit
@@ -126,10 +174,9 @@ def _least_power(mean, variance, of_root, shape: tl.constexpr):
 
 
 @triton.jit
-def _value_swaps(memory, heaviest, top, inverse, at, shape: tl.constexpr):
-    """Gains a slot of swaps [lanes], -1 where not allowed, and their keys."""
+def _value_swaps(memory, samples, heaviest, top, inverse, at, shape: tl.constexpr):
+    """Gains a slot of swaps [rows], -1 where not allowed, and their keys."""
     S: tl.constexpr = shape.slots
-    E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
     OTHERS: tl.constexpr = (D - 1) * S if D > 1 else 1
     first_gpu = heaviest // D * D
@@ -139,20 +186,28 @@ def _value_swaps(memory, heaviest, top, inverse, at, shape: tl.constexpr):
     slot += tl.where(slot >= heaviest * S, S, 0)
     partner = slot // S
     a, b = tl.load(memory.ints + shape.at.slot + own), tl.load(memory.ints + shape.at.slot + slot)
-    both = tl.load(memory.longs + shape.at.product + i * E + b)
-    own_variance = tl.load(memory.longs + shape.at.given + own) - both
-    own_variance += tl.load(memory.longs + shape.at.into_own + b)
-    its_variance = tl.load(memory.longs + shape.at.given + slot) - both
-    its_variance += tl.load(memory.longs + shape.at.into_partner + i * D + partner - first_gpu)
-    more = tl.load(memory.ints + shape.at.sum + b) - tl.load(memory.ints + shape.at.sum + a)
-    own_score = score(tl.load(memory.ints + shape.at.gpu_sum + heaviest) + more, own_variance, shape)
-    its_score = score(tl.load(memory.ints + shape.at.gpu_sum + partner) - more, its_variance, shape)
+    # h holds all of its own: none of them is taken twice
+    banned = tl.load(memory.ints + shape.at.into_own + b) == TOO_MUCH
+    banned = banned | (tl.load(memory.ints + shape.at.into_partner + i * D + partner - first_gpu) == TOO_MUCH)
+    t = tl.arange(0, shape.row)[None, :]
+    level_ptr, load_ptr = memory.ints + shape.at.level, memory.ints + shape.at.gpu_load
+    more = tl.load(level_ptr + sample_at(b[:, None], t, shape.experts, shape))
+    more -= tl.load(level_ptr + sample_at(a[:, None], t, shape.experts, shape))
+    own_square = sum_of_squares(tl.load(load_ptr + sample_at(heaviest, t, shape.gpus, shape)) + more)
+    its_square = sum_of_squares(tl.load(load_ptr + sample_at(partner[:, None], t, shape.gpus, shape)) - more)
+    more_sum = tl.load(memory.ints + shape.at.sum + b) - tl.load(memory.ints + shape.at.sum + a)
+    more_spread = tl.load(memory.longs + shape.at.spread + b) - tl.load(memory.longs + shape.at.spread + a)
+    own_sum = tl.load(memory.ints + shape.at.gpu_sum + heaviest) + more_sum
+    its_sum = tl.load(memory.ints + shape.at.gpu_sum + partner) - more_sum
+    own_spread = tl.load(memory.longs + shape.at.gpu_spread + heaviest) + more_spread
+    its_spread = tl.load(memory.longs + shape.at.gpu_spread + partner) - more_spread
+    own_score = score(own_sum, samples * own_square - own_sum.to(tl.int64) * own_sum + own_spread, shape)
+    its_score = score(its_sum, samples * its_square - its_sum.to(tl.int64) * its_sum + its_spread, shape)
     own_power = tl.load(memory.ints + shape.at.gpu_power + heaviest)
     own_fall = own_power - power_of(own_score, top, inverse, shape)
     its_power = tl.load(memory.ints + shape.at.gpu_power + partner)
     its_fall = its_power - power_of(its_score, top, inverse, shape)
-    # not below 0: nobody would hold an expert twice (h holds all of its own); above the top there is no gain
-    allowed = (own_variance >= 0) & (its_variance >= 0) & (tl.maximum(own_score, its_score) <= top)
+    allowed = (banned == 0) & (tl.maximum(own_score, its_score) <= top)  # above the top there is no gain
     half = (own_fall >> 1) + (its_fall >> 1) + (own_fall & its_fall & 1)  # of the sum, which may take 33 bits
     key = (partner - first_gpu) * S * S + i * S + slot - partner * S
     return tl.where(allowed, half, -1), key

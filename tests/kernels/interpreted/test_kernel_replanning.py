@@ -1,26 +1,23 @@
 """The replanning kernel in the interpreter: the recorded plans, the reference's reports, and what a plan is."""
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
-# ruff: noqa: N803
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-import triton
-import triton.language as tl
 from _pytest.mark.structures import ParameterSet
+from numpy.typing import NDArray
 from torch import Tensor
 
 from eplb_triton import Topology
 from eplb_triton.kernels import replanning_launcher
-from eplb_triton.kernels.arith import from_bits
 from eplb_triton.kernels.replanning import Outputs
 from eplb_triton.kernels.replanning_launcher import ReplanLaunch
-from eplb_triton.kernels.replanning_potential import below
 from eplb_triton.kernels.replanning_shapes import replan_plan
 from eplb_triton.replan_status import EMPTY_ON_NODES, EXPERTS_MISSING, FINE, GROUP_SPLIT, GROUPS_UNEVEN, OUT_OF_RANGE
 from tests.replanning.cases import STEADY, Golden, golden, in_force, replan, traffic
@@ -279,28 +276,81 @@ def test_previous_and_out_do_not_share_memory() -> None:
         launch(torch.ones(2, 1, 8), out=out, previous=out.phy2log, price=0.0)
 
 
-@triton.jit
-def _sums_below(numbers_ptr, spread_ptr, found_ptr, LANES: tl.constexpr):
-    lane = tl.arange(0, LANES)
-    given, into = tl.load(numbers_ptr + lane), tl.load(numbers_ptr + LANES + lane)
-    one, other = tl.load(spread_ptr + lane), tl.load(spread_ptr + LANES + lane)
-    both = tl.load(numbers_ptr + 2 * LANES + lane).to(tl.float32)
-    tl.store(found_ptr + lane, from_bits(below(given, one)) + from_bits(below(into, other)) - both)
+class _Swaps(NamedTuple):
+    """Swaps of a layer's heaviest GPU, in the kernel's order: own slot, then slot of another GPU."""
+
+    bounds: NDArray[np.float32]  # of twice the gains, parts of the top's power
+    gains: NDArray[np.float64]  # exact, twice; -inf where a GPU would come above the top, or hold an expert twice
 
 
-def test_variances_are_bounded_from_below() -> None:
-    """Numbers of any size, that cancel: the float32 sum is never above the whole number, and near it."""
+def _swaps(history: Tensor, topology: Topology, previous: Tensor) -> _Swaps:
+    """Of the first step of a plan, where no swap is worth its price: bounds from the kernel's memory, and the gains."""
+    launch = _launch(history, topology)
+    launch(history, out=launch.empty(), previous=previous, price=1e9)
+    shape, ints = launch.plan.shape, launch.workspace.ints[0].numpy()
+    experts, gpus, slots = history.shape[2], topology.num_gpus, topology.slots_per_gpu
+
+    def array(name: str, size: int) -> NDArray[np.int64]:
+        first = getattr(shape.at, name)
+        found: NDArray[np.int64] = ints[first : first + size].astype(np.int64)
+        return found
+
+    held = array("slot", topology.num_replicas)
+    loads = array("sample", experts * shape.row).reshape(-1, experts, shape.together).transpose(1, 0, 2)
+    num = int(loads.any(0).sum())  # the newest, since traffic changed; the rest of a row is 0
+    loads = loads.reshape(experts, shape.row) // np.bincount(held, minlength=experts)[:, None]
+    spread = num * (loads**2).sum(1) - loads.sum(1) ** 2
+
+    def scores(rows: NDArray[np.int64], spreads: NDArray[np.int64]) -> NDArray[np.int64]:
+        variance = num * (rows**2).sum(-1) - rows.sum(-1) ** 2 + spreads
+        root = np.sqrt((np.maximum(variance, 0) >> 1).astype(np.float64))
+        found: NDArray[np.int64] = rows.sum(-1) + np.trunc(shape.z * root).astype(np.int64)
+        return found
+
+    of_gpu, spread_of_gpu = loads[held].reshape(gpus, slots, -1).sum(1), spread[held].reshape(gpus, slots).sum(1)
+    score = scores(of_gpu, spread_of_gpu)
+    top, h = score.max(), int(score.argmax())
+
+    def power(score: NDArray[np.int64]) -> NDArray[np.int64]:
+        ratio: NDArray[np.int64] = (np.minimum(score, top) << 30) // top
+        for _ in range(shape.squarings):
+            ratio = (ratio * ratio) >> 30
+        return ratio
+
+    own = held.reshape(gpus, slots)[h][:, None]
+    partner = np.delete(np.arange(gpus), h).repeat(slots)
+    other = np.delete(held.reshape(gpus, slots), h, 0).reshape(1, -1)
+    more = loads[other] - loads[own]
+    own_score = scores(of_gpu[h] + more, spread_of_gpu[h] + spread[other] - spread[own])
+    its_score = scores(of_gpu[partner] - more, spread_of_gpu[partner] + spread[own] - spread[other])
+    twice = power(score[h]) + power(score[partner]) - power(own_score) - power(its_score)
+    table = held.reshape(gpus, slots)
+    banned = np.array([[i in table[o] or j in own for o, j in zip(partner, other[0], strict=True)] for i in own])
+    allowed = ~banned & (np.maximum(own_score, its_score) <= top)
+    bounds = array("bound", twice.size).astype(np.int32).view(np.float32).reshape(twice.shape)
+    return _Swaps(bounds, np.where(allowed, twice / 2.0**30, -np.inf))
+
+
+def _uneven(kind: str) -> Tensor:
+    """[n, 1, E] loads: of many sizes, bursts of few experts, next to no change, small whole numbers, one step."""
     random = np.random.default_rng(7)
-    lanes = 1 << 15
-    size = 1 << random.integers(1, 50, (2, lanes))
-    given, into = random.integers(-size, size)
-    spread = np.abs(random.integers(-size, size))
-    both = (random.uniform(-1, 1, lanes) * spread.sum(0)).astype(np.int64)  # no more than the spreads together
-    into[::2] = both[::2] - given[::2] + random.integers(0, 1000, lanes // 2)
-    found = torch.empty(lanes, dtype=torch.float32)
-    numbers = torch.from_numpy(np.stack((given, into, both)))
-    _sums_below[(1,)](numbers, torch.from_numpy(spread), found, LANES=lanes)
-    exact = given + into - both
-    assert (found.double().numpy() <= exact).all()
-    off = exact - found.double().numpy()
-    assert (off <= 2.0**-19 * (np.abs(given) + np.abs(into) + spread.sum(0)) + 1).all()
+    mean = random.lognormal(0, 0.5, 24)
+    steps = {
+        "many sizes": mean * random.lognormal(0, 1.5, (32, 24)),
+        "bursts": mean * np.where(random.random((32, 24)) < 0.1, 300, 1),
+        "steady": 1e6 * mean * random.normal(1, 1e-6, (32, 24)),
+        "small": random.poisson(mean, (9, 24)),
+        "one step": random.poisson(40 * mean, (1, 24)),
+    }[kind]
+    return torch.from_numpy(steps).float().unsqueeze(1)
+
+
+@pytest.mark.parametrize("kind", ["many sizes", "bursts", "steady", "small", "one step"])
+def test_swaps_are_bounded_from_above(kind: str) -> None:
+    """By float32 numbers that are never below the gain, and near it."""
+    history, topology = _uneven(kind), Topology(num_replicas=32, num_gpus=8)
+    found = _swaps(history, topology, torch.arange(32).remainder(24).unsqueeze(0))
+    gains = found.gains > -np.inf
+    assert gains.sum() >= 10
+    assert (found.bounds[gains] >= found.gains[gains]).all()
+    assert (found.bounds[gains] - found.gains[gains] <= 2.0**-11).all()
