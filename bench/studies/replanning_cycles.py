@@ -24,15 +24,18 @@ from bench.ptx.sass_issue import straight
 from bench.ptx.sass_runs import runs_of
 from eplb_triton import POLICIES, Planner, Topology
 from eplb_triton.kernels.replanning_shapes import replan_plan
-from eplb_triton.synthetic import lognormal_series
+from eplb_triton.synthetic import lognormal_series, serving_steps
 
 EXPERTS, STEPS = 256, 32
+GLOBAL = Topology(num_replicas=288, num_gpus=32)
+BY_NODES = Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=32)
 CASES = {
-    "global": (Topology(num_replicas=288, num_gpus=32), True),
-    "hierarchical": (Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=32), True),
-    "global, first plan": (Topology(num_replicas=288, num_gpus=32), False),
+    "global": (GLOBAL, True, "lognormal"),
+    "hierarchical": (BY_NODES, True, "lognormal"),
+    "global, first plan": (GLOBAL, False, "lognormal"),
+    "global, first plan, bursts of single experts": (GLOBAL, False, "serving"),
 }
-"""By name: the cluster, and whether a plan is in force."""
+"""By name: the cluster, whether a plan is in force, and the loads."""
 
 
 def by_stage(kernel: Compiled, machine: Machine) -> dict[str, tuple[float, float]]:
@@ -60,8 +63,11 @@ def by_stage(kernel: Compiled, machine: Machine) -> dict[str, tuple[float, float
 
 def report(name: str) -> list[str]:
     """Markdown lines of a case."""
-    topology, in_force = CASES[name]
-    history = lognormal_series(2 * STEPS, 1, EXPERTS, tokens_per_step=3200, sigma=(0.5, 0.9), drift=0.004, seed=1)
+    topology, in_force, loads = CASES[name]
+    if loads == "serving":
+        history = torch.stack(list(serving_steps(2 * STEPS, 1, EXPERTS, seed=1)))
+    else:
+        history = lognormal_series(2 * STEPS, 1, EXPERTS, tokens_per_step=3200, sigma=(0.5, 0.9), drift=0.004, seed=1)
     planner = Planner(topology, 1, EXPERTS, policy="steady", device="cpu", steps=STEPS)
     live = planner(history[:STEPS].float()).phy2log if in_force else None
     plan = replan_plan(topology, EXPERTS, POLICIES["steady"], steps=STEPS)

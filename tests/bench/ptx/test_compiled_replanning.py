@@ -27,9 +27,9 @@ SHAPES = {
     "144 GPUs": Topology(num_replicas=288, num_gpus=144),
 }
 EXPERTS = 256
-REGISTERS = 224
-"""Most a thread of 8 warps, which a multiprocessor has for one program; more there is not, and no other program would
-need them. The products of a step are made with rows of samples in registers: at 150 they take half as long again."""
+REGISTERS = 184
+"""Most a thread of 8 warps: one program a multiprocessor is all there is. The products of a step are made with rows of
+samples in registers."""
 
 
 def _compiled(
