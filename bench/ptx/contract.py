@@ -27,7 +27,7 @@ CALL_FRAME = 32
 the caller's registers: stored once and loaded once a call. Nothing is spilled there."""
 FOR_BOUNDS = {root_near: "rsqrt.approx.ftz.f32", add_product: "fma.rn.f32"}
 """Functions whose numbers only decide what is worked out exactly, and are off by less than was allowed for; and the
-instruction of PTX that each may have."""
+instruction of PTX that each may have, of two numbers at once, too."""
 ROOT_CALLERS = _bound_swaps, _least_power, _estimate_least_gain
 """Where LLVM may say that the instructions of `root_near` are from, once it has made one of several."""
 STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")
@@ -70,7 +70,7 @@ def _inexact_in_ptx(listing: Listing) -> list[str]:
         parts = opcode.split(".")
         floating = parts[-1] in ("f16", "f32", "f64", "f16x2", "f32x2")
         inside = functions(instruction.chain)
-        if any(opcode == its_opcode and function.__name__ in inside for function, its_opcode in FOR_BOUNDS.items()):
+        if any(opcode.removesuffix("x2") == its and function.__name__ in inside for function, its in FOR_BOUNDS.items()):
             continue
         if "approx" in parts or "full" in parts:
             broken.append(_rule("approximate arithmetic", instruction))
@@ -139,13 +139,12 @@ def _in_amdgcn(kernel: Compiled) -> list[str]:
     counts = Counter(re.findall(r"^\s+([sv]_\w+)", text, re.MULTILINE))
     if changes := [name for name in counts if name.startswith(("s_setreg", "s_denorm_mode", "s_round_mode"))]:
         broken.append(f"mode of arithmetic changed by {', '.join(changes)}")
-    places = _places(text)
-    roots = _lines_of(root_near, *ROOT_CALLERS)
-    for instruction, place in places:
+    roots, products = _lines_of(root_near, *ROOT_CALLERS), _lines_of(add_product)
+    for instruction, place in _places(text):
         if re.match(r"v_(rsq|sqrt)_f32", instruction) and place not in roots:
             broken.append(f"approximate root: {instruction} ({place})")
-    fused = [instruction for instruction, place in places if place in _lines_of(add_product)]
-    counts -= Counter(instruction.split()[0] for instruction in fused)
+        if place in products:
+            counts[instruction.split()[0]] -= 1
     whole = len(re.findall(rf"v_mul_f32\S* .*{_WHOLE_DIVISION}", text))
     for bits in ("f32", "f64"):
         broken += _inexact_on_amd(counts, bits, whole if bits == "f32" else 0)
@@ -167,7 +166,7 @@ def _inexact_on_amd(counts: Counter[str], bits: str, whole: int) -> list[str]:
     broken = []
     if (fused := found("fma", "fmac", "mad", "mac", "pk_fma", "fmamk", "fmaak")) != expected:
         broken.append(f"{fused} fused {bits} multiply-adds, must be {expected}: {divisions} divisions, {roots} roots")
-    if (estimates := found("rcp")) != divisions + whole:
+    if (estimates := found("rcp", "rcp_iflag")) != divisions + whole:
         broken.append(
             f"approximate {bits} division: {estimates} reciprocals, must be one each of {divisions} divisions"
         )
@@ -187,12 +186,12 @@ def _places(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def _lines_of(*functions: Any) -> set[str]:
+def _lines_of(*sources: Any) -> set[str]:
     """The files and lines of kernels' functions."""
     found = set()
-    for function in functions:
-        lines, first = inspect.getsourcelines(function.fn)
-        file = Path(inspect.getsourcefile(function.fn) or "").name
+    for source in sources:
+        lines, first = inspect.getsourcelines(source.fn)
+        file = Path(inspect.getsourcefile(source.fn) or "").name
         found |= {f"{file}:{number}" for number in range(first, first + len(lines))}
     return found
 
