@@ -41,13 +41,14 @@ test-kernels: $(INSTALLED)
 all-kernels: $(INSTALLED)
 	TRITON_INTERPRET=1 $(PYTEST) -m "$(EVERYTHING)" tests/kernels/interpreted
 
-# A part of them again with the oldest Triton that is supported.
+# A part of them again with the oldest Triton that is supported, and what it compiles to: all but replanning.
 all-oldest-triton: $(INSTALLED) $(OLDEST_TRITON)
 	TRITON_INTERPRET=1 PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) -m "other_triton and not slow" tests/kernels/interpreted
+	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) -m "not slow" -k "test_contract and sm_90 and not replanning" tests/bench/ptx
 
 # Whether another Triton, of images that are about, compiles every kernel, and to what it must.
 all-another-triton: $(INSTALLED) $(ANOTHER_TRITON)
-	PYTHONPATH=$(ANOTHER_TRITON) $(PYTEST) -m "not slow" -k "test_contract and sm_90" tests/bench/ptx
+	PYTHONPATH=$(ANOTHER_TRITON) $(PYTEST) -m "not slow" -k "test_contract and (sm_90 or gfx942)" tests/bench/ptx
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -15,6 +15,8 @@ HIGHEST = tl.constexpr(0x7FFFFFFF)  # above every index, and above the bits of e
 LOWEST = tl.constexpr(-0x80000000)
 LARGEST_LOAD = tl.constexpr(constants.MAX_LOAD)
 EPSILON = tl.constexpr(constants.EPSILON)
+DIVIDES_SUBNORMAL = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6))
+"""Before, Triton has NVIDIA's library divide float32 numbers, which takes subnormal ones for 0."""
 
 
 @triton.jit
@@ -33,7 +35,12 @@ def from_bits(key):
 def divide(x, y):
     """x / y in float32, correctly rounded: Triton's `/` is div.full.f32 on NVIDIA, wrong by up to 2 ulp.
     `y` may be a tensor of integers."""
-    return tl.math.div_rn(x, y.to(tl.float32))
+    y = y.to(tl.float32)
+    if DIVIDES_SUBNORMAL:
+        quotient = tl.math.div_rn(x, y)
+    else:  # by way of float64: no quotient of float32 numbers is so near a tie that the first rounding makes it one
+        quotient = ((tl.zeros_like(y) + x).to(tl.float64) / y.to(tl.float64)).to(tl.float32)
+    return quotient
 
 
 @triton.jit

@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import bits
+from eplb_triton.kernels.arith import bits, divide
 from eplb_triton.kernels.replanning_history import sample_at
 from eplb_triton.kernels.replanning_potential import below, inner_product, sample_rows, sum_of_squares
 
@@ -29,7 +29,7 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
         replicas += tl.where(change == 1, -1, tl.where(change == 2, 1, 0))
         # (load + 1/2) / replicas is 1 / (2 * replicas) or more from a whole number; loads are below 2^22, so that the
         # rounding of the inverse and of the product, 2^-24 each, stay below that: cut, it is load // replicas
-        inverse = tl.math.div_rn(tl.full((shape.lanes,), 1.0, tl.float32), tl.maximum(replicas, 1).to(tl.float32))
+        inverse = divide(1.0, tl.maximum(replicas, 1))
         load_ptr = sample_rows(memory.ints + shape.at.sample, expert, shape)
         level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape) + (change * shape.row * E)[:, None]
         added = tl.full((shape.lanes, shape.together), 0, tl.int32)

@@ -10,7 +10,7 @@ products are of loads less their mean: none is above the spreads of its two expe
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import bits, from_bits
+from eplb_triton.kernels.arith import bits, divide, from_bits
 from eplb_triton.kernels.replanning_potential import TOO_MUCH, add_product, below, sample_rows
 
 
@@ -33,7 +33,7 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
     EACH: tl.constexpr = (S + PARTS - 1) // PARTS
     AT_ONCE: tl.constexpr = EACH if EACH < 3 else 3  # with a row of b's samples in registers
     own_slot, first_gpu = heaviest * S, heaviest // D * D
-    twice = tl.math.div_rn(tl.full((), 2.0, tl.float32), samples.to(tl.float32))
+    twice = divide(2.0, samples)
     own_spread = tl.load(memory.longs + shape.at.gpu_spread + heaviest).to(tl.float32)
     start = 0
     while start < PARTS * OF_NODE:

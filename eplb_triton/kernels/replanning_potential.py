@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton import constants
-from eplb_triton.kernels.arith import bits, float64, largest
+from eplb_triton.kernels.arith import bits, divide, float64, largest
 from eplb_triton.kernels.replanning_history import LOAD_UNITS, inverse_of
 
 POWER_BITS = tl.constexpr(constants.POWER_BITS)
@@ -121,7 +121,7 @@ def _estimate_least_gain(slot_price, top, potential, shape: tl.constexpr):
     for _ in tl.static_range(SQUARINGS):
         root = root_near(root)
     a_slot = tl.minimum(slot_price * float64(2.0**shape.squarings), float64(2.0**61)).to(tl.float32)
-    inverse = tl.math.div_rn(tl.full((), 1.0, tl.float32), tl.maximum(top, 1).to(tl.float32) * root)
+    inverse = divide(1.0, tl.maximum(top, 1).to(tl.float32) * root)
     return tl.minimum(a_slot * inverse * potential.to(tl.float32), 2.0**61)
 
 

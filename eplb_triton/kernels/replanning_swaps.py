@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton import constants
-from eplb_triton.kernels.arith import HIGHEST, bits, from_bits, largest
+from eplb_triton.kernels.arith import HIGHEST, bits, divide, from_bits, largest
 from eplb_triton.kernels.replanning_history import sample_at
 from eplb_triton.kernels.replanning_potential import (
     INVERSE,
@@ -102,7 +102,7 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
     WHOLE: tl.constexpr = PARTS * AT_ONCE == S  # then the places of what is loaded differ by constants
     # by how much a score's root counts, and the sum, as parts of the top; less than one is cut off a score, and no more
     # than z by the root of half of an odd number
-    inverse = tl.math.div_rn(tl.full((), 1.0, tl.float32), tl.maximum(top, 1).to(tl.float32)) * LESS
+    inverse = divide(1.0, tl.maximum(top, 1)) * LESS
     of_root = inverse * (shape.z * 0.7071067811865475 * LESS)
     own_sum = tl.load(memory.ints + shape.at.gpu_sum + heaviest)
     top_power = tl.load(memory.ints + shape.at.gpu_power + heaviest).to(tl.float32)
