@@ -107,12 +107,12 @@ def change_counts(memory, samples, heaviest, top, most, shape: tl.constexpr):
         as_is = tl.where(of_gpu, -times, half - 1)
         change = tl.where(fewer, E, 2 * E)
         has_part = more == 0
-        part = half * ROWS + tl.where(fewer, place, P + place)
+        its_row = tl.where(fewer, place, P + place)
+        part = half * ROWS + its_row
         load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
         level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
         changed_ptr = level_ptr + (change * ROW)[:, None]
-        part_at = half * (ROWS * ROW // STEP) + tl.where(fewer, place, P + place)
-        part_ptr = sample_rows(memory.ints + shape.at.part, part_at, shape)
+        part_ptr = sample_rows(memory.ints + shape.at.part, half * (ROWS * ROW // STEP) + its_row, shape)
         mean = tl.load(memory.ints + shape.at.gpu_sum + gpu, mask=of_gpu, other=0)
         mean += changed * tl.load(memory.ints + shape.at.sum + change + expert)
         mean += as_is * tl.load(memory.ints + shape.at.sum + expert)
