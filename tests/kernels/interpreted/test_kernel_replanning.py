@@ -1,23 +1,28 @@
 """The replanning kernel in the interpreter: the recorded plans, the reference's reports, and what a plan is."""
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
+# ruff: noqa: N803
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from _pytest.mark.structures import ParameterSet
 from numpy.typing import NDArray
 from torch import Tensor
 
 from eplb_triton import Topology
 from eplb_triton.kernels import replanning_launcher
+from eplb_triton.kernels.arith import from_bits
 from eplb_triton.kernels.replanning import Outputs
 from eplb_triton.kernels.replanning_launcher import ReplanLaunch
+from eplb_triton.kernels.replanning_potential import below
 from eplb_triton.kernels.replanning_shapes import replan_plan
 from eplb_triton.replan_status import EMPTY_ON_NODES, EXPERTS_MISSING, FINE, GROUP_SPLIT, GROUPS_UNEVEN, OUT_OF_RANGE
 from tests.replanning.cases import STEADY, Golden, golden, in_force, replan, traffic
@@ -274,6 +279,43 @@ def test_previous_and_out_do_not_share_memory() -> None:
     out = launch.empty()
     with pytest.raises(ValueError, match="must not share its memory"):
         launch(torch.ones(2, 1, 8), out=out, previous=out.phy2log, price=0.0)
+
+
+@dataclass(frozen=True)
+class _Smallest:
+    """As much of a shape as says what `below` allows for, for as few roundings as there can be."""
+
+    row: int = 4
+    slots: int = 1
+
+
+@triton.jit
+def _sums_below(numbers_ptr, spread_ptr, found_ptr, LANES: tl.constexpr, shape: tl.constexpr):
+    lane = tl.arange(0, LANES)
+    given, into = tl.load(numbers_ptr + lane), tl.load(numbers_ptr + LANES + lane)
+    one, other = tl.load(spread_ptr + lane), tl.load(spread_ptr + LANES + lane)
+    both = tl.load(numbers_ptr + 2 * LANES + lane).to(tl.float32)
+    given = from_bits(below(given.to(tl.float32), one.to(tl.float32), shape))
+    into = from_bits(below(into.to(tl.float32), other.to(tl.float32), shape))
+    tl.store(found_ptr + lane, given + into - both)
+
+
+def test_variances_are_bounded_from_below() -> None:
+    """Numbers of any size, that cancel: the float32 sum is never above the whole number, and near it."""
+    random = np.random.default_rng(7)
+    lanes = 1 << 15
+    size = 1 << random.integers(1, 50, (2, lanes))
+    given, into = random.integers(-size, size)
+    spread = np.abs(random.integers(-size, size))
+    both = (random.uniform(-1, 1, lanes) * spread.sum(0)).astype(np.int64)  # no more than the spreads together
+    into[::2] = both[::2] - given[::2] + random.integers(0, 1000, lanes // 2)
+    found = torch.empty(lanes, dtype=torch.float32)
+    numbers = torch.from_numpy(np.stack((given, into, both)))
+    _sums_below[(1,)](numbers, torch.from_numpy(spread), found, LANES=lanes, shape=_Smallest())
+    exact = given + into - both
+    assert (found.double().numpy() <= exact).all()
+    off = exact - found.double().numpy()
+    assert (off <= 2.0**-19 * (np.abs(given) + np.abs(into) + spread.sum(0)) + 1).all()
 
 
 class _Swaps(NamedTuple):
