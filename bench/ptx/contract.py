@@ -143,7 +143,7 @@ def _in_amdgcn(kernel: Compiled) -> list[str]:
     for instruction, place in _places(text):
         if re.match(r"v_(rsq|sqrt)_f32", instruction) and place not in roots:
             broken.append(f"approximate root: {instruction} ({place})")
-        if place in products:
+        if place in products and re.match(r"v_(pk_)?fma", instruction):
             counts[instruction.split()[0]] -= 1
     whole = len(re.findall(rf"v_mul_f32\S* .*{_WHOLE_DIVISION}", text))
     for bits in ("f32", "f64"):

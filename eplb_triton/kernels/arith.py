@@ -15,7 +15,14 @@ HIGHEST = tl.constexpr(0x7FFFFFFF)  # above every index, and above the bits of e
 LOWEST = tl.constexpr(-0x80000000)
 LARGEST_LOAD = tl.constexpr(constants.MAX_LOAD)
 EPSILON = tl.constexpr(constants.EPSILON)
-DIVIDES_SUBNORMAL = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6))
+
+
+def triton_version() -> tuple[int, ...]:
+    """Major and minor number of the Triton that is there."""
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+
+DIVIDES_SUBNORMAL = tl.constexpr(triton_version() >= (3, 6))
 """Before, Triton has NVIDIA's library divide float32 numbers, which takes subnormal ones for 0."""
 
 

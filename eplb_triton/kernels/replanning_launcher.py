@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eplb_triton.buffers import check_map_dtype
 from eplb_triton.kernels import launcher
+from eplb_triton.kernels.arith import triton_version
 from eplb_triton.kernels.launcher import Pointer, Runner, load_kernel, run_on
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
 from eplb_triton.kernels.replanning_shapes import ReplanShape, replan_plan
@@ -151,8 +152,7 @@ class ReplanLaunch:
 
 
 def _check_compiler(policy: Policy) -> None:
-    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if found < OLDEST_TRITON:
+    if triton_version() < OLDEST_TRITON:
         oldest = ".".join(map(str, OLDEST_TRITON))
         raise ValueError(
             f"policy={policy.name!r} on a GPU needs triton >= {oldest}, found {triton.__version__}, whose compiler "

@@ -51,7 +51,6 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
             tl.store(centred_ptr + t * E, bits(centred.to(tl.float32)), mask=of_all)
         place = change * E + expert
         tl.store(memory.ints + shape.at.sum + place, total, mask=inside)
-        tl.store(memory.longs + shape.at.square + place, square, mask=inside)
         tl.store(memory.longs + shape.at.spread + place, samples * square - total.to(tl.int64) * total, mask=inside)
         start += shape.lanes
     tl.debug_barrier()

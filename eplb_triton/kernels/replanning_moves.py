@@ -95,8 +95,14 @@ def _add_up_products(memory, heaviest, own_spread, shape: tl.constexpr):
 @triton.jit
 def _store_into_own(memory, b, held, added, own_spread, shape: tl.constexpr):
     spread = tl.load(memory.longs + shape.at.spread + b).to(tl.float32)
-    near = below(added + 2.0 * spread, own_spread + (shape.slots + 3.0) * spread, shape)
+    near = _added_below(added, spread, own_spread, shape)
     tl.store(memory.ints + shape.at.into_own + b, tl.where(held, TOO_MUCH, near))
+
+
+@triton.jit
+def _added_below(products, spread, gpu_spread, shape: tl.constexpr):
+    """`below` of what an expert adds to a GPU: twice its own spread, and its products with all that the GPU holds."""
+    return below(products + 2.0 * spread, gpu_spread + (shape.slots + 3.0) * spread, shape)
 
 
 @triton.jit
@@ -119,7 +125,7 @@ def _add_to_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
             b = tl.load(memory.ints + shape.at.slot + gpu * S + j)
             added += from_bits(tl.load(memory.ints + shape.at.product + i * E + b))
             held_at = tl.where((b == a) & (held_at < 0), gpu * S + j, held_at)
-        near = below(added + 2.0 * spread, its_spread + (S + 3.0) * spread, shape)
+        near = _added_below(added, spread, its_spread, shape)
         tl.store(memory.ints + shape.at.into_partner + at, tl.where(held_at >= 0, TOO_MUCH, near))
         tl.store(memory.ints + shape.at.held_at + at, held_at)
         start += LANES

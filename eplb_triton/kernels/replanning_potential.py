@@ -149,7 +149,7 @@ def score(mean, variance, shape: tl.constexpr):
     """M + trunc(z * sqrt((T * Q - M^2 + U) >> 1)), int32, of the sum M (int32) and T * Q - M^2 + U (int64).
 
     By Cauchy and Schwarz T * Q is at least M^2, and the spreads in U are at least 0: nothing to be cut off. Unsigned
-    and by way of int64, so that NO_GAIN in place of a sum gives some number, which is not looked at."""
+    and by way of int64, so that of rows that are no GPU's comes some number, which is not looked at."""
     half = variance.to(tl.uint64) >> 1
     return mean + (float64(shape.z) * tl.sqrt(half.to(tl.float64))).to(tl.int64).to(tl.int32)
 

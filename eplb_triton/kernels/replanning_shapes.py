@@ -73,7 +73,6 @@ class Places:
     kept: int  # [2, P]
     placed: int  # [P]
     # int64
-    square: int  # [3, E] sums of squares of `level`
     spread: int  # [3, E] v
     gpu_spread: int  # [D] U
     gpu_variance: int  # [D] T * Q - M^2 + U
@@ -284,7 +283,7 @@ def _places(
         "shared": D * d, "order": D, "partner": D, "kept": 2 * P, "placed": P,
     }  # fmt: skip
     longs = {
-        "square": 3 * E, "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "inverse": T, "held_power": P,
+        "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "inverse": T, "held_power": P,
         "part_square": 2 * (p + S), "part_spread": 2 * (p + S), "worth": p, "grown": p * S,
         "lowered": S, "fall": S * p, "received": S * p, "numbers": 8, "total": steps,
         "key": sizes["replica_lanes"],
