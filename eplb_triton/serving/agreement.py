@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, distributed
@@ -91,8 +91,8 @@ def own_group(timeout: timedelta | None = None) -> distributed.ProcessGroup | No
     """
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() < 2:
         return None
-    group: distributed.ProcessGroup = distributed.new_group(backend="gloo", timeout=timeout)
-    return group
+    # torch 2.14 says that a process outside of the group gets another thing: none is
+    return cast(distributed.ProcessGroup, distributed.new_group(backend="gloo", timeout=timeout))
 
 
 def _extremes(
