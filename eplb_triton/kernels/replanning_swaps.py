@@ -32,7 +32,7 @@ NO_BOUND = tl.constexpr(-(2.0**40))
 variance of `TOO_MUCH`; where z is 0 it has a bound like the others, and may be valued for nothing."""
 SLACK = tl.constexpr(1024.0)
 """Of twice a gain, below 2^31: its roundings are of 128, and powers are cut, by 2 * norm at most."""
-AT_ONCE = tl.constexpr(3)
+MOST_AT_ONCE = tl.constexpr(9)
 """Slots of the heaviest GPU that a lane tries with one slot of another: what that one brings is looked up once."""
 
 
@@ -95,9 +95,32 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
     (bits, 0 of a loss), and which swap has the largest: i times the slots of other GPUs, plus the place among these.
     memory.bound: of every swap (bits)."""
     S: tl.constexpr = shape.slots
+    D: tl.constexpr = shape.gpus // shape.nodes
+    OTHERS: tl.constexpr = (D - 1) * S
+    # a lane tries slots of other GPUs with all of the heaviest GPU's, or with some; those that fill no tile with fewer
+    TILED: tl.constexpr = OTHERS // shape.lanes * shape.lanes
+    REST: tl.constexpr = OTHERS - TILED
+    SHARE: tl.constexpr = (REST * S + shape.lanes - 1) // shape.lanes
+    FEW: tl.constexpr = SHARE if SHARE < MOST_AT_ONCE else MOST_AT_ONCE
+    ALL: tl.constexpr = S if S < MOST_AT_ONCE else MOST_AT_ONCE
+    bound = tl.full((shape.lanes,), NO_BOUND, tl.float32)
+    found = bound, bound, tl.full((shape.lanes,), 0, tl.int32)
+    if TILED > 0:
+        found = _bound_tiles(memory, heaviest, top, found, 0, TILED, ALL, shape)
+    if REST > 0:
+        found = _bound_tiles(memory, heaviest, top, found, TILED, REST, FEW, shape)
+    return tl.maximum(bits(found[0]), 0), tl.maximum(bits(found[1]), 0), found[2]
+
+
+@triton.jit
+def _bound_tiles(
+    memory, heaviest, top, found, FIRST: tl.constexpr, NUM: tl.constexpr, AT_ONCE: tl.constexpr, shape: tl.constexpr
+):
+    """`found` by `_bound_swaps` and by NUM slots of other GPUs more, from place FIRST on."""
+    S: tl.constexpr = shape.slots
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
-    OTHERS: tl.constexpr = (D - 1) * S if D > 1 else 1
+    OTHERS: tl.constexpr = (D - 1) * S
     PARTS: tl.constexpr = (S + AT_ONCE - 1) // AT_ONCE
     WHOLE: tl.constexpr = PARTS * AT_ONCE == S  # then the places of what is loaded differ by constants
     # by how much a score's root counts, and the sum, as parts of the top; less than one is cut off a score, and no more
@@ -106,15 +129,13 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
     of_root = inverse * (shape.z * 0.7071067811865475 * LESS)
     own_sum = tl.load(memory.ints + shape.at.gpu_sum + heaviest)
     top_power = tl.load(memory.ints + shape.at.gpu_power + heaviest).to(tl.float32)
-    bound = tl.full((shape.lanes,), NO_BOUND, tl.float32)
-    second = tl.full((shape.lanes,), NO_BOUND, tl.float32)
-    promising = tl.full((shape.lanes,), 0, tl.int32)
+    bound, second, promising = found
     start = 0
-    while start < PARTS * (D - 1) * S:
+    while start < PARTS * NUM:
         at = start + tl.arange(0, shape.lanes)
-        inside = at < PARTS * (D - 1) * S
-        part = tl.minimum(at // OTHERS, PARTS - 1)
-        place = tl.minimum(at - part * OTHERS, OTHERS - 1)
+        inside = at < PARTS * NUM
+        part = tl.minimum(at // NUM, PARTS - 1)
+        place = FIRST + tl.minimum(at - part * NUM, NUM - 1)
         slot = heaviest // D * D * S + place
         slot += tl.where(slot >= heaviest * S, S, 0)
         partner = slot // S
@@ -144,20 +165,11 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
             second = tl.maximum(second, tl.minimum(bound, twice))
             promising = tl.where(twice > bound, i * OTHERS + place, promising)
             bound = tl.maximum(bound, twice)
-        _store_bounds(memory, made, first, place, inside, shape)
+        for also in tl.static_range(AT_ONCE):  # all are made before, as no load passes a store
+            bound_ptr = memory.ints + shape.at.bound + (first + also) * OTHERS + place
+            tl.store(bound_ptr, bits(made[also]), mask=inside & (first + also < S))
         start += shape.lanes
-    return tl.maximum(bits(bound), 0), tl.maximum(bits(second), 0), promising
-
-
-@triton.jit
-def _store_bounds(memory, made, first, place, inside, shape: tl.constexpr):
-    """To memory.bound, those of AT_ONCE own slots: all are made before, as no load passes a store."""
-    S: tl.constexpr = shape.slots
-    D: tl.constexpr = shape.gpus // shape.nodes
-    OTHERS: tl.constexpr = (D - 1) * S
-    for also in tl.static_range(AT_ONCE):
-        bound_ptr = memory.ints + shape.at.bound + (first + also) * OTHERS + place
-        tl.store(bound_ptr, bits(made[also]), mask=inside & (first + also < S))
+    return bound, second, promising
 
 
 @triton.jit
