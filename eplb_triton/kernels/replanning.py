@@ -31,7 +31,7 @@ from eplb_triton.kernels.replanning_replicas import (
     value_pairs,
 )
 from eplb_triton.kernels.replanning_slots import list_slots, write_maps
-from eplb_triton.kernels.replanning_swaps import find_swap
+from eplb_triton.kernels.replanning_swaps import bound_swaps, find_swap
 
 
 class Memory(NamedTuple):
@@ -160,12 +160,18 @@ def replan_layers(
             is_swap = tl.full((), 1, tl.int1)
             if (step < most_steps) & (written < limit):
                 multiply_own(memory, samples, heaviest, shape)
-                if written <= limit - 2:
-                    gain_of_swap, key_of_swap = find_swap(memory, samples, heaviest, top, low, shape)
-                    if gain_of_swap > gain:
-                        gain, key = gain_of_swap.to(tl.int64), key_of_swap
+                rest, swaps = none, none
+                if (written <= limit - 2) & (shape.gpus > shape.nodes):
+                    rest = bound_swaps(memory, heaviest, top, shape)
+                    swaps += 2 * shape.swap_rows
+                first, donors = none, none
                 if fresh == 0:
-                    first, donors = change_counts(memory, samples, heaviest, top, most, shape)
+                    first, donors = change_counts(memory, samples, heaviest, top, swaps, most, shape)
+                if swaps > 0:
+                    gain_of_swap, its_key = find_swap(memory, samples, heaviest, top, rest, low, fresh == 0, shape)
+                    if gain_of_swap > gain:
+                        gain, key = gain_of_swap.to(tl.int64), its_key
+                if fresh == 0:
                     if donors > 0:
                         some, unsure = try_receivers(memory, heaviest, low, high, most, shape)
                         if unsure:

@@ -12,6 +12,7 @@ import triton.language as tl
 from eplb_triton.kernels.arith import HIGHEST, LOWEST
 from eplb_triton.kernels.replanning_moves import expert_of_node
 from eplb_triton.kernels.replanning_potential import INVERSE, NO_GAIN, load_number, power_or_limit, sample_rows, score
+from eplb_triton.kernels.replanning_swaps import ABOVE_TOP, swap_at
 
 AT_ONCE = tl.constexpr(4)
 """Replicas of an expert that a lane looks up at once."""
@@ -57,7 +58,7 @@ def list_donors(memory, shape: tl.constexpr):
 
 
 @triton.jit(noinline=True)
-def change_counts(memory, samples, heaviest, top, most, shape: tl.constexpr):
+def change_counts(memory, samples, heaviest, top, swaps, most, shape: tl.constexpr):
     """What GPUs are worth once a single expert has another count. Returns where the node's donors begin, and how many.
 
     By donor slot: memory.worth, by how much the power of its GPU falls with one replica fewer. By place n among the
@@ -74,22 +75,27 @@ def change_counts(memory, samples, heaviest, top, most, shape: tl.constexpr):
     S: tl.constexpr = shape.slots
     P: tl.constexpr = shape.replicas // shape.nodes
     ROWS: tl.constexpr = P + S
+    SWAPS: tl.constexpr = shape.swap_rows
     AHEAD: tl.constexpr = shape.ahead if shape.ahead * STEP < ROW else ROW // STEP
     node = heaviest * S // P
     inverse = load_number(memory, INVERSE, shape)
     first = tl.load(memory.ints + shape.at.donor_start + node)
     num = tl.load(memory.ints + shape.at.donor_start + node + 1) - first
-    rows = 2 * num + 2 * S + most * S
+    rows = swaps + 2 * num + 2 * S + most * S
     start = 0
-    while start < rows:  # both parts of donors, both of slots of the heaviest GPU, then who holds the experts of these
+    # both GPUs of swaps, both parts of donors, both of slots of the heaviest GPU, then who holds the experts of these
+    while start < rows:
         at = tl.minimum(start + tl.arange(0, shape.lanes), rows - 1)
-        fewer = at < 2 * num
-        own = at - 2 * num
+        swapped, of_counts = at < swaps, at - swaps
+        fewer = (of_counts < 2 * num) & (swapped == 0)
+        own = of_counts - 2 * num
         more = own >= 2 * S
         nth = tl.where(more, own // S - 2, 0)
-        half = tl.where(fewer, at >= num, own >= S).to(tl.int32)
-        place = tl.where(fewer, at - half * num, own % S)
-        own_slot = heaviest * S + tl.where(fewer, 0, place)
+        second = tl.where(fewer, of_counts >= num, tl.where(swapped, at >= SWAPS, own >= S)).to(tl.int32)
+        place = tl.where(fewer, of_counts - second * num, tl.where(swapped, 0, own % S))
+        swap = tl.load(memory.ints + shape.at.promising + at - second * SWAPS, mask=swapped, other=0)
+        i, other_slot, _ = swap_at(heaviest, swap, shape)
+        own_slot = heaviest * S + tl.where(fewer, 0, tl.where(swapped, i, place))
         a = tl.load(memory.ints + shape.at.slot + own_slot)
         count = tl.load(memory.ints + shape.at.count + a)
         its_first = tl.load(memory.ints + shape.at.donor_first + a)
@@ -97,28 +103,32 @@ def change_counts(memory, samples, heaviest, top, most, shape: tl.constexpr):
         listed = fewer | (grows & (count > 1))
         donor = tl.where(fewer, first + place, its_first + nth)
         slot = tl.load(memory.ints + shape.at.donor + donor, mask=listed, other=0)
-        slot = tl.where(listed, slot, own_slot)
+        slot = tl.where(listed, slot, tl.where(swapped, other_slot, own_slot))
         expert, gpu = tl.load(memory.ints + shape.at.slot + slot), slot // S
-        # a row: `of_gpu` times the loads of the GPU, `changed` times a replica's once its count is another, `as_is`
-        # times what it gets now
+        # a row: the loads of the GPU, if any, `changed` times those of the replica that it gets or whose count is
+        # another, `as_is` times those of the replica that it gives or that is so far
         times = tl.load(memory.ints + shape.at.times + slot)
-        of_gpu = fewer | more
-        changed = tl.where(fewer, times - half, tl.where(more, times, 1))
-        as_is = tl.where(of_gpu, -times, half - 1)
-        change = tl.where(fewer, E, 2 * E)
-        has_part = more == 0
+        of_gpu = fewer | more | swapped
+        changed = tl.where(fewer, times - second, tl.where(more, times, 1))
+        as_is = tl.where(fewer | more, -times, tl.where(swapped, -1, second - 1))
+        has_part = of_gpu == fewer
         its_row = tl.where(fewer, place, P + place)
-        part = half * ROWS + its_row
+        part = second * ROWS + its_row
+        gives_own = swapped & (second == 0)
+        gpu = tl.where(gives_own, heaviest, gpu)
+        gets = tl.where(swapped & (second == 1), a, expert)
+        gets += tl.where(swapped, 0, tl.where(fewer, E, 2 * E))
+        gives = tl.where(gives_own, a, expert)
         load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
-        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
-        changed_ptr = level_ptr + (change * ROW)[:, None]
-        part_ptr = sample_rows(memory.ints + shape.at.part, half * (ROWS * ROW // STEP) + its_row, shape)
+        level_ptr = sample_rows(memory.ints + shape.at.level, gives, shape)
+        changed_ptr = sample_rows(memory.ints + shape.at.level, gets % E, shape) + (gets // E * (E * ROW))[:, None]
+        part_ptr = sample_rows(memory.ints + shape.at.part, second * (ROWS * ROW // STEP) + its_row, shape)
         mean = tl.load(memory.ints + shape.at.gpu_sum + gpu, mask=of_gpu, other=0)
-        mean += changed * tl.load(memory.ints + shape.at.sum + change + expert)
-        mean += as_is * tl.load(memory.ints + shape.at.sum + expert)
+        mean += changed * tl.load(memory.ints + shape.at.sum + gets)
+        mean += as_is * tl.load(memory.ints + shape.at.sum + gives)
         spread = tl.load(memory.longs + shape.at.gpu_spread + gpu, mask=of_gpu, other=0)
-        spread += changed * tl.load(memory.longs + shape.at.spread + change + expert)
-        spread += as_is * tl.load(memory.longs + shape.at.spread + expert)
+        spread += changed * tl.load(memory.longs + shape.at.spread + gets)
+        spread += as_is * tl.load(memory.longs + shape.at.spread + gives)
         its_power = tl.load(memory.ints + shape.at.gpu_power + gpu)
         squares = tl.full((shape.lanes, STEP), 0, tl.int64)
         for start_of in tl.static_range(0, ROW, AHEAD * STEP):
@@ -137,9 +147,10 @@ def change_counts(memory, samples, heaviest, top, most, shape: tl.constexpr):
         variance = samples * square - mean.to(tl.int64) * mean + spread  # of parts of their own, not looked at
         power = power_or_limit(score(mean, variance, shape), top, inverse, shape)
         fall = its_power.to(tl.int64) - power
-        tl.store(memory.longs + shape.at.worth + place, fall, mask=fewer & (half == 0))
+        tl.store(memory.longs + shape.at.worth + place, fall, mask=fewer & (second == 0))
         tl.store(memory.longs + shape.at.grown + nth * S + place, fall, mask=grows)
         tl.store(memory.longs + shape.at.held_power + slot, power, mask=grows)
+        tl.store(memory.ints + shape.at.swapped + at, tl.minimum(power, ABOVE_TOP).to(tl.int32), mask=swapped)
         start += shape.lanes
     tl.debug_barrier()
     return first, num

@@ -53,7 +53,8 @@ class Places:
     into_own: int  # [E] what an expert adds to T * Q - M^2 + U of the heaviest GPU, or less
     into_partner: int  # [S, d] what one of the heaviest GPU adds to another GPU's, or less
     bound: int  # [S, (d - 1) * S] of swaps
-    promising: int  # [S * (d - 1) * S] swaps that may be the best
+    promising: int  # [S * (d - 1) * S], at least swap_rows: swaps that may be the best
+    swapped: int  # [2, swap_rows] powers of the heaviest GPU, then of the other one, after the most promising swaps
     times: int  # [P] how often its GPU holds the expert of a slot; 0: an earlier slot says it
     gpu_load: int  # [D, T]
     gpu_sum: int  # [D]
@@ -228,7 +229,7 @@ def replan_plan(
     row = _row(rule)
     lanes = max(threads, min(flat, 4096)) if wide else threads
     sizes = _sizes(topology, num_experts, rule, warp)
-    at, totals = _places(sizes, topology, num_experts, rule, steps)
+    at, totals = _places(sizes, topology, num_experts, rule, steps, lanes // row)
     plan = shape_of(topology, num_experts, policy, 1, warp)
     z = score_z(topology.num_gpus, rule.z)
     shape = ReplanShape(
@@ -267,7 +268,7 @@ def _sizes(topology: Topology, num_experts: int, rule: Replan, warp: int) -> dic
 
 
 def _places(
-    sizes: dict[str, int], topology: Topology, num_experts: int, rule: Replan, steps: int
+    sizes: dict[str, int], topology: Topology, num_experts: int, rule: Replan, steps: int, swap_rows: int
 ) -> tuple[Places, tuple[int, int]]:
     """Where arrays begin, multiples of 4 elements; and how long the two tensors of a layer are."""
     E, P, D, T = num_experts, topology.num_replicas, topology.num_gpus, _row(rule)  # noqa: N806
@@ -276,7 +277,7 @@ def _places(
         "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "node_expert": E,
         "link": E + P, "first": E, "last": E, "rank": P, "slot": P, "before": P, "moved": P,
         "slot_sum": P, "centred": T * E, "given": P, "product": S * E, "into_own": E, "into_partner": S * d,
-        "bound": S * (d - 1) * S, "promising": S * (d - 1) * S, "times": P,
+        "bound": S * (d - 1) * S, "promising": max(S * (d - 1) * S, swap_rows), "swapped": 2 * swap_rows, "times": P,
         "gpu_load": T * D, "gpu_sum": D, "gpu_power": D, "step": steps,
         "held_at": S * d, "changed": 2 * P + D, "donor": P, "donor_at": P, "donor_first": E,
         "donor_start": topology.planned_nodes + 1, "part": 2 * (p + S) * T, "part_sum": 2 * (p + S),

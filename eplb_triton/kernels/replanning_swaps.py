@@ -30,6 +30,8 @@ WHOLE_POWER = tl.constexpr(2.0**constants.POWER_BITS)
 NO_BOUND = tl.constexpr(-(2.0**40))
 """Of no swap, and of one that brings a GPU above the top: that is no gain. One that is not allowed does so by a
 variance of `TOO_MUCH`; where z is 0 it has a bound like the others, and may be valued for nothing."""
+ABOVE_TOP = tl.constexpr(0x7FFFFFFF)
+"""In place of a power that no gain can come from."""
 SLACK = tl.constexpr(1024.0)
 """Of twice a gain, below 2^31: its roundings are of 128, and powers are cut, by 2 * norm at most."""
 MOST_AT_ONCE = tl.constexpr(9)
@@ -37,36 +39,50 @@ MOST_AT_ONCE = tl.constexpr(9)
 
 
 @triton.jit(noinline=True)
-def find_swap(memory, samples, heaviest, top, floor, shape: tl.constexpr):
-    """The best swap of a slot of the heaviest GPU with one of another GPU of its node: gain a slot, int32, and its key
-    (partner, own slot, partner's slot). Ties: the lowest key. None gains more than `floor`: any gain up to it."""
+def bound_swaps(memory, heaviest, top, shape: tl.constexpr):
+    """memory.bound: of every swap of a slot of the heaviest GPU with one of another GPU of its node (bits);
+    memory.promising: one of the largest of each few lanes. Returns the largest bound of the others (bits)."""
     ROWS: tl.constexpr = shape.swap_rows
     FEW: tl.constexpr = shape.lanes // ROWS
-    D: tl.constexpr = shape.gpus // shape.nodes
-    inverse = load_number(memory, INVERSE, shape)
-    best, best_key = tl.full((), -1, tl.int32), tl.full((), HIGHEST, tl.int32)
     bound, second, promising = _bound_swaps(memory, heaviest, top, shape)
-    # first the most promising of every few lanes, then, if need be, all that may gain as much
     bound, promising = tl.reshape(bound, (ROWS, FEW)), tl.reshape(promising, (ROWS, FEW))
     highest = tl.max(bound, 1)
     at = tl.min(tl.where(bound == highest[:, None], promising, HIGHEST), 1)
     others = tl.where(promising == at[:, None], tl.reshape(second, (ROWS, FEW)), bound)
+    tl.store(memory.ints + shape.at.promising + tl.arange(0, ROWS), at)
     rest = tl.max(tl.reshape(others, (shape.lanes,)), 0)
-    num = tl.full((), 0, tl.int32)
-    start = tl.full((), -ROWS if D > 1 else 0, tl.int32)
-    while start < num:
-        if start >= 0:
-            at = tl.load(memory.ints + shape.at.promising + tl.minimum(start + tl.arange(0, ROWS), num - 1))
-        gain, key = _value_swaps(memory, samples, heaviest, top, inverse, at, shape)
-        found, found_key = largest(gain, key)
-        better = (found > best) | ((found == best) & (found_key < best_key))
-        best, best_key = tl.where(better, found, best), tl.where(better, found_key, best_key)
-        if start < 0:
-            least = tl.maximum(tl.minimum(floor, HIGHEST).to(tl.int32), best).to(tl.float32)
-            least = bits(least * (2.0 / WHOLE_POWER * LESS))
-            if rest >= least:
-                num = _list_promising(memory, least, shape)
-        start += ROWS
+    tl.debug_barrier()
+    return rest
+
+
+@triton.jit(noinline=True)
+def find_swap(memory, samples, heaviest, top, rest, floor, rated, shape: tl.constexpr):
+    """The best swap of a slot of the heaviest GPU with one of another GPU of its node: gain a slot, int32, and its key
+    (partner, own slot, partner's slot). Ties: the lowest key. None gains more than `floor`: any gain up to it.
+
+    rest: of `bound_swaps`. rated: what the promising ones lead to is in memory.swapped, as of `change_counts`."""
+    ROWS: tl.constexpr = shape.swap_rows
+    # first the most promising of every few lanes, then, if need be, all that may gain as much
+    num = tl.full((), ROWS, tl.int32)
+    start = tl.full((), 0, tl.int32)
+    if rated:
+        place = tl.arange(0, ROWS)
+        own_power = tl.load(memory.ints + shape.at.swapped + place)
+        its_power = tl.load(memory.ints + shape.at.swapped + ROWS + place)
+        at = tl.load(memory.ints + shape.at.promising + place)
+        gain, key = _gains(memory, heaviest, at, own_power, its_power, shape)
+        best, best_key = largest(gain, key)
+    else:
+        best, best_key = _value_swaps(memory, samples, heaviest, top, start, num, shape)
+    least = tl.maximum(tl.minimum(floor, HIGHEST).to(tl.int32), best).to(tl.float32)
+    least = bits(least * (2.0 / WHOLE_POWER * LESS))
+    if rest >= least:
+        num = _list_promising(memory, least, shape)
+        while start < num:
+            found, key = _value_swaps(memory, samples, heaviest, top, start, num, shape)
+            better = (found > best) | ((found == best) & (key < best_key))
+            best, best_key = tl.where(better, found, best), tl.where(better, key, best_key)
+            start += ROWS
     return best, best_key
 
 
@@ -186,21 +202,45 @@ def _least_power(mean, variance, of_root, shape: tl.constexpr):
 
 
 @triton.jit
-def _value_swaps(memory, samples, heaviest, top, inverse, at, shape: tl.constexpr):
-    """Gains a slot of swaps [rows], -1 where not allowed, and their keys."""
+def swap_at(heaviest, at, shape: tl.constexpr):
+    """Own slot i, the other slot and its GPU of a swap: i times the slots of other GPUs of the node, plus the place
+    among these."""
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     OTHERS: tl.constexpr = (D - 1) * S if D > 1 else 1
-    first_gpu = heaviest // D * D
     i = at // OTHERS
-    own = heaviest * S + i
-    slot = first_gpu * S + at - i * OTHERS
+    slot = heaviest // D * D * S + at - i * OTHERS
     slot += tl.where(slot >= heaviest * S, S, 0)
-    partner = slot // S
-    a, b = tl.load(memory.ints + shape.at.slot + own), tl.load(memory.ints + shape.at.slot + slot)
+    return i, slot, slot // S
+
+
+@triton.jit
+def _gains(memory, heaviest, at, own_power, its_power, shape: tl.constexpr):
+    """Gains a slot of swaps [rows], -1 where not allowed, and their keys; the powers of both GPUs after a swap, int32,
+    ABOVE_TOP where a score is."""
+    S: tl.constexpr = shape.slots
+    D: tl.constexpr = shape.gpus // shape.nodes
+    i, slot, partner = swap_at(heaviest, at, shape)
+    b = tl.load(memory.ints + shape.at.slot + slot)
     # h holds all of its own: none of them is taken twice
     banned = tl.load(memory.ints + shape.at.into_own + b) == TOO_MUCH
-    banned = banned | (tl.load(memory.ints + shape.at.into_partner + i * D + partner - first_gpu) == TOO_MUCH)
+    banned = banned | (tl.load(memory.ints + shape.at.into_partner + i * D + partner % D) == TOO_MUCH)
+    own_fall = tl.load(memory.ints + shape.at.gpu_power + heaviest) - own_power
+    its_fall = tl.load(memory.ints + shape.at.gpu_power + partner) - its_power
+    half = (own_fall >> 1) + (its_fall >> 1) + (own_fall & its_fall & 1)  # of the sum, which may take 33 bits
+    allowed = (banned == 0) & (tl.maximum(own_power, its_power) < ABOVE_TOP)  # above the top there is no gain
+    return tl.where(allowed, half, -1), partner % D * S * S + i * S + slot - partner * S
+
+
+@triton.jit(noinline=True)
+def _value_swaps(memory, samples, heaviest, top, start, num, shape: tl.constexpr):
+    """The best of the first `num` of memory.promising, from place `start` on, as many as there are rows: as
+    `find_swap` returns it."""
+    inverse = load_number(memory, INVERSE, shape)
+    at = tl.load(memory.ints + shape.at.promising + tl.minimum(start + tl.arange(0, shape.swap_rows), num - 1))
+    i, slot, partner = swap_at(heaviest, at, shape)
+    a = tl.load(memory.ints + shape.at.slot + heaviest * shape.slots + i)
+    b = tl.load(memory.ints + shape.at.slot + slot)
     t = tl.arange(0, shape.row)[None, :]
     level_ptr, load_ptr = memory.ints + shape.at.level, memory.ints + shape.at.gpu_load
     more = tl.load(level_ptr + sample_at(b[:, None], t, shape.experts, shape))
@@ -215,11 +255,7 @@ def _value_swaps(memory, samples, heaviest, top, inverse, at, shape: tl.constexp
     its_spread = tl.load(memory.longs + shape.at.gpu_spread + partner) - more_spread
     own_score = score(own_sum, samples * own_square - own_sum.to(tl.int64) * own_sum + own_spread, shape)
     its_score = score(its_sum, samples * its_square - its_sum.to(tl.int64) * its_sum + its_spread, shape)
-    own_power = tl.load(memory.ints + shape.at.gpu_power + heaviest)
-    own_fall = own_power - power_of(own_score, top, inverse, shape)
-    its_power = tl.load(memory.ints + shape.at.gpu_power + partner)
-    its_fall = its_power - power_of(its_score, top, inverse, shape)
-    allowed = (banned == 0) & (tl.maximum(own_score, its_score) <= top)  # above the top there is no gain
-    half = (own_fall >> 1) + (its_fall >> 1) + (own_fall & its_fall & 1)  # of the sum, which may take 33 bits
-    key = (partner - first_gpu) * S * S + i * S + slot - partner * S
-    return tl.where(allowed, half, -1), key
+    own_power = tl.where(own_score > top, ABOVE_TOP, power_of(own_score, top, inverse, shape))
+    its_power = tl.where(its_score > top, ABOVE_TOP, power_of(its_score, top, inverse, shape))
+    gain, key = _gains(memory, heaviest, at, own_power, its_power, shape)
+    return largest(gain, key)
