@@ -82,7 +82,7 @@ def rate_gpus(memory, shape: tl.constexpr):
     store_number(memory, POTENTIAL, potential.to(tl.float64), shape)
     store_number(memory, INVERSE, inverse, shape)
     # of float64: float32 to int64 takes fused operations on AMD
-    estimate = _estimate_least_gain(load_number(memory, PRICE, shape), top, potential, shape).to(tl.float64)
+    estimate = _estimate_least_gain(load_number(memory, PRICE, shape), inverse, potential, shape).to(tl.float64)
     low = tl.maximum(estimate * float64(1.0 - 2.0**-14), float64(1.0)).to(tl.int64)
     high = (estimate * float64(1.0 + 2.0**-14)).to(tl.int64) + (estimate > 0).to(tl.int64)
     high = tl.maximum(low, high)
@@ -114,15 +114,17 @@ def below(near, others, shape: tl.constexpr):
 
 
 @triton.jit
-def _estimate_least_gain(slot_price, top, potential, shape: tl.constexpr):
-    """`least_gain` of J that is nearly right, float32: by 2^-15, at most 2^61."""
+def _estimate_least_gain(slot_price, inverse, potential, shape: tl.constexpr):
+    """`least_gain` of J that is nearly right, float32: by 2^-15, at most 2^61. inverse: 2^30 / top."""
     SQUARINGS: tl.constexpr = shape.squarings
+    a_slot = slot_price * float64(shape.gpus * 2.0**shape.squarings) * inverse
+    gain = tl.minimum(a_slot, float64(2.0**80)).to(tl.float32)
+    # F / J is D * 2^30 / top * x^(1 - 1/16) where x = F / (D * 2^30): all of the roots that lead to x^(1/16)
     root = potential.to(tl.float32) * (1.0 / (shape.gpus * 2.0**30))
     for _ in tl.static_range(SQUARINGS):
         root = root_near(root)
-    a_slot = tl.minimum(slot_price * float64(2.0**shape.squarings), float64(2.0**61)).to(tl.float32)
-    inverse = divide(1.0, tl.maximum(top, 1).to(tl.float32) * root)
-    return tl.minimum(a_slot * inverse * potential.to(tl.float32), 2.0**61)
+        gain *= root
+    return tl.minimum(gain, 2.0**61)
 
 
 @triton.jit(noinline=True)

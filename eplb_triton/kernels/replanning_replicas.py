@@ -62,8 +62,8 @@ def change_counts(memory, samples, heaviest, top, swaps, most, shape: tl.constex
     """What GPUs are worth once a single expert has another count. Returns where the node's donors begin, and how many.
 
     By donor slot: memory.worth, by how much the power of its GPU falls with one replica fewer. By place n among the
-    slots of the expert in slot i of the heaviest GPU: memory.grown [n, i], by how much that of its GPU falls with one
-    replica more; memory.held_power, what it then is, by slot.
+    slots of the expert in slot i of the heaviest GPU: memory.grown [i, n], by how much that of its GPU falls with one
+    replica more, 0 from its last slot on, up to a multiple of AT_ONCE; memory.held_power, what it then is, by slot.
     Rows of loads, memory.part [2, p + S, T], with their sums, sums of squares and spreads: of the GPU of a donor slot
     once there is one replica fewer, with this one and without it; of slot i of the heaviest GPU, what one replica more
     makes of a replica's loads, as their change and as they are.
@@ -81,7 +81,7 @@ def change_counts(memory, samples, heaviest, top, swaps, most, shape: tl.constex
     inverse = load_number(memory, INVERSE, shape)
     first = tl.load(memory.ints + shape.at.donor_start + node)
     num = tl.load(memory.ints + shape.at.donor_start + node + 1) - first
-    rows = swaps + 2 * num + 2 * S + most * S
+    rows = swaps + 2 * num + (2 + (most + AT_ONCE - 1) // AT_ONCE * AT_ONCE) * S
     start = 0
     # both GPUs of swaps, both parts of donors, both of slots of the heaviest GPU, then who holds the experts of these
     while start < rows:
@@ -148,7 +148,7 @@ def change_counts(memory, samples, heaviest, top, swaps, most, shape: tl.constex
         power = power_or_limit(score(mean, variance, shape), top, inverse, shape)
         fall = its_power.to(tl.int64) - power
         tl.store(memory.longs + shape.at.worth + place, fall, mask=fewer & (second == 0))
-        tl.store(memory.longs + shape.at.grown + nth * S + place, fall, mask=grows)
+        tl.store(memory.longs + shape.at.grown + place * shape.grown_row + nth, tl.where(grows, fall, 0), mask=more)
         tl.store(memory.longs + shape.at.held_power + slot, power, mask=grows)
         tl.store(memory.ints + shape.at.swapped + at, tl.minimum(power, ABOVE_TOP).to(tl.int32), mask=swapped)
         start += shape.lanes
@@ -170,13 +170,14 @@ def try_receivers(memory, heaviest, low, high, most, shape: tl.constexpr):
     expert = tl.load(memory.ints + shape.at.slot + own)
     count = tl.load(memory.ints + shape.at.count + expert)
     has_room = (i < S) & (count < D) & (tl.load(memory.ints + shape.at.times + own) > 0)
-    lowered = tl.full((shape.slot_lanes,), 0, tl.int64)
+    falls = tl.full((shape.slot_lanes, 2), 0, tl.int64)
+    grown_ptr = memory.longs + shape.at.grown + tl.minimum(i, S - 1)[:, None] * shape.grown_row + tl.arange(0, 2)[None, :]
     nth = 0
     while nth < most:
-        for also in tl.static_range(AT_ONCE):
-            grown_ptr = memory.longs + shape.at.grown + (nth + also) * S + i
-            lowered += tl.load(grown_ptr, mask=has_room & (nth + also < count), other=0)
+        for also in tl.static_range(0, AT_ONCE, 2):
+            falls += tl.load(grown_ptr + nth + also)
         nth += AT_ONCE
+    lowered = tl.sum(falls, 1)
     passes = has_room & (lowered > low)
     tl.store(memory.longs + shape.at.lowered + i, tl.where(passes, lowered, NO_GAIN), mask=i < S)
     tl.debug_barrier()

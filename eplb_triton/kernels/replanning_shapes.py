@@ -15,6 +15,7 @@ from torch import Tensor
 from eplb_triton.constants import NEWEST_STEPS
 from eplb_triton.kernels.buffers import ROW_BYTES
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
+from eplb_triton.kernels.replanning_replicas import AT_ONCE
 from eplb_triton.kernels.shapes import Shape, shape_of, starts_of
 from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec, check_log2phy_width
 from eplb_triton.partitions import partitions_to_try
@@ -82,7 +83,7 @@ class Places:
     part_square: int  # [2, p + S]
     part_spread: int  # [2, p + S]
     worth: int  # [p]
-    grown: int  # [p, S]
+    grown: int  # [S, grown_row]
     lowered: int  # [S]
     fall: int  # [S, p]
     received: int  # [S, p]
@@ -113,6 +114,7 @@ class ReplanShape:
     z_of_slot: float
     lanes: int  # of tiles in which a lane makes products over the samples
     candidates: int  # of tiles of candidates
+    grown_row: int  # places for the replicas of an expert, more than any has
     swap_rows: int  # of tiles of swaps, by the samples
     ahead: int  # pieces of rows made before the first is stored: with more, AMD saves registers of the caller
     expert_lanes: int
@@ -239,6 +241,7 @@ def replan_plan(
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=lanes,
         candidates=lanes if wide or warp != 32 else 2 * lanes,
+        grown_row=_grown_row(topology),
         swap_rows=lanes // row,
         ahead=8 if warp == 32 else 2,
         **sizes,
@@ -254,6 +257,10 @@ def replan_plan(
 
 def _row(rule: Replan) -> int:
     return max(4, int(triton.next_power_of_2(rule.samples)))
+
+
+def _grown_row(topology: Topology) -> int:
+    return -(-topology.replicas_per_node // AT_ONCE.value) * AT_ONCE.value
 
 
 def _sizes(topology: Topology, num_experts: int, rule: Replan, warp: int) -> dict[str, int]:
@@ -285,7 +292,7 @@ def _places(
     }  # fmt: skip
     longs = {
         "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "inverse": T, "held_power": P,
-        "part_square": 2 * (p + S), "part_spread": 2 * (p + S), "worth": p, "grown": p * S,
+        "part_square": 2 * (p + S), "part_spread": 2 * (p + S), "worth": p, "grown": S * _grown_row(topology),
         "lowered": S, "fall": S * p, "received": S * p, "numbers": 8, "total": steps,
         "key": sizes["replica_lanes"],
     }  # fmt: skip
