@@ -161,39 +161,27 @@ def _steps_since_change(layer_ptr, step_stride, expert_stride, kept, scale, idle
     Blocks of a quarter are compared with the newest; the steps left over are used if no block differs."""
     expert = tl.arange(0, shape.expert_lanes)
     size = kept // LEAST_BLOCKS
-    if size >= 2:
-        stop = kept
-    else:
-        stop, size = kept * 0, kept
-    used = tl.full((), 0, tl.int32)
+    size = tl.where(size >= 2, size, kept + 1)  # more than there are: all are left over
+    stop = kept
     loads = tl.full((shape.expert_lanes,), 0, tl.int64)
     total = tl.full((), 0, tl.int64)
     same = tl.full((), 1, tl.int32)
     newest = tl.full((shape.expert_lanes,), 0, tl.int64)
-    while (stop >= size) & (same != 0):
-        some, its_total = _add_steps(
-            layer_ptr, step_stride, expert_stride, stop - size, stop, scale, idle, memory, shape
-        )
+    while (stop > 0) & (same != 0):
+        start = tl.maximum(stop - size, 0)
+        some, its_total = _add_steps(layer_ptr, step_stride, expert_stride, start, stop, scale, idle, memory, shape)
         share = quotient(some * LOAD_UNITS, its_total, inverse_of(its_total))
-        if used == 0:
+        if stop == kept:
             newest = share
-        if tl.sum(tl.abs(share - newest), 0) > LOAD_UNITS // 2:
+        if (stop >= size) & (tl.sum(tl.abs(share - newest), 0) > LOAD_UNITS // 2):
             same = same * 0
         else:
             loads += some
             total += its_total
-            used += size
-            stop -= size
-    if same != 0:
-        some, its_total = _add_steps(
-            layer_ptr, step_stride, expert_stride, used * 0, kept - used, scale, idle, memory, shape
-        )
-        loads += some
-        total += its_total
-        used = kept
+            stop = start
     share = quotient(loads * LOAD_UNITS, total, inverse_of(total))
     tl.store(memory.ints + shape.at.share + expert, share.to(tl.int32), mask=expert < shape.experts)
-    return used
+    return kept - stop
 
 
 @triton.jit
