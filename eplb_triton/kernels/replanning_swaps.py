@@ -132,12 +132,38 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
 def _bound_tiles(
     memory, heaviest, top, found, FIRST: tl.constexpr, NUM: tl.constexpr, AT_ONCE: tl.constexpr, shape: tl.constexpr
 ):
-    """`found` by `_bound_swaps` and by NUM slots of other GPUs more, from place FIRST on."""
+    """`found` by `_bound_swaps` and by NUM slots of other GPUs more, from place FIRST on; a lane tries AT_ONCE slots of
+    the heaviest GPU with one of them."""
+    LANES: tl.constexpr = NUM * ((shape.slots + AT_ONCE - 1) // AT_ONCE)
+    at = tl.arange(0, shape.lanes)
+    if LANES <= shape.lanes:
+        found = _bound_tile(memory, heaviest, top, found, at, LANES, FIRST, NUM, AT_ONCE, shape)
+    else:
+        start = 0
+        while start < LANES:
+            found = _bound_tile(memory, heaviest, top, found, start + at, LANES, FIRST, NUM, AT_ONCE, shape)
+            start += shape.lanes
+    return found
+
+
+@triton.jit
+def _bound_tile(
+    memory,
+    heaviest,
+    top,
+    found,
+    at,
+    LANES: tl.constexpr,
+    FIRST: tl.constexpr,
+    NUM: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    shape: tl.constexpr,
+):
     S: tl.constexpr = shape.slots
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
     OTHERS: tl.constexpr = (D - 1) * S
-    PARTS: tl.constexpr = (S + AT_ONCE - 1) // AT_ONCE
+    PARTS: tl.constexpr = LANES // NUM
     WHOLE: tl.constexpr = PARTS * AT_ONCE == S  # then the places of what is loaded differ by constants
     # by how much a score's root counts, and the sum, as parts of the top; less than one is cut off a score, and no more
     # than z by the root of half of an odd number
@@ -146,45 +172,44 @@ def _bound_tiles(
     own_sum = tl.load(memory.ints + shape.at.gpu_sum + heaviest)
     top_power = tl.load(memory.ints + shape.at.gpu_power + heaviest).to(tl.float32)
     bound, second, promising = found
-    start = 0
-    while start < PARTS * NUM:
-        at = start + tl.arange(0, shape.lanes)
-        inside = at < PARTS * NUM
-        part = tl.minimum(at // NUM, PARTS - 1)
-        place = FIRST + tl.minimum(at - part * NUM, NUM - 1)
-        slot = heaviest // D * D * S + place
-        slot += tl.where(slot >= heaviest * S, S, 0)
-        partner = slot // S
-        b = tl.load(memory.ints + shape.at.slot + slot)
-        into_own = from_bits(tl.load(memory.ints + shape.at.into_own + b))
-        given = from_bits(tl.load(memory.ints + shape.at.given + slot))
-        b_sum = tl.load(memory.ints + shape.at.slot_sum + slot)
-        its_sum = tl.load(memory.ints + shape.at.gpu_sum + partner)
-        own_with = ((own_sum + b_sum).to(tl.float32) - (shape.z + 2.0)) * inverse
-        its_without = ((its_sum - b_sum).to(tl.float32) - (shape.z + 2.0)) * inverse
-        power = tl.load(memory.ints + shape.at.gpu_power + partner).to(tl.float32)
-        power = (top_power + power + SLACK) * (1.0 / WHOLE_POWER)
-        first = part * AT_ONCE
-        made = ()
-        for also in tl.static_range(AT_ONCE):
-            i = first + also if WHOLE else tl.minimum(first + also, S - 1)
-            mean = tl.load(memory.ints + shape.at.slot_sum + heaviest * S + i).to(tl.float32) * inverse
-            both = from_bits(tl.load(memory.ints + shape.at.product + i * E + b))
-            own_variance = from_bits(tl.load(memory.ints + shape.at.given + heaviest * S + i)) + into_own - both
-            its_variance = from_bits(tl.load(memory.ints + shape.at.into_partner + i * D + partner - heaviest // D * D))
-            its_variance = its_variance + given - both
-            own_power = _least_power(own_with - mean * GREATER, own_variance, of_root, shape)
-            its_power = _least_power(its_without + mean, its_variance, of_root, shape)
-            gains = inside & (WHOLE | (first + also < S)) & (tl.maximum(own_power, its_power) <= 1.0)
-            twice = tl.where(gains, power - own_power - its_power, NO_BOUND)
-            made = made + (twice,)
-            second = tl.maximum(second, tl.minimum(bound, twice))
-            promising = tl.where(twice > bound, i * OTHERS + place, promising)
-            bound = tl.maximum(bound, twice)
-        for also in tl.static_range(AT_ONCE):  # all are made before, as no load passes a store
-            bound_ptr = memory.ints + shape.at.bound + (first + also) * OTHERS + place
-            tl.store(bound_ptr, bits(made[also]), mask=inside & (first + also < S))
-        start += shape.lanes
+    inside = at < LANES
+    part = tl.minimum(at // NUM, PARTS - 1)
+    place = FIRST + tl.minimum(at - part * NUM, NUM - 1)
+    slot = heaviest // D * D * S + place
+    slot += tl.where(slot >= heaviest * S, S, 0)
+    partner = slot // S
+    b = tl.load(memory.ints + shape.at.slot + slot)
+    into_own = from_bits(tl.load(memory.ints + shape.at.into_own + b))
+    given = from_bits(tl.load(memory.ints + shape.at.given + slot))
+    b_sum = tl.load(memory.ints + shape.at.slot_sum + slot)
+    its_sum = tl.load(memory.ints + shape.at.gpu_sum + partner)
+    own_with = ((own_sum + b_sum).to(tl.float32) - (shape.z + 2.0)) * inverse
+    its_without = ((its_sum - b_sum).to(tl.float32) - (shape.z + 2.0)) * inverse
+    power = tl.load(memory.ints + shape.at.gpu_power + partner).to(tl.float32)
+    power = (top_power + power + SLACK) * (1.0 / WHOLE_POWER)
+    first = part * AT_ONCE
+    own_ptr = memory.ints + heaviest * S + first
+    product_ptr = memory.ints + shape.at.product + first * E + b
+    into_ptr = memory.ints + shape.at.into_partner + first * D + partner % D
+    made = ()
+    for also in tl.static_range(AT_ONCE):
+        i = also if WHOLE else tl.minimum(also, S - 1 - first)
+        mean = tl.load(own_ptr + shape.at.slot_sum + i).to(tl.float32) * inverse
+        both = from_bits(tl.load(product_ptr + i * E))
+        own_variance = from_bits(tl.load(own_ptr + shape.at.given + i)) + into_own - both
+        its_variance = from_bits(tl.load(into_ptr + i * D)) + given - both
+        own_power = _least_power(own_with - mean * GREATER, own_variance, of_root, shape)
+        its_power = _least_power(its_without + mean, its_variance, of_root, shape)
+        gains = tl.maximum(own_power, its_power) <= 1.0
+        gains = gains & (inside if WHOLE else inside & (first + also < S))
+        twice = tl.where(gains, power - own_power - its_power, NO_BOUND)
+        made = made + (twice,)
+        second = tl.maximum(second, tl.minimum(bound, twice))
+        promising = tl.where(twice > bound, (first + i) * OTHERS + place, promising)
+        bound = tl.maximum(bound, twice)
+    bound_ptr = memory.ints + shape.at.bound + first * OTHERS + place
+    for also in tl.static_range(AT_ONCE):  # all are made before, as no load passes a store
+        tl.store(bound_ptr + also * OTHERS, bits(made[also]), mask=inside if WHOLE else inside & (first + also < S))
     return bound, second, promising
 
 
