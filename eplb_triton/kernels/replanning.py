@@ -24,10 +24,10 @@ from eplb_triton.kernels.replanning_potential import (
 )
 from eplb_triton.kernels.replanning_previous import fill_slots, list_experts, previous_status
 from eplb_triton.kernels.replanning_replicas import (
-    change_counts,
     find_replica,
     list_donors,
     try_receivers,
+    value_changes,
     value_pairs,
 )
 from eplb_triton.kernels.replanning_slots import list_slots, write_maps
@@ -166,24 +166,23 @@ def replan_layers(
                     swaps += 2 * shape.swap_rows
                 first, donors = none, none
                 if fresh == 0:
-                    first, donors = change_counts(memory, samples, heaviest, top, swaps, most, shape)
+                    first, donors = value_changes(memory, samples, heaviest, top, swaps, most, shape)
                 if swaps > 0:
                     gain_of_swap, its_key = find_swap(memory, samples, heaviest, top, rest, low, fresh == 0, shape)
                     if gain_of_swap > gain:
                         gain, key = gain_of_swap.to(tl.int64), its_key
-                if fresh == 0:
-                    if donors > 0:
+                if donors > 0:
+                    some, unsure = try_receivers(memory, heaviest, low, high, most, shape)
+                    if unsure:
+                        peak, low = peak_and_least_gain(memory, shape)
+                        high = low
                         some, unsure = try_receivers(memory, heaviest, low, high, most, shape)
-                        if unsure:
-                            peak, low = peak_and_least_gain(memory, shape)
-                            high = low
-                            some, unsure = try_receivers(memory, heaviest, low, high, most, shape)
-                        if some:
-                            value_pairs(memory, samples, heaviest, top, first, donors, shape)
-                            best, its_key = find_replica(memory, heaviest, first, donors, most, shape)
-                            if best > gain:
-                                gain, key = best, its_key
-                                is_swap = tl.full((), 0, tl.int1)
+                    if some:
+                        value_pairs(memory, samples, heaviest, top, first, donors, shape)
+                        best, its_key = find_replica(memory, heaviest, first, donors, most, shape)
+                        if best > gain:
+                            gain, key = best, its_key
+                            is_swap = tl.full((), 0, tl.int1)
                 if (gain > low) & (gain <= high):
                     peak, low = peak_and_least_gain(memory, shape)
             moving = gain > low

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton import constants
-from eplb_triton.kernels.arith import bits, divide, float64, largest
+from eplb_triton.kernels.arith import bits, float64, largest
 from eplb_triton.kernels.replanning_history import LOAD_UNITS, inverse_of
 
 POWER_BITS = tl.constexpr(constants.POWER_BITS)

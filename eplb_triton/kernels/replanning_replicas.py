@@ -9,7 +9,7 @@ donor is worth afterwards, unless it holds the receiver, is the same for every r
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import HIGHEST, LOWEST
+from eplb_triton.kernels.arith import LOWEST
 from eplb_triton.kernels.replanning_moves import expert_of_node
 from eplb_triton.kernels.replanning_potential import INVERSE, NO_GAIN, load_number, power_or_limit, sample_rows, score
 from eplb_triton.kernels.replanning_swaps import ABOVE_TOP, swap_at
@@ -58,9 +58,11 @@ def list_donors(memory, shape: tl.constexpr):
 
 
 @triton.jit(noinline=True)
-def change_counts(memory, samples, heaviest, top, swaps, most, shape: tl.constexpr):
-    """What GPUs are worth once a single expert has another count. Returns where the node's donors begin, and how many.
+def value_changes(memory, samples, heaviest, top, swaps, most, shape: tl.constexpr):
+    """What GPUs are worth after the most promising swaps, and once a single expert has another count. Returns where the
+    node's donors begin, and how many.
 
+    memory.swap_power: of the heaviest GPU, then of the other one, after each swap; ABOVE_TOP if its score is.
     By donor slot: memory.worth, by how much the power of its GPU falls with one replica fewer. By place n among the
     slots of the expert in slot i of the heaviest GPU: memory.grown [i, n], by how much that of its GPU falls with one
     replica more, 0 from its last slot on, up to a multiple of AT_ONCE; memory.held_power, what it then is, by slot.
@@ -68,14 +70,13 @@ def change_counts(memory, samples, heaviest, top, swaps, most, shape: tl.constex
     once there is one replica fewer, with this one and without it; of slot i of the heaviest GPU, what one replica more
     makes of a replica's loads, as their change and as they are.
 
-    most: no expert has more replicas."""
+    swaps: twice as many as `bound_swaps` chose, or 0. most: no expert has more replicas."""
     ROW: tl.constexpr = shape.row
     STEP: tl.constexpr = shape.together
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
     P: tl.constexpr = shape.replicas // shape.nodes
     ROWS: tl.constexpr = P + S
-    SWAPS: tl.constexpr = shape.swap_rows
     AHEAD: tl.constexpr = shape.ahead if shape.ahead * STEP < ROW else ROW // STEP
     node = heaviest * S // P
     inverse = load_number(memory, INVERSE, shape)
@@ -86,16 +87,17 @@ def change_counts(memory, samples, heaviest, top, swaps, most, shape: tl.constex
     # both GPUs of swaps, both parts of donors, both of slots of the heaviest GPU, then who holds the experts of these
     while start < rows:
         at = tl.minimum(start + tl.arange(0, shape.lanes), rows - 1)
-        swapped, of_counts = at < swaps, at - swaps
-        fewer = (of_counts < 2 * num) & (swapped == 0)
-        own = of_counts - 2 * num
-        more = own >= 2 * S
-        nth = tl.where(more, own // S - 2, 0)
-        second = tl.where(fewer, of_counts >= num, tl.where(swapped, at >= SWAPS, own >= S)).to(tl.int32)
-        place = tl.where(fewer, of_counts - second * num, tl.where(swapped, 0, own % S))
-        swap = tl.load(memory.ints + shape.at.promising + at - second * SWAPS, mask=swapped, other=0)
+        swapped = at < swaps
+        of_donor = at - swaps
+        fewer = (of_donor < 2 * num) & (swapped == 0)
+        of_own = of_donor - 2 * num
+        more = of_own >= 2 * S
+        nth = tl.where(more, of_own // S - 2, 0)
+        second = tl.where(swapped, at >= shape.swap_rows, tl.where(fewer, of_donor >= num, of_own >= S)).to(tl.int32)
+        place = tl.where(swapped, 0, tl.where(fewer, of_donor - second * num, of_own % S))
+        swap = tl.load(memory.ints + shape.at.promising + at - second * shape.swap_rows, mask=swapped, other=0)
         i, other_slot, _ = swap_at(heaviest, swap, shape)
-        own_slot = heaviest * S + tl.where(fewer, 0, tl.where(swapped, i, place))
+        own_slot = heaviest * S + tl.where(swapped, i, tl.where(fewer, 0, place))
         a = tl.load(memory.ints + shape.at.slot + own_slot)
         count = tl.load(memory.ints + shape.at.count + a)
         its_first = tl.load(memory.ints + shape.at.donor_first + a)
@@ -104,38 +106,39 @@ def change_counts(memory, samples, heaviest, top, swaps, most, shape: tl.constex
         donor = tl.where(fewer, first + place, its_first + nth)
         slot = tl.load(memory.ints + shape.at.donor + donor, mask=listed, other=0)
         slot = tl.where(listed, slot, tl.where(swapped, other_slot, own_slot))
-        expert, gpu = tl.load(memory.ints + shape.at.slot + slot), slot // S
-        # a row: the loads of the GPU, if any, `changed` times those of the replica that it gets or whose count is
-        # another, `as_is` times those of the replica that it gives or that is so far
+        expert = tl.load(memory.ints + shape.at.slot + slot)
         times = tl.load(memory.ints + shape.at.times + slot)
-        of_gpu = fewer | more | swapped
-        changed = tl.where(fewer, times - second, tl.where(more, times, 1))
-        as_is = tl.where(fewer | more, -times, tl.where(swapped, -1, second - 1))
-        has_part = of_gpu == fewer
+        # a row: the loads of a GPU, if any; `gets` times those of a replica of `new`, which comes in a swap or has
+        # another count; `gives` times, 0 or less, those of a replica of `old`, which goes in a swap or has its count
+        own_changes = swapped & (second == 0)
+        gpu = tl.where(own_changes, heaviest, slot // S)
+        of_gpu = swapped | fewer | more
+        has_part = fewer | (of_gpu == 0)
+        gets = tl.where(fewer, times - second, tl.where(more, times, 1))
+        gives = tl.where(fewer | more, -times, tl.where(swapped, -1, second - 1))
+        new = tl.where(swapped & (second == 1), a, expert)
+        old = tl.where(own_changes, a, expert)
+        its_change = tl.where(swapped, 0, tl.where(fewer, 1, 2))
         its_row = tl.where(fewer, place, P + place)
         part = second * ROWS + its_row
-        gives_own = swapped & (second == 0)
-        gpu = tl.where(gives_own, heaviest, gpu)
-        gets = tl.where(swapped & (second == 1), a, expert)
-        gets += tl.where(swapped, 0, tl.where(fewer, E, 2 * E))
-        gives = tl.where(gives_own, a, expert)
         load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
-        level_ptr = sample_rows(memory.ints + shape.at.level, gives, shape)
-        changed_ptr = sample_rows(memory.ints + shape.at.level, gets % E, shape) + (gets // E * (E * ROW))[:, None]
+        old_ptr = sample_rows(memory.ints + shape.at.level, old, shape)
+        new_ptr = sample_rows(memory.ints + shape.at.level, new, shape) + (its_change * (E * ROW))[:, None]
         part_ptr = sample_rows(memory.ints + shape.at.part, second * (ROWS * ROW // STEP) + its_row, shape)
+        new += its_change * E
         mean = tl.load(memory.ints + shape.at.gpu_sum + gpu, mask=of_gpu, other=0)
-        mean += changed * tl.load(memory.ints + shape.at.sum + gets)
-        mean += as_is * tl.load(memory.ints + shape.at.sum + gives)
+        mean += gets * tl.load(memory.ints + shape.at.sum + new)
+        mean += gives * tl.load(memory.ints + shape.at.sum + old)
         spread = tl.load(memory.longs + shape.at.gpu_spread + gpu, mask=of_gpu, other=0)
-        spread += changed * tl.load(memory.longs + shape.at.spread + gets)
-        spread += as_is * tl.load(memory.longs + shape.at.spread + gives)
+        spread += gets * tl.load(memory.longs + shape.at.spread + new)
+        spread += gives * tl.load(memory.longs + shape.at.spread + old)
         its_power = tl.load(memory.ints + shape.at.gpu_power + gpu)
         squares = tl.full((shape.lanes, STEP), 0, tl.int64)
         for start_of in tl.static_range(0, ROW, AHEAD * STEP):
             row = ()
             for t in tl.static_range(start_of, start_of + AHEAD * STEP, STEP):  # no load passes a store
                 load = tl.load(load_ptr + t * shape.gpus, mask=of_gpu[:, None], other=0)
-                load += changed[:, None] * tl.load(changed_ptr + t * E) + as_is[:, None] * tl.load(level_ptr + t * E)
+                load += gets[:, None] * tl.load(new_ptr + t * E) + gives[:, None] * tl.load(old_ptr + t * E)
                 row = row + (load,)
             for piece in tl.static_range(AHEAD):
                 squares += row[piece].to(tl.int64) * row[piece]
@@ -150,7 +153,7 @@ def change_counts(memory, samples, heaviest, top, swaps, most, shape: tl.constex
         tl.store(memory.longs + shape.at.worth + place, fall, mask=fewer & (second == 0))
         tl.store(memory.longs + shape.at.grown + place * shape.grown_row + nth, tl.where(grows, fall, 0), mask=more)
         tl.store(memory.longs + shape.at.held_power + slot, power, mask=grows)
-        tl.store(memory.ints + shape.at.swapped + at, tl.minimum(power, ABOVE_TOP).to(tl.int32), mask=swapped)
+        tl.store(memory.ints + shape.at.swap_power + at, tl.minimum(power, ABOVE_TOP).to(tl.int32), mask=swapped)
         start += shape.lanes
     tl.debug_barrier()
     return first, num
@@ -171,7 +174,8 @@ def try_receivers(memory, heaviest, low, high, most, shape: tl.constexpr):
     count = tl.load(memory.ints + shape.at.count + expert)
     has_room = (i < S) & (count < D) & (tl.load(memory.ints + shape.at.times + own) > 0)
     falls = tl.full((shape.slot_lanes, 2), 0, tl.int64)
-    grown_ptr = memory.longs + shape.at.grown + tl.minimum(i, S - 1)[:, None] * shape.grown_row + tl.arange(0, 2)[None, :]
+    grown_ptr = memory.longs + shape.at.grown + tl.minimum(i, S - 1)[:, None] * shape.grown_row
+    grown_ptr += tl.arange(0, 2)[None, :]
     nth = 0
     while nth < most:
         for also in tl.static_range(0, AT_ONCE, 2):
@@ -240,15 +244,16 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
 
 @triton.jit(noinline=True)
 def find_replica(memory, heaviest, first, donors, most, shape: tl.constexpr):
-    """The best new replica: gain, and its key (own slot i, donor, receiving GPU). Ties: the lowest key.
+    """The best new replica: gain, and its key (own slot i, donor, receiving GPU). Ties: the lowest key. None gains
+    anything: any gain up to 0.
 
     most: no donor has more replicas."""
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     P: tl.constexpr = D * S
-    best = tl.full((shape.candidates,), NO_GAIN, tl.int64)
-    best_key = tl.full((shape.candidates,), HIGHEST, tl.int32)
+    KEYS: tl.constexpr = 1 << shape.key_bits  # more than there are
+    best = tl.full((shape.candidates,), 0, tl.uint64)
     start = 0
     while start < S * donors:
         at = tl.minimum(start + tl.arange(0, shape.candidates), S * donors - 1)
@@ -266,24 +271,16 @@ def find_replica(memory, heaviest, first, donors, most, shape: tl.constexpr):
             for also in tl.static_range(AT_ONCE):
                 gain += tl.load(fall_ptr + nth + also, mask=nth + also < count, other=0)
             nth += AT_ONCE
-        gain = tl.where((received == NO_GAIN) | (lowered == NO_GAIN), NO_GAIN, gain)
         key = (i * E + b) * D + slot // S - heaviest // D * D
-        better = (gain > best) | ((gain == best) & (key < best_key))
-        best = tl.where(better, gain, best)
-        best_key = tl.where(better, key, best_key)
+        allowed = (received != NO_GAIN) & (lowered != NO_GAIN)
+        # a gain is at most the potential, 2^30 a GPU, so that with its key it takes 64 bits
+        both = (gain.to(tl.uint64) << shape.key_bits) | (KEYS - 1 - key).to(tl.uint64)
+        best = tl.maximum(best, tl.where(allowed & (gain > 0), both, 0))
         start += shape.candidates
-    return _best_candidate(best, best_key)
-
-
-@triton.jit
-def _best_candidate(gain, key):
-    """Largest int64 gain of all lanes and its int32 key; ties: lowest key.
-
-    Three int32 reductions, as in `largest_double`."""
-    upper = (gain >> 32).to(tl.int32)
-    lower = (gain & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True) ^ LOWEST
+    upper = (best >> 32).to(tl.uint32).to(tl.int32, bitcast=True) ^ LOWEST
+    lower = best.to(tl.uint32).to(tl.int32, bitcast=True) ^ LOWEST
     best_upper = tl.max(upper, 0)
-    best_lower = tl.max(tl.where(upper == best_upper, lower, LOWEST), 0)
-    found = (upper == best_upper) & (lower == best_lower)
-    low_word = (best_lower ^ LOWEST).to(tl.int64) & 0xFFFFFFFF
-    return (best_upper.to(tl.int64) << 32) | low_word, tl.min(tl.where(found, key, HIGHEST), 0)
+    best_lower = tl.max(tl.where(upper == best_upper, lower, LOWEST), 0) ^ LOWEST
+    found = (best_upper ^ LOWEST).to(tl.uint32, bitcast=True).to(tl.uint64) << 32
+    found |= best_lower.to(tl.uint32, bitcast=True).to(tl.uint64)
+    return (found >> shape.key_bits).to(tl.int64), KEYS - 1 - (best_lower & (KEYS - 1))

@@ -17,7 +17,7 @@ from eplb_triton.kernels.buffers import ROW_BYTES
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
 from eplb_triton.kernels.replanning_replicas import AT_ONCE
 from eplb_triton.kernels.shapes import Shape, shape_of, starts_of
-from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec, check_log2phy_width
+from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec, check_log2phy_width, check_sizes
 from eplb_triton.partitions import partitions_to_try
 from eplb_triton.policy import Policy, Replan
 from eplb_triton.replans import score_z
@@ -55,7 +55,7 @@ class Places:
     into_partner: int  # [S, d] what one of the heaviest GPU adds to another GPU's, or less
     bound: int  # [S, (d - 1) * S] of swaps
     promising: int  # [S * (d - 1) * S], at least swap_rows: swaps that may be the best
-    swapped: int  # [2, swap_rows] powers of the heaviest GPU, then of the other one, after the most promising swaps
+    swap_power: int  # [2, swap_rows] powers of the heaviest GPU, then of the other one, after the most promising swaps
     times: int  # [P] how often its GPU holds the expert of a slot; 0: an earlier slot says it
     gpu_load: int  # [D, T]
     gpu_sum: int  # [D]
@@ -114,6 +114,7 @@ class ReplanShape:
     z_of_slot: float
     lanes: int  # of tiles in which a lane makes products over the samples
     candidates: int  # of tiles of candidates
+    key_bits: int  # of (own slot, donor, receiving GPU)
     grown_row: int  # places for the replicas of an expert, more than any has
     swap_rows: int  # of tiles of swaps, by the samples
     ahead: int  # pieces of rows made before the first is stored: with more, AMD saves registers of the caller
@@ -222,6 +223,7 @@ def replan_plan(
         raise ValueError(f"steps={steps} must be at least 1")
     check_log2phy_width(log2phy_width)
     topology.check_experts(num_experts)
+    check_sizes(topology, num_experts)
     steps = min(steps, NEWEST_STEPS)
     groups, nodes = topology.planned_groups, topology.planned_nodes
     width = max(num_experts, topology.num_replicas)
@@ -241,6 +243,7 @@ def replan_plan(
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=lanes,
         candidates=lanes if wide or warp != 32 else 2 * lanes,
+        key_bits=(topology.replicas_per_node * num_experts - 1).bit_length(),
         grown_row=_grown_row(topology),
         swap_rows=lanes // row,
         ahead=8 if warp == 32 else 2,
@@ -260,7 +263,8 @@ def _row(rule: Replan) -> int:
 
 
 def _grown_row(topology: Topology) -> int:
-    return -(-topology.replicas_per_node // AT_ONCE.value) * AT_ONCE.value
+    at_once: int = AT_ONCE.value
+    return -(-topology.replicas_per_node // at_once) * at_once
 
 
 def _sizes(topology: Topology, num_experts: int, rule: Replan, warp: int) -> dict[str, int]:
@@ -284,7 +288,7 @@ def _places(
         "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "node_expert": E,
         "link": E + P, "first": E, "last": E, "rank": P, "slot": P, "before": P, "moved": P,
         "slot_sum": P, "centred": T * E, "given": P, "product": S * E, "into_own": E, "into_partner": S * d,
-        "bound": S * (d - 1) * S, "promising": max(S * (d - 1) * S, swap_rows), "swapped": 2 * swap_rows, "times": P,
+        "bound": S * (d - 1) * S, "promising": max(S * (d - 1) * S, swap_rows), "swap_power": 2 * swap_rows, "times": P,
         "gpu_load": T * D, "gpu_sum": D, "gpu_power": D, "step": steps,
         "held_at": S * d, "changed": 2 * P + D, "donor": P, "donor_at": P, "donor_first": E,
         "donor_start": topology.planned_nodes + 1, "part": 2 * (p + S) * T, "part_sum": 2 * (p + S),

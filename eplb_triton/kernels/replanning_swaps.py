@@ -3,7 +3,7 @@
 A bound is never below the gain: variances, scores and powers are taken for less than they are, by 2^-20 or more where
 some operations are rounded. Which swaps are valued exactly depends on it and on nothing else: what is found does not.
 """
-# ruff: noqa: N806, RUF005
+# ruff: noqa: N803, N806, RUF005
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return,assignment"
 
 import triton
@@ -60,15 +60,15 @@ def find_swap(memory, samples, heaviest, top, rest, floor, rated, shape: tl.cons
     """The best swap of a slot of the heaviest GPU with one of another GPU of its node: gain a slot, int32, and its key
     (partner, own slot, partner's slot). Ties: the lowest key. None gains more than `floor`: any gain up to it.
 
-    rest: of `bound_swaps`. rated: what the promising ones lead to is in memory.swapped, as of `change_counts`."""
+    rest: of `bound_swaps`. rated: what the promising ones lead to is in memory.swap_power, as of `value_changes`."""
     ROWS: tl.constexpr = shape.swap_rows
     # first the most promising of every few lanes, then, if need be, all that may gain as much
     num = tl.full((), ROWS, tl.int32)
     start = tl.full((), 0, tl.int32)
     if rated:
         place = tl.arange(0, ROWS)
-        own_power = tl.load(memory.ints + shape.at.swapped + place)
-        its_power = tl.load(memory.ints + shape.at.swapped + ROWS + place)
+        own_power = tl.load(memory.ints + shape.at.swap_power + place)
+        its_power = tl.load(memory.ints + shape.at.swap_power + ROWS + place)
         at = tl.load(memory.ints + shape.at.promising + place)
         gain, key = _gains(memory, heaviest, at, own_power, its_power, shape)
         best, best_key = largest(gain, key)
@@ -134,14 +134,14 @@ def _bound_tiles(
 ):
     """`found` by `_bound_swaps` and by NUM slots of other GPUs more, from place FIRST on; a lane tries AT_ONCE slots of
     the heaviest GPU with one of them."""
-    LANES: tl.constexpr = NUM * ((shape.slots + AT_ONCE - 1) // AT_ONCE)
+    WANTED: tl.constexpr = NUM * ((shape.slots + AT_ONCE - 1) // AT_ONCE)
     at = tl.arange(0, shape.lanes)
-    if LANES <= shape.lanes:
-        found = _bound_tile(memory, heaviest, top, found, at, LANES, FIRST, NUM, AT_ONCE, shape)
+    if shape.lanes >= WANTED:
+        found = _bound_tile(memory, heaviest, top, found, at, FIRST, NUM, AT_ONCE, shape)
     else:
         start = 0
-        while start < LANES:
-            found = _bound_tile(memory, heaviest, top, found, start + at, LANES, FIRST, NUM, AT_ONCE, shape)
+        while start < WANTED:
+            found = _bound_tile(memory, heaviest, top, found, start + at, FIRST, NUM, AT_ONCE, shape)
             start += shape.lanes
     return found
 
@@ -153,7 +153,6 @@ def _bound_tile(
     top,
     found,
     at,
-    LANES: tl.constexpr,
     FIRST: tl.constexpr,
     NUM: tl.constexpr,
     AT_ONCE: tl.constexpr,
@@ -163,7 +162,7 @@ def _bound_tile(
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
     OTHERS: tl.constexpr = (D - 1) * S
-    PARTS: tl.constexpr = LANES // NUM
+    PARTS: tl.constexpr = (S + AT_ONCE - 1) // AT_ONCE
     WHOLE: tl.constexpr = PARTS * AT_ONCE == S  # then the places of what is loaded differ by constants
     # by how much a score's root counts, and the sum, as parts of the top; less than one is cut off a score, and no more
     # than z by the root of half of an odd number
@@ -172,7 +171,7 @@ def _bound_tile(
     own_sum = tl.load(memory.ints + shape.at.gpu_sum + heaviest)
     top_power = tl.load(memory.ints + shape.at.gpu_power + heaviest).to(tl.float32)
     bound, second, promising = found
-    inside = at < LANES
+    inside = at < PARTS * NUM
     part = tl.minimum(at // NUM, PARTS - 1)
     place = FIRST + tl.minimum(at - part * NUM, NUM - 1)
     slot = heaviest // D * D * S + place

@@ -122,13 +122,19 @@ def test_a_recorded_layer_of_deepseek_v3() -> None:
     _recorded(RECORDED["271"])
 
 
-@pytest.mark.parametrize("name", ["24", "224", "m11"])
-def test_tiles_as_narrow_as_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def _narrow(monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
+    """Tiles as narrow as compiled, or narrower."""
+
     def narrow(topology: Topology, num_experts: int, *arguments: object, **options: object) -> object:
         found = replan_plan(topology, num_experts, *arguments, **options | {"wide": False})
-        return replace(found, shape=replace(found.shape, lanes=32, candidates=64))
+        return replace(found, shape=replace(found.shape, lanes=lanes, candidates=2 * lanes, swap_rows=1))
 
     monkeypatch.setattr(replanning_launcher, "replan_plan", narrow)
+
+
+@pytest.mark.parametrize("name", ["24", "224", "m11"])
+def test_tiles_as_narrow_as_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _narrow(monkeypatch, 32)
     _recorded(RECORDED[name], slice(0, 1))
 
 
@@ -387,9 +393,12 @@ def _uneven(kind: str) -> Tensor:
     return torch.from_numpy(steps).float().unsqueeze(1)
 
 
+@pytest.mark.parametrize("lanes", [None, 16])
 @pytest.mark.parametrize("kind", ["many sizes", "bursts", "steady", "small", "one step"])
-def test_swaps_are_bounded_from_above(kind: str) -> None:
-    """By float32 numbers that are never below the gain, and near it."""
+def test_swaps_are_bounded_from_above(kind: str, lanes: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By float32 numbers that are never below the gain, and near it; of slots that fill tiles, and of those left."""
+    if lanes is not None:
+        _narrow(monkeypatch, lanes)
     history, topology = _uneven(kind), Topology(num_replicas=32, num_gpus=8)
     found = _swaps(history, topology, torch.arange(32).remainder(24).unsqueeze(0))
     gains = found.gains > -np.inf

@@ -134,3 +134,5 @@ def test_refused_out() -> None:
         planner(weight.double())
     with pytest.raises(ValueError, match=r"num_experts=2049 must be at most 2048 for backend 'triton'"):
         plan(torch.ones(1, 2049), Topology(num_replicas=2049, num_gpus=1), backend="triton")
+    with pytest.raises(ValueError, match=r"num_experts=2049 must be at most 2048 for backend 'triton'"):
+        plan(torch.ones(1, 2049), Topology(num_replicas=2049, num_gpus=1), policy="steady", backend="triton")
