@@ -15,7 +15,7 @@ from typing import Any
 from bench.ptx.compiled import Compiled
 from bench.ptx.listing import Instruction, Listing, functions, parse_functions
 from eplb_triton.kernels.replanning_potential import _estimate_least_gain, add_product, root_near
-from eplb_triton.kernels.replanning_swaps import _bound_tiles, _least_power
+from eplb_triton.kernels.replanning_swaps import _bound_tile, _least_power
 
 REGISTERS = {1: 168, 4: 128, 8: 128, 16: 128}
 """Most registers a thread, by warps of the program. One warp: a few programs a multiprocessor, latency is all that
@@ -28,7 +28,7 @@ the caller's registers: stored once and loaded once a call. Nothing is spilled t
 FOR_BOUNDS = {root_near: "rsqrt.approx.ftz.f32", add_product: "fma.rn.f32"}
 """Functions whose numbers only decide what is worked out exactly, and are off by less than was allowed for; and the
 instruction of PTX that each may have, of two numbers at once, too."""
-ROOT_CALLERS = _bound_tiles, _least_power, _estimate_least_gain
+ROOT_CALLERS = _bound_tile, _least_power, _estimate_least_gain
 """Where LLVM may say that the instructions of `root_near` are from, once it has made one of several."""
 STEPS = ("_pick_one_by_one", "_pick_by_peak", "_pick_capped", "_place_each")
 """The serial steps: a plan is hundreds of them, one after the other."""

@@ -119,7 +119,7 @@ def _estimate_least_gain(slot_price, inverse, potential, shape: tl.constexpr):
     SQUARINGS: tl.constexpr = shape.squarings
     a_slot = slot_price * float64(shape.gpus * 2.0**shape.squarings) * inverse
     gain = tl.minimum(a_slot, float64(2.0**80)).to(tl.float32)
-    # F / J is D * 2^30 / top * x^(1 - 1/16) where x = F / (D * 2^30): all of the roots that lead to x^(1/16)
+    # F / J is D * 2^30 / top * x^(1 - 1 / norm), x = F / (D * 2^30): that is x^(1/2), x^(1/4) ... x^(1 / norm) at once
     root = potential.to(tl.float32) * (1.0 / (shape.gpus * 2.0**30))
     for _ in tl.static_range(SQUARINGS):
         root = root_near(root)

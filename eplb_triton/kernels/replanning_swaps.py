@@ -35,7 +35,7 @@ ABOVE_TOP = tl.constexpr(0x7FFFFFFF)
 SLACK = tl.constexpr(1024.0)
 """Of twice a gain, below 2^31: its roundings are of 128, and powers are cut, by 2 * norm at most."""
 MOST_AT_ONCE = tl.constexpr(9)
-"""Slots of the heaviest GPU that a lane tries with one slot of another: what that one brings is looked up once."""
+"""Slots of the heaviest GPU that a lane tries with one slot of another: with more, too many registers."""
 
 
 @triton.jit(noinline=True)
@@ -113,35 +113,36 @@ def _bound_swaps(memory, heaviest, top, shape: tl.constexpr):
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     OTHERS: tl.constexpr = (D - 1) * S
-    # a lane tries slots of other GPUs with all of the heaviest GPU's, or with some; those that fill no tile with fewer
+    # what a slot of another GPU brings is looked up once: a lane tries it with all of the heaviest GPU's, if they are
+    # few enough; with fewer of them those that fill no tile, as many as leave no lane idle
     TILED: tl.constexpr = OTHERS // shape.lanes * shape.lanes
     REST: tl.constexpr = OTHERS - TILED
-    SHARE: tl.constexpr = (REST * S + shape.lanes - 1) // shape.lanes
-    FEW: tl.constexpr = SHARE if SHARE < MOST_AT_ONCE else MOST_AT_ONCE
-    ALL: tl.constexpr = S if S < MOST_AT_ONCE else MOST_AT_ONCE
+    PARTS: tl.constexpr = (S + MOST_AT_ONCE - 1) // MOST_AT_ONCE
+    ROOM: tl.constexpr = shape.lanes // REST if REST > 0 else 1
+    SHARED: tl.constexpr = S if S < ROOM else ROOM
+    REST_PARTS: tl.constexpr = SHARED if SHARED > PARTS else PARTS
     bound = tl.full((shape.lanes,), NO_BOUND, tl.float32)
     found = bound, bound, tl.full((shape.lanes,), 0, tl.int32)
     if TILED > 0:
-        found = _bound_tiles(memory, heaviest, top, found, 0, TILED, ALL, shape)
+        found = _bound_tiles(memory, heaviest, top, found, 0, TILED, PARTS, shape)
     if REST > 0:
-        found = _bound_tiles(memory, heaviest, top, found, TILED, REST, FEW, shape)
+        found = _bound_tiles(memory, heaviest, top, found, TILED, REST, REST_PARTS, shape)
     return tl.maximum(bits(found[0]), 0), tl.maximum(bits(found[1]), 0), found[2]
 
 
 @triton.jit
 def _bound_tiles(
-    memory, heaviest, top, found, FIRST: tl.constexpr, NUM: tl.constexpr, AT_ONCE: tl.constexpr, shape: tl.constexpr
+    memory, heaviest, top, found, FIRST: tl.constexpr, NUM: tl.constexpr, PARTS: tl.constexpr, shape: tl.constexpr
 ):
-    """`found` by `_bound_swaps` and by NUM slots of other GPUs more, from place FIRST on; a lane tries AT_ONCE slots of
-    the heaviest GPU with one of them."""
-    WANTED: tl.constexpr = NUM * ((shape.slots + AT_ONCE - 1) // AT_ONCE)
+    """`found`, as `_bound_swaps` returns it, by NUM slots of other GPUs more, from place FIRST on; a lane tries one of
+    PARTS of the heaviest GPU's slots with each."""
     at = tl.arange(0, shape.lanes)
-    if shape.lanes >= WANTED:
-        found = _bound_tile(memory, heaviest, top, found, at, FIRST, NUM, AT_ONCE, shape)
+    if shape.lanes >= PARTS * NUM:
+        found = _bound_tile(memory, heaviest, top, found, at, FIRST, NUM, PARTS, shape)
     else:
         start = 0
-        while start < WANTED:
-            found = _bound_tile(memory, heaviest, top, found, start + at, FIRST, NUM, AT_ONCE, shape)
+        while start < PARTS * NUM:
+            found = _bound_tile(memory, heaviest, top, found, start + at, FIRST, NUM, PARTS, shape)
             start += shape.lanes
     return found
 
@@ -155,14 +156,15 @@ def _bound_tile(
     at,
     FIRST: tl.constexpr,
     NUM: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+    PARTS: tl.constexpr,
     shape: tl.constexpr,
 ):
+    """As `_bound_tiles`: each lane the part and the slot that stand at place `at` of all."""
     S: tl.constexpr = shape.slots
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
     OTHERS: tl.constexpr = (D - 1) * S
-    PARTS: tl.constexpr = (S + AT_ONCE - 1) // AT_ONCE
+    AT_ONCE: tl.constexpr = (S + PARTS - 1) // PARTS
     WHOLE: tl.constexpr = PARTS * AT_ONCE == S  # then the places of what is loaded differ by constants
     # by how much a score's root counts, and the sum, as parts of the top; less than one is cut off a score, and no more
     # than z by the root of half of an odd number
