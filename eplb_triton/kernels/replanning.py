@@ -11,7 +11,7 @@ from eplb_triton.kernels.arith import float64
 from eplb_triton.kernels.relabelling import relabel_gpus
 from eplb_triton.kernels.replanning_fresh import fresh_plan, partition_experts
 from eplb_triton.kernels.replanning_history import LOAD_UNITS, sample_history
-from eplb_triton.kernels.replanning_loads import add_up_gpus, divide_loads
+from eplb_triton.kernels.replanning_loads import add_up_gpus, divide_loads, divide_two
 from eplb_triton.kernels.replanning_moves import add_replica, multiply_own, swap
 from eplb_triton.kernels.replanning_potential import (
     PEAK,
@@ -136,8 +136,8 @@ def replan_layers(
             list_slots(memory, shape)
         gpu = tl.arange(0, shape.gpu_lanes)
         tl.store(memory.ints + shape.at.changed + gpu, gpu, mask=gpu < shape.gpus)
-        none = tl.full((), 0, tl.int32)  # a number in its stead would make a function of its own
-        divide_loads(memory, samples, none, none + 1, none + shape.experts, shape)
+        none = tl.full((), 0, tl.int32)
+        divide_loads(memory, samples, shape)
         most = list_donors(memory, shape)
         changed = none + shape.gpus
         most_steps = tl.where(fresh, shape.fresh_moves, shape.moves)
@@ -192,7 +192,7 @@ def replan_layers(
                     written += 2
                 else:
                     a, b, changed = add_replica(memory, heaviest, key, shape)
-                    divide_loads(memory, samples, a, b - a, none + 2, shape)
+                    divide_two(memory, samples, a, b, shape)
                     most = list_donors(memory, shape)
                     written += 1
                 step += 1

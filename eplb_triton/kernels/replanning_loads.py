@@ -11,25 +11,21 @@ from eplb_triton.kernels.replanning_potential import below, inner_product, sampl
 
 
 @triton.jit(noinline=True)
-def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
-    """Loads of a replica of experts first, first + apart, ... (`num` of them): memory.level of as many replicas as
-    there are, of one fewer and of one more, with their sums and spreads over the samples. Of as many as there are,
-    memory.centred: T times the loads, less their sum, bits of float32."""
+def divide_loads(memory, samples, shape: tl.constexpr):
+    """Loads of a replica of each expert: memory.level of as many replicas as there are, of one fewer and of one more,
+    with their sums and spreads over the samples. Of as many as there are, memory.centred: T times the loads, less their
+    sum, bits of float32."""
     ROW: tl.constexpr = shape.row
     STEP: tl.constexpr = shape.together
     E: tl.constexpr = shape.experts
     together = tl.arange(0, STEP)[None, :]
     start = 0
-    while start < 3 * num:
+    while start < 3 * E:
         at = start + tl.arange(0, shape.lanes)
-        inside = at < 3 * num
-        change = tl.minimum(at // num, 2)
-        expert = first + tl.minimum(at - change * num, num - 1) * apart
-        replicas = tl.load(memory.ints + shape.at.count + expert)
-        replicas += tl.where(change == 1, -1, tl.where(change == 2, 1, 0))
-        # (load + 1/2) / replicas is 1 / (2 * replicas) or more from a whole number; loads are below 2^22, so that the
-        # rounding of the inverse and of the product, 2^-24 each, stay below that: cut, it is load // replicas
-        inverse = divide(1.0, tl.maximum(replicas, 1))
+        inside = at < 3 * E
+        change = tl.minimum(at // E, 2)
+        expert = tl.minimum(at - change * E, E - 1)
+        inverse = _inverse_count(memory, expert, change, shape)
         load_ptr = sample_rows(memory.ints + shape.at.sample, expert, shape)
         level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape) + (change * shape.row * E)[:, None]
         added = tl.full((shape.lanes, shape.together), 0, tl.int32)
@@ -38,7 +34,7 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
         for t in tl.static_range(0, ROW, STEP):  # all before the first is stored: no load passes a store
             row = row + (tl.load(load_ptr + t * E),)
         for t in tl.static_range(0, ROW, STEP):
-            each = ((row[t // STEP].to(tl.float32) + 0.5) * inverse[:, None]).to(tl.int32)
+            each = _divided(row[t // STEP], inverse[:, None])
             tl.store(level_ptr + t * E, each, mask=inside[:, None])
             made = made + (each,)
             added += each
@@ -54,6 +50,47 @@ def divide_loads(memory, samples, first, apart, num, shape: tl.constexpr):
         tl.store(memory.longs + shape.at.spread + place, samples * square - total.to(tl.int64) * total, mask=inside)
         start += shape.lanes
     tl.debug_barrier()
+
+
+@triton.jit(noinline=True)
+def divide_two(memory, samples, one, other, shape: tl.constexpr):
+    """As `divide_loads`, of two experts alone: a lane takes a sample, not a row."""
+    E: tl.constexpr = shape.experts
+    T: tl.constexpr = shape.row
+    ROWS: tl.constexpr = shape.lanes // T if shape.lanes > T else 1
+    t = tl.arange(0, T)[None, :]
+    start = 0
+    while start < 6:  # two experts, three counts of each
+        at = tl.minimum(start + tl.arange(0, ROWS), 5)
+        change, expert = at // 2, tl.where(at % 2 == 0, one, other)
+        sample_ptr = memory.ints + shape.at.sample + sample_at(expert[:, None], t, E, shape)
+        level = _divided(tl.load(sample_ptr), _inverse_count(memory, expert, change, shape)[:, None])
+        total, square = tl.sum(level, 1), sum_of_squares(level)
+        centred = tl.where(t < samples, samples * level - total[:, None], 0).to(tl.float32)
+        level_at = sample_at(expert[:, None], t, E, shape)
+        tl.store(memory.ints + shape.at.level + (change * T * E)[:, None] + level_at, level)
+        tl.store(memory.ints + shape.at.centred + level_at, bits(centred), mask=(change == 0)[:, None])
+        place = change * E + expert
+        tl.store(memory.ints + shape.at.sum + place, total)
+        tl.store(memory.longs + shape.at.spread + place, samples * square - total.to(tl.int64) * total)
+        start += ROWS
+    tl.debug_barrier()
+
+
+@triton.jit
+def _inverse_count(memory, expert, change, shape: tl.constexpr):
+    """One over the replicas of experts, float32: as many as there are (0), one fewer (1) or one more (2), at least 1."""
+    replicas = tl.load(memory.ints + shape.at.count + expert)
+    replicas += tl.where(change == 1, -1, tl.where(change == 2, 1, 0))
+    return divide(1.0, tl.maximum(replicas, 1))
+
+
+@triton.jit
+def _divided(loads, inverse):
+    """loads // replicas, int32."""
+    # (load + 1/2) / replicas is 1 / (2 * replicas) or more from a whole number; loads are below 2^22, so that the
+    # rounding of the inverse and of the product, 2^-24 each, stay below that: cut, it is load // replicas
+    return ((loads.to(tl.float32) + 0.5) * inverse).to(tl.int32)
 
 
 @triton.jit(noinline=True)
