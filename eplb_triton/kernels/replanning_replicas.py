@@ -217,6 +217,9 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
         own = tl.where(holds, 0, ROWS) + P + i
         part_ptr = sample_rows(memory.ints + shape.at.part, tl.where(holds, 0, ROWS * (ROW // STEP)), shape)
         rest_ptr, own_ptr = part_ptr + (place * STEP)[:, None], part_ptr + ((P + i) * STEP)[:, None]
+        worth = tl.load(memory.longs + shape.at.worth + place)
+        before = tl.load(memory.ints + shape.at.gpu_power + gpu).to(tl.int64)
+        held_power = tl.load(memory.longs + shape.at.held_power + held, mask=holds, other=0)
         products = tl.full((shape.candidates, STEP), 0, tl.int64)
         for t in tl.static_range(0, ROW, STEP):
             products += tl.load(rest_ptr + t * ROWS).to(tl.int64) * tl.load(own_ptr + t * ROWS)
@@ -230,9 +233,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
         mean += times * tl.load(memory.ints + shape.at.part_sum + own)
         variance = samples * square - mean.to(tl.int64) * mean + spread
         after = power_or_limit(score(mean, variance, shape), top, inverse, shape)
-        worth = tl.load(memory.longs + shape.at.worth + place)
-        before = tl.load(memory.ints + shape.at.gpu_power + gpu).to(tl.int64)
-        both = tl.load(memory.longs + shape.at.held_power + held, mask=holds, other=0) - after
+        both = held_power - after
         fall = tl.where(listed, tl.where(holds, both, worth), 0)
         tl.store(memory.longs + shape.at.fall + i * P + place, fall, mask=inside)
         # b = a is held as well
