@@ -220,17 +220,17 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
         worth = tl.load(memory.longs + shape.at.worth + place)
         before = tl.load(memory.ints + shape.at.gpu_power + gpu).to(tl.int64)
         held_power = tl.load(memory.longs + shape.at.held_power + held, mask=holds, other=0)
-        products = tl.full((shape.candidates, STEP), 0, tl.int64)
-        for t in tl.static_range(0, ROW, STEP):
-            products += tl.load(rest_ptr + t * ROWS).to(tl.int64) * tl.load(own_ptr + t * ROWS)
         times = tl.load(memory.ints + shape.at.times + held, mask=holds, other=1)
-        square = tl.load(memory.longs + shape.at.part_square + rest)
-        square += 2 * times * tl.sum(products, 1)
-        square += times * times * tl.load(memory.longs + shape.at.part_square + own)
         spread = tl.load(memory.longs + shape.at.part_spread + rest)
         spread += times * tl.load(memory.longs + shape.at.part_spread + own)
         mean = tl.load(memory.ints + shape.at.part_sum + rest)
         mean += times * tl.load(memory.ints + shape.at.part_sum + own)
+        square = tl.load(memory.longs + shape.at.part_square + rest)
+        own_square = times * tl.load(memory.longs + shape.at.part_square + own)
+        products = tl.full((shape.candidates, STEP), 0, tl.int64)
+        for t in tl.static_range(0, ROW, STEP):
+            products += tl.load(rest_ptr + t * ROWS).to(tl.int64) * tl.load(own_ptr + t * ROWS)
+        square += times * (2 * tl.sum(products, 1) + own_square)
         variance = samples * square - mean.to(tl.int64) * mean + spread
         after = power_or_limit(score(mean, variance, shape), top, inverse, shape)
         both = held_power - after
