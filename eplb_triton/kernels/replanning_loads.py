@@ -125,21 +125,22 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
         gpu, slot_of_gpu = tl.load(memory.ints + shape.at.changed + at // S), at % S
         slot = gpu * S + slot_of_gpu
         expert = tl.load(memory.ints + shape.at.slot + slot)
-        load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
-        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
-        product = samples * inner_product(load_ptr, shape.gpus, level_ptr, shape.experts, shape)
-        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu).to(tl.int64)
         slot_sum = tl.load(memory.ints + shape.at.sum + expert)
-        given = tl.load(memory.longs + shape.at.gpu_variance + gpu) - 2 * (product - mean * slot_sum)
         spread = tl.load(memory.longs + shape.at.spread + expert)
-        tl.store(memory.ints + shape.at.slot_sum + slot, slot_sum)
-        tl.store(memory.ints + shape.at.given + slot, below(given.to(tl.float32), spread.to(tl.float32), shape))
+        mean = tl.load(memory.ints + shape.at.gpu_sum + gpu).to(tl.int64)
+        variance = tl.load(memory.longs + shape.at.gpu_variance + gpu)
         times = tl.full((shape.lanes,), 0, tl.int32)
         earlier = at < 0
         for j in tl.range(0, S, loop_unroll_factor=4):
             equal = tl.load(memory.ints + shape.at.slot + gpu * S + j) == expert
             times += equal.to(tl.int32)
             earlier = earlier | (equal & (slot_of_gpu > j))
+        load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
+        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
+        product = samples * inner_product(load_ptr, shape.gpus, level_ptr, shape.experts, shape)
+        given = variance - 2 * (product - mean * slot_sum)
+        tl.store(memory.ints + shape.at.slot_sum + slot, slot_sum)
+        tl.store(memory.ints + shape.at.given + slot, below(given.to(tl.float32), spread.to(tl.float32), shape))
         tl.store(memory.ints + shape.at.times + slot, tl.where(earlier, 0, times))
         start += shape.lanes
     tl.debug_barrier()
