@@ -39,6 +39,7 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
     while start < PARTS * OF_NODE:
         at = tl.minimum(start + tl.arange(0, shape.lanes), PARTS * OF_NODE - 1)
         b = expert_of_node(memory, heaviest // D, at % OF_NODE, shape)
+        spread = tl.load(memory.longs + shape.at.spread + b).to(tl.float32)
         row_ptr = sample_rows(memory.ints + shape.at.centred, b, shape)
         row = ()
         for t in tl.static_range(0, ROW, STEP):
@@ -63,7 +64,7 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
                 mine = (i < S) & (nth + also < EACH)
                 tl.store(memory.ints + shape.at.product + i * E + b, bits(made[also]), mask=mine)
         if PARTS == 1:
-            _store_into_own(memory, b, held, added, own_spread, shape)
+            _store_into_own(memory, b, held, added, spread, own_spread, shape)
         start += shape.lanes
     tl.debug_barrier()
     if PARTS > 1:
@@ -85,16 +86,16 @@ def _add_up_products(memory, heaviest, own_spread, shape: tl.constexpr):
         b = expert_of_node(memory, heaviest // D, at, shape)
         added = tl.full((shape.lanes,), 0.0, tl.float32)
         held = at < 0
+        spread = tl.load(memory.longs + shape.at.spread + b).to(tl.float32)
         for i in tl.range(0, S, loop_unroll_factor=3):
             added += from_bits(tl.load(memory.ints + shape.at.product + i * E + b))
             held = held | (tl.load(memory.ints + shape.at.slot + heaviest * S + i) == b)
-        _store_into_own(memory, b, held, added, own_spread, shape)
+        _store_into_own(memory, b, held, added, spread, own_spread, shape)
         start += shape.lanes
 
 
 @triton.jit
-def _store_into_own(memory, b, held, added, own_spread, shape: tl.constexpr):
-    spread = tl.load(memory.longs + shape.at.spread + b).to(tl.float32)
+def _store_into_own(memory, b, held, added, spread, own_spread, shape: tl.constexpr):
     near = _added_below(added, spread, own_spread, shape)
     tl.store(memory.ints + shape.at.into_own + b, tl.where(held, TOO_MUCH, near))
 
