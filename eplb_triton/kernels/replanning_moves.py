@@ -122,10 +122,11 @@ def _add_to_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
         its_spread = tl.load(memory.longs + shape.at.gpu_spread + gpu).to(tl.float32)
         added = tl.full((LANES,), 0.0, tl.float32)
         held_at = tl.full((LANES,), -1, tl.int32)
-        for j in tl.range(0, S, loop_unroll_factor=3):
-            b = tl.load(memory.ints + shape.at.slot + gpu * S + j)
-            added += from_bits(tl.load(memory.ints + shape.at.product + i * E + b))
-            held_at = tl.where((b == a) & (held_at < 0), gpu * S + j, held_at)
+        slot_ptr, product_ptr = memory.ints + shape.at.slot + gpu * S, memory.ints + shape.at.product + i * E
+        for back in tl.range(1, S + 1, loop_unroll_factor=3):  # the lowest slot comes last
+            b = tl.load(slot_ptr + (S - back))
+            added += from_bits(tl.load(product_ptr + b))
+            held_at = tl.where(b == a, gpu * S + (S - back), held_at)
         near = _added_below(added, spread, its_spread, shape)
         tl.store(memory.ints + shape.at.into_partner + at, tl.where(held_at >= 0, TOO_MUCH, near))
         tl.store(memory.ints + shape.at.held_at + at, held_at)
