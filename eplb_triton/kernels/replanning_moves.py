@@ -112,25 +112,29 @@ def _add_to_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
     S: tl.constexpr = shape.slots
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
-    LANES: tl.constexpr = shape.lanes if shape.lanes >= S * D else shape.candidates
+    PARTS: tl.constexpr = shape.partner_parts
+    i = tl.arange(0, shape.partner_rows)[:, None] * PARTS
     start = 0
-    while start < S * D:
-        at = tl.minimum(start + tl.arange(0, LANES), S * D - 1)
-        i, gpu = at // D, first_gpu + at % D
-        a = tl.load(memory.ints + shape.at.slot + own_slot + i)
+    while start < PARTS * D:
+        at = tl.minimum(start + tl.arange(0, shape.lanes), PARTS * D - 1)
+        gpu, part = at % D, at // D
+        own = tl.minimum(i + part[None, :], S - 1)
+        a = tl.load(memory.ints + shape.at.slot + own_slot + own)
         spread = tl.load(memory.longs + shape.at.spread + a).to(tl.float32)
-        its_spread = tl.load(memory.longs + shape.at.gpu_spread + gpu).to(tl.float32)
-        added = tl.full((LANES,), 0.0, tl.float32)
-        held_at = tl.full((LANES,), -1, tl.int32)
-        slot_ptr, product_ptr = memory.ints + shape.at.slot + gpu * S, memory.ints + shape.at.product + i * E
+        its_spread = tl.load(memory.longs + shape.at.gpu_spread + first_gpu + gpu).to(tl.float32)[None, :]
+        added = tl.full((shape.partner_rows, shape.lanes), 0.0, tl.float32)
+        held_at = tl.full((shape.partner_rows, shape.lanes), -1, tl.int32)
+        slot = (first_gpu + gpu) * S
+        slot_ptr, product_ptr = memory.ints + shape.at.slot + slot, memory.ints + shape.at.product + own * E
         for back in tl.range(1, S + 1, loop_unroll_factor=3):  # the lowest slot comes last
-            b = tl.load(slot_ptr + (S - back))
+            b = tl.load(slot_ptr + (S - back))[None, :]
             added += from_bits(tl.load(product_ptr + b))
-            held_at = tl.where(b == a, gpu * S + (S - back), held_at)
+            held_at = tl.where(b == a, slot[None, :] + (S - back), held_at)
         near = _added_below(added, spread, its_spread, shape)
-        tl.store(memory.ints + shape.at.into_partner + at, tl.where(held_at >= 0, TOO_MUCH, near))
-        tl.store(memory.ints + shape.at.held_at + at, held_at)
-        start += LANES
+        place = own * D + gpu[None, :]
+        tl.store(memory.ints + shape.at.into_partner + place, tl.where(held_at >= 0, TOO_MUCH, near))
+        tl.store(memory.ints + shape.at.held_at + place, held_at)
+        start += shape.lanes
     tl.debug_barrier()
 
 

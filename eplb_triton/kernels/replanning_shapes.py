@@ -116,6 +116,8 @@ class ReplanShape:
     candidates: int  # of tiles of candidates
     key_bits: int  # of (own slot, donor, receiving GPU)
     grown_row: int  # places for the replicas of an expert, more than any has
+    partner_parts: int  # of the slots of the heaviest GPU, side by side in tiles of other GPUs
+    partner_rows: int  # slots in a part, at least
     swap_rows: int  # of tiles of swaps, by the samples
     ahead: int  # pieces of rows made before the first is stored: with more, AMD saves registers of the caller
     expert_lanes: int
@@ -232,6 +234,7 @@ def replan_plan(
     flat = triton.next_power_of_2(max(topology.replicas_per_node * topology.slots_per_gpu, 32 * topology.num_gpus))
     row = _row(rule)
     lanes = max(threads, min(flat, 4096)) if wide else threads
+    parts = min(topology.slots_per_gpu, max(1, lanes // topology.gpus_per_node))
     sizes = _sizes(topology, num_experts, rule, warp)
     at, totals = _places(sizes, topology, num_experts, rule, steps, lanes // row)
     plan = shape_of(topology, num_experts, policy, 1, warp)
@@ -245,6 +248,8 @@ def replan_plan(
         candidates=lanes if wide or warp != 32 else 2 * lanes,
         key_bits=(topology.replicas_per_node * num_experts - 1).bit_length(),
         grown_row=_grown_row(topology),
+        partner_parts=parts,
+        partner_rows=triton.next_power_of_2(-(-topology.slots_per_gpu // parts)),
         swap_rows=lanes // row,
         ahead=8 if warp == 32 else 2,
         **sizes,
