@@ -72,6 +72,7 @@ def rate_gpus(memory, shape: tl.constexpr):
     inside = gpu < shape.gpus
     mean = tl.load(memory.ints + shape.at.gpu_sum + gpu, mask=inside, other=0)
     variance = tl.load(memory.longs + shape.at.gpu_variance + gpu, mask=inside, other=0)
+    price = load_number(memory, PRICE, shape)
     scores = tl.where(inside, score(mean, variance, shape), -1)
     top, heaviest = largest(scores, gpu)
     inverse = inverse_of(top) * float64(2.0**30)
@@ -82,7 +83,7 @@ def rate_gpus(memory, shape: tl.constexpr):
     store_number(memory, POTENTIAL, potential.to(tl.float64), shape)
     store_number(memory, INVERSE, inverse, shape)
     # of float64: float32 to int64 takes fused operations on AMD
-    estimate = _estimate_least_gain(load_number(memory, PRICE, shape), inverse, potential, shape).to(tl.float64)
+    estimate = _estimate_least_gain(price, inverse, potential, shape).to(tl.float64)
     low = tl.maximum(estimate * float64(1.0 - 2.0**-14), float64(1.0)).to(tl.int64)
     high = (estimate * float64(1.0 + 2.0**-14)).to(tl.int64) + (estimate > 0).to(tl.int64)
     high = tl.maximum(low, high)
