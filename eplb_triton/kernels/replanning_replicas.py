@@ -203,7 +203,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
     inverse = load_number(memory, INVERSE, shape)
     start = 0
     while start < S * donors:
-        at = start + tl.arange(0, shape.candidates)
+        at = start + tl.arange(0, shape.pairs)
         inside = at < S * donors
         at = tl.minimum(at, S * donors - 1)
         place = at // S
@@ -227,7 +227,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
         mean += times * tl.load(memory.ints + shape.at.part_sum + own)
         square = tl.load(memory.longs + shape.at.part_square + rest)
         own_square = times * tl.load(memory.longs + shape.at.part_square + own)
-        products = tl.full((shape.candidates, STEP), 0, tl.int64)
+        products = tl.full((shape.pairs, STEP), 0, tl.int64)
         for t in tl.static_range(0, ROW, STEP):
             products += tl.load(rest_ptr + t * ROWS).to(tl.int64) * tl.load(own_ptr + t * ROWS)
         square += times * (2 * tl.sum(products, 1) + own_square)
@@ -239,7 +239,7 @@ def value_pairs(memory, samples, heaviest, top, first, donors, shape: tl.constex
         # b = a is held as well
         received = tl.where(listed & (holds == 0), before - after - worth, NO_GAIN)
         tl.store(memory.longs + shape.at.received + i * P + place, received, mask=inside)
-        start += shape.candidates
+        start += shape.pairs
     tl.debug_barrier()
 
 

@@ -114,6 +114,7 @@ class ReplanShape:
     z_of_slot: float
     lanes: int  # of tiles in which a lane makes products over the samples
     candidates: int  # of tiles of candidates
+    pairs: int  # of tiles of receivers and donor slots, by the samples
     key_bits: int  # of (own slot, donor, receiving GPU)
     grown_row: int  # places for the replicas of an expert, more than any has
     partner_parts: int  # of the slots of the heaviest GPU, side by side in tiles of other GPUs
@@ -235,6 +236,9 @@ def replan_plan(
     row = _row(rule)
     lanes = max(threads, min(flat, 4096)) if wide else threads
     parts = min(topology.slots_per_gpu, max(1, lanes // topology.gpus_per_node))
+    candidates = lanes if wide or warp != 32 else 2 * lanes
+    # of as many donor slots as there are where no expert has more than two replicas
+    usual_pairs = topology.slots_per_gpu * 2 * (topology.replicas_per_node - num_experts // nodes)
     sizes = _sizes(topology, num_experts, rule, warp)
     at, totals = _places(sizes, topology, num_experts, rule, steps, lanes // row)
     plan = shape_of(topology, num_experts, policy, 1, warp)
@@ -245,7 +249,8 @@ def replan_plan(
         rule.moves, rule.fresh_moves, log2phy_width or 1, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=lanes,
-        candidates=lanes if wide or warp != 32 else 2 * lanes,
+        candidates=candidates,
+        pairs=lanes if usual_pairs <= lanes else candidates,
         key_bits=(topology.replicas_per_node * num_experts - 1).bit_length(),
         grown_row=_grown_row(topology),
         partner_parts=parts,
@@ -256,7 +261,7 @@ def replan_plan(
         num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
     )  # fmt: skip
     # One program a multiprocessor is all there is. With 168 allowed, plans by nodes spill 8 to 16 bytes.
-    registers = {1: 168, 8: 184}[num_warps] if warp == 32 else None
+    registers = {1: 168, 8: 176}[num_warps] if warp == 32 else None
     ways = plan.partition.ways if nodes > 1 else 0
     table = partitions_to_try(groups, nodes) if ways else ()
     partitions = torch.tensor(table, dtype=torch.int32, device="cpu").view(ways, groups)

@@ -27,7 +27,7 @@ SHAPES = {
     "144 GPUs": Topology(num_replicas=288, num_gpus=144),
 }
 EXPERTS = 256
-REGISTERS = 184
+REGISTERS = 176
 """Most a thread of 8 warps: one program a multiprocessor is all there is. The products of a step are made with rows of
 samples in registers."""
 
