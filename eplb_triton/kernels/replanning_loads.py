@@ -79,7 +79,7 @@ def divide_two(memory, samples, one, other, shape: tl.constexpr):
 
 @triton.jit
 def _inverse_count(memory, expert, change, shape: tl.constexpr):
-    """One over the replicas of experts, float32: as many as there are (0), one fewer (1) or one more (2), at least 1."""
+    """1 / replicas of experts, float32: of as many as there are (change 0), one fewer (1), one more (2); at least 1."""
     replicas = tl.load(memory.ints + shape.at.count + expert)
     replicas += tl.where(change == 1, -1, tl.where(change == 2, 1, 0))
     return divide(1.0, tl.maximum(replicas, 1))

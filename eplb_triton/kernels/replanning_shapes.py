@@ -260,7 +260,8 @@ def replan_plan(
         **sizes,
         num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
     )  # fmt: skip
-    # One program a multiprocessor is all there is. With 168 allowed, plans by nodes spill 8 to 16 bytes.
+    # One program a multiprocessor is all there is. With 168 allowed, plans by nodes spill 8 bytes; with 184 or more
+    # ptxas waits for one load after another in some stages, and they take 8 % longer by estimate.
     registers = {1: 168, 8: 176}[num_warps] if warp == 32 else None
     ways = plan.partition.ways if nodes > 1 else 0
     table = partitions_to_try(groups, nodes) if ways else ()
