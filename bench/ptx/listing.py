@@ -214,9 +214,10 @@ def _linked(texts: list[str], number: int, names: dict[str, int]) -> list[str]:
             called = names[next(name for name in re.findall(r"[\w$]+", text) if name in names)]
             linked[at] = f"call function_{called};"
             for before in range(at - 1, -1, -1):
-                if not linked[before].startswith("st.param"):
+                if linked[before].startswith("call"):
                     break
-                linked[before] = linked[before].replace("[param", f"[function_{called}_param_")
+                if linked[before].startswith("st.param"):  # other instructions may stand between
+                    linked[before] = linked[before].replace("[param", f"[function_{called}_param_")
             after = at + 1
             while after < len(linked) and not linked[after].startswith("call"):  # a result need not be read at once
                 linked[after] = linked[after].replace("[retval0", f"[function_{called}_result")
