@@ -63,13 +63,13 @@ def divide_two(memory, samples, one, other, shape: tl.constexpr):
     while start < 6:  # two experts, three counts of each
         at = tl.minimum(start + tl.arange(0, ROWS), 5)
         change, expert = at // 2, tl.where(at % 2 == 0, one, other)
-        sample_ptr = memory.ints + shape.at.sample + sample_at(expert[:, None], t, E, shape)
-        level = _divided(tl.load(sample_ptr), _inverse_count(memory, expert, change, shape)[:, None])
+        its_samples = sample_at(expert[:, None], t, E, shape)
+        sample = tl.load(memory.ints + shape.at.sample + its_samples)
+        level = _divided(sample, _inverse_count(memory, expert, change, shape)[:, None])
         total, square = tl.sum(level, 1), sum_of_squares(level)
         centred = tl.where(t < samples, samples * level - total[:, None], 0).to(tl.float32)
-        level_at = sample_at(expert[:, None], t, E, shape)
-        tl.store(memory.ints + shape.at.level + (change * T * E)[:, None] + level_at, level)
-        tl.store(memory.ints + shape.at.centred + level_at, bits(centred), mask=(change == 0)[:, None])
+        tl.store(memory.ints + shape.at.level + (change * T * E)[:, None] + its_samples, level)
+        tl.store(memory.ints + shape.at.centred + its_samples, bits(centred), mask=(change == 0)[:, None])
         place = change * E + expert
         tl.store(memory.ints + shape.at.sum + place, total)
         tl.store(memory.longs + shape.at.spread + place, samples * square - total.to(tl.int64) * total)

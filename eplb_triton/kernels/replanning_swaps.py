@@ -176,8 +176,7 @@ def _bound_tile(
     inside = at < PARTS * NUM
     part = tl.minimum(at // NUM, PARTS - 1)
     place = FIRST + tl.minimum(at - part * NUM, NUM - 1)
-    slot = heaviest // D * D * S + place
-    slot += tl.where(slot >= heaviest * S, S, 0)
+    slot = _slot_of_other(heaviest, place, shape)
     partner = slot // S
     b = tl.load(memory.ints + shape.at.slot + slot)
     into_own = from_bits(tl.load(memory.ints + shape.at.into_own + b))
@@ -229,15 +228,23 @@ def _least_power(mean, variance, of_root, shape: tl.constexpr):
 
 @triton.jit
 def swap_at(heaviest, at, shape: tl.constexpr):
-    """Own slot i, the other slot and its GPU of a swap: i times the slots of other GPUs of the node, plus the place
-    among these."""
+    """Own slot i, the other slot and its GPU of swap `at`: i times the slots of other GPUs of the node, plus the place
+    of one among these."""
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     OTHERS: tl.constexpr = (D - 1) * S if D > 1 else 1
     i = at // OTHERS
-    slot = heaviest // D * D * S + at - i * OTHERS
-    slot += tl.where(slot >= heaviest * S, S, 0)
+    slot = _slot_of_other(heaviest, at - i * OTHERS, shape)
     return i, slot, slot // S
+
+
+@triton.jit
+def _slot_of_other(heaviest, place, shape: tl.constexpr):
+    """The slot at this place among those of the node's GPUs but the heaviest."""
+    S: tl.constexpr = shape.slots
+    D: tl.constexpr = shape.gpus // shape.nodes
+    slot = heaviest // D * D * S + place
+    return slot + tl.where(slot >= heaviest * S, S, 0)
 
 
 @triton.jit
