@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import float64
+from eplb_triton.kernels.arith import bits, float64
 from eplb_triton.kernels.relabelling import relabel_gpus
+from eplb_triton.kernels.replanning_bounds import LESS
+from eplb_triton.kernels.replanning_counts import list_donors, value_changes
 from eplb_triton.kernels.replanning_fresh import fresh_plan, partition_experts
 from eplb_triton.kernels.replanning_history import LOAD_UNITS, sample_history
 from eplb_triton.kernels.replanning_loads import add_up_gpus, divide_loads, divide_two
@@ -23,13 +25,7 @@ from eplb_triton.kernels.replanning_potential import (
     store_number,
 )
 from eplb_triton.kernels.replanning_previous import fill_slots, list_experts, previous_status
-from eplb_triton.kernels.replanning_replicas import (
-    find_replica,
-    list_donors,
-    try_receivers,
-    value_changes,
-    value_pairs,
-)
+from eplb_triton.kernels.replanning_replicas import UNSURE, bound_replicas, find_replica
 from eplb_triton.kernels.replanning_slots import list_slots, write_maps
 from eplb_triton.kernels.replanning_swaps import bound_swaps, find_swap
 
@@ -102,7 +98,6 @@ def replan_layers(
         workspace.row + layer * shape.num_bytes,
     )
     layer_ptr = loads_ptr + layer * layer_stride
-    price = tl.full((), 0, tl.int64) + price_bits  # of an int64 in the interpreter, too
     samples, bad = sample_history(layer_ptr, step_stride, expert_stride, num_steps, memory, shape)
     node = tl.arange(0, shape.gpu_lanes)
     tl.store(out.bad + layer * shape.nodes + node, tl.zeros_like(node) + bad, mask=node < shape.nodes)
@@ -121,6 +116,7 @@ def replan_layers(
     if shape.nodes > 1:
         list_experts(memory, shape)
     tl.store(out.status + layer, status)
+    price = tl.full((), 0, tl.int64) + price_bits  # of an int64 in the interpreter, too
     slot_price = price_of_slot(price.to(tl.float64, bitcast=True), samples, shape)
     store_number(memory, SLOT_PRICE, slot_price, shape)
     nothing = tl.full((), NOT_A_NUMBER, tl.int64).to(tl.float64, bitcast=True)
@@ -164,22 +160,23 @@ def replan_layers(
                 if (written <= limit - 2) & (shape.gpus > shape.nodes):
                     rest = bound_swaps(memory, heaviest, top, shape)
                     swaps += 2 * shape.swap_rows
-                first, donors = none, none
+                starts, donors = none, none
                 if fresh == 0:
-                    first, donors = value_changes(memory, samples, heaviest, top, swaps, most, shape)
+                    starts, donors = value_changes(memory, samples, heaviest, top, swaps, most, shape)
                 if swaps > 0:
                     gain_of_swap, its_key = find_swap(memory, samples, heaviest, top, rest, low, fresh == 0, shape)
                     if gain_of_swap > gain:
                         gain, key = gain_of_swap.to(tl.int64), its_key
                 if donors > 0:
-                    some, unsure = try_receivers(memory, heaviest, low, high, most, shape)
-                    if unsure:
+                    highest, rest = bound_replicas(memory, heaviest, top, low, high, starts, donors, most, shape)
+                    if highest == UNSURE:
                         peak, low = peak_and_least_gain(memory, shape)
                         high = low
-                        some, unsure = try_receivers(memory, heaviest, low, high, most, shape)
-                    if some:
-                        value_pairs(memory, samples, heaviest, top, first, donors, shape)
-                        best, its_key = find_replica(memory, heaviest, first, donors, most, shape)
+                        highest, rest = bound_replicas(memory, heaviest, top, low, high, starts, donors, most, shape)
+                    if highest >= bits(gain.to(tl.float32) * LESS):
+                        best, its_key = find_replica(
+                            memory, samples, heaviest, top, rest, gain, starts, donors, most, shape
+                        )
                         if best > gain:
                             gain, key = best, its_key
                             is_swap = tl.full((), 0, tl.int1)
@@ -200,15 +197,17 @@ def replan_layers(
         store_number(memory, PEAK, peak, shape)
         more = (fresh == 0) & (step == most_steps)
         if fresh == 0:
-            _copy(memory.ints + shape.at.slot, memory.ints + shape.at.moved, shape)
-            store_number(memory, PEAK_MOVED, load_number(memory, PEAK, shape), shape)
+            store_number(memory, PEAK_MOVED, peak, shape)
+            if more:
+                _copy(memory.ints + shape.at.slot, memory.ints + shape.at.moved, shape)
         fresh = fresh | more
         plans += 1
     tl.debug_barrier()
     of_change = tl.full((), 0, tl.int32)
     peak = load_number(memory, PEAK, shape)
     if previous_ptr is not None:
-        of_change = _changed(memory.ints + shape.at.moved, memory, shape)
+        moved = tl.where(plans == 2, shape.at.moved, shape.at.slot)
+        of_change = _changed(memory.ints + moved, memory, shape)
         if plans == 2:
             relabel_gpus(memory, shape)
             of_fresh = _changed(memory.ints + shape.at.slot, memory, shape)

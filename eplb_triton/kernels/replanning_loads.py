@@ -1,5 +1,5 @@
 """Replanning, sums: what a replica of each expert and every GPU get in the samples, kept while single slots change."""
-# ruff: noqa: N806, RUF005
+# ruff: noqa: N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return,assignment"
 
 import triton
@@ -7,7 +7,7 @@ import triton.language as tl
 
 from eplb_triton.kernels.arith import bits, divide
 from eplb_triton.kernels.replanning_history import sample_at
-from eplb_triton.kernels.replanning_potential import below, inner_product, sample_rows, sum_of_squares
+from eplb_triton.kernels.replanning_potential import all_samples, below, inner_product, sum_of_squares
 
 
 @triton.jit(noinline=True)
@@ -18,7 +18,6 @@ def divide_loads(memory, samples, shape: tl.constexpr):
     ROW: tl.constexpr = shape.row
     STEP: tl.constexpr = shape.together
     E: tl.constexpr = shape.experts
-    together = tl.arange(0, STEP)[None, :]
     start = 0
     while start < 3 * E:
         at = start + tl.arange(0, shape.lanes)
@@ -26,27 +25,19 @@ def divide_loads(memory, samples, shape: tl.constexpr):
         change = tl.minimum(at // E, 2)
         expert = tl.minimum(at - change * E, E - 1)
         inverse = _inverse_count(memory, expert, change, shape)
-        load_ptr = sample_rows(memory.ints + shape.at.sample, expert, shape)
-        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape) + (change * shape.row * E)[:, None]
-        added = tl.full((shape.lanes, shape.together), 0, tl.int32)
-        squares = tl.full((shape.lanes, shape.together), 0, tl.int64)
-        row, made = (), ()
-        for t in tl.static_range(0, ROW, STEP):  # all before the first is stored: no load passes a store
-            row = row + (tl.load(load_ptr + t * E),)
-        for t in tl.static_range(0, ROW, STEP):
-            each = _divided(row[t // STEP], inverse[:, None])
-            tl.store(level_ptr + t * E, each, mask=inside[:, None])
-            made = made + (each,)
-            added += each
-            squares += each.to(tl.int64) * each
-        total, square = tl.sum(added, 1), tl.sum(squares, 1)
-        of_all = (inside & (change == 0))[:, None]
-        centred_ptr = sample_rows(memory.ints + shape.at.centred, expert, shape)
-        for t in tl.static_range(0, ROW, STEP):  # int32: below 32 * 2^22
-            centred = tl.where(t + together < samples, samples * made[t // STEP] - total[:, None], 0)
-            tl.store(centred_ptr + t * E, bits(centred.to(tl.float32)), mask=of_all)
+        loads = tl.load(all_samples(memory.ints + shape.at.sample, expert, E, shape))
+        level = _divided(loads, inverse[None, :, None])
+        level_ptr = all_samples(memory.ints + shape.at.level, expert + change * (E * ROW // STEP), E, shape)
+        tl.store(level_ptr, level, mask=inside[None, :, None])
+        total, square = tl.sum(tl.sum(level, 0), 1), inner_product(level, level)
+        t = tl.arange(0, ROW // STEP)[:, None, None] * STEP + tl.arange(0, STEP)[None, None, :]
+        # int32: below 32 * 2^22
+        centred = tl.where(t < samples, samples * level - total[None, :, None], 0).to(tl.float32)
+        centred_ptr = all_samples(memory.ints + shape.at.centred, expert, E, shape)
+        tl.store(centred_ptr, bits(centred), mask=(inside & (change == 0))[None, :, None])
         place = change * E + expert
         tl.store(memory.ints + shape.at.sum + place, total, mask=inside)
+        tl.store(memory.ints + shape.at.inverse_count + place, bits(inverse), mask=inside)
         tl.store(memory.longs + shape.at.spread + place, samples * square - total.to(tl.int64) * total, mask=inside)
         start += shape.lanes
     tl.debug_barrier()
@@ -65,12 +56,15 @@ def divide_two(memory, samples, one, other, shape: tl.constexpr):
         change, expert = at // 2, tl.where(at % 2 == 0, one, other)
         its_samples = sample_at(expert[:, None], t, E, shape)
         sample = tl.load(memory.ints + shape.at.sample + its_samples)
-        level = _divided(sample, _inverse_count(memory, expert, change, shape)[:, None])
+        inverse = _inverse_count(memory, expert[:, None], change[:, None], shape)
+        level = _divided(sample, inverse)
         total, square = tl.sum(level, 1), sum_of_squares(level)
         centred = tl.where(t < samples, samples * level - total[:, None], 0).to(tl.float32)
         tl.store(memory.ints + shape.at.level + (change * T * E)[:, None] + its_samples, level)
         tl.store(memory.ints + shape.at.centred + its_samples, bits(centred), mask=(change == 0)[:, None])
         place = change * E + expert
+        # by the first lane of a row: in another layout it would be divided once more
+        tl.store(memory.ints + shape.at.inverse_count + place[:, None] + t * 0, bits(inverse) + t * 0, mask=t == 0)
         tl.store(memory.ints + shape.at.sum + place, total)
         tl.store(memory.longs + shape.at.spread + place, samples * square - total.to(tl.int64) * total)
         start += ROWS
@@ -135,9 +129,9 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
             equal = tl.load(memory.ints + shape.at.slot + gpu * S + j) == expert
             times += equal.to(tl.int32)
             earlier = earlier | (equal & (slot_of_gpu > j))
-        load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
-        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
-        product = samples * inner_product(load_ptr, shape.gpus, level_ptr, shape.experts, shape)
+        load = tl.load(all_samples(memory.ints + shape.at.gpu_load, gpu, shape.gpus, shape))
+        level = tl.load(all_samples(memory.ints + shape.at.level, expert, shape.experts, shape))
+        product = samples * inner_product(load, level)
         given = variance - 2 * (product - mean * slot_sum)
         tl.store(memory.ints + shape.at.slot_sum + slot, slot_sum)
         tl.store(memory.ints + shape.at.given + slot, below(given.to(tl.float32), spread.to(tl.float32), shape))

@@ -31,7 +31,7 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
     ROOM: tl.constexpr = shape.lanes // OF_NODE if shape.lanes > OF_NODE else 1
     PARTS: tl.constexpr = S if S < ROOM else ROOM  # of the slots of h, side by side
     EACH: tl.constexpr = (S + PARTS - 1) // PARTS
-    AT_ONCE: tl.constexpr = EACH if EACH < 3 else 3  # with a row of b's samples in registers
+    AT_ONCE: tl.constexpr = EACH if EACH < 9 else 9  # with a row of b's samples in registers
     own_slot, first_gpu = heaviest * S, heaviest // D * D
     twice = divide(2.0, samples)
     own_spread = tl.load(memory.longs + shape.at.gpu_spread + heaviest).to(tl.float32)
@@ -40,10 +40,11 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
         at = tl.minimum(start + tl.arange(0, shape.lanes), PARTS * OF_NODE - 1)
         b = expert_of_node(memory, heaviest // D, at % OF_NODE, shape)
         spread = tl.load(memory.longs + shape.at.spread + b).to(tl.float32)
-        row_ptr = sample_rows(memory.ints + shape.at.centred, b, shape)
+        centred_ptr = (memory.ints + shape.at.centred).to(tl.pointer_type(tl.float32), bitcast=True)
+        row_ptr = sample_rows(centred_ptr, b, shape)
         row = ()
         for t in tl.static_range(0, ROW, STEP):
-            row = row + (from_bits(tl.load(row_ptr + t * E)),)
+            row = row + (tl.load(row_ptr + t * E),)
         added = tl.full((shape.lanes,), 0.0, tl.float32)
         held = at < 0
         for nth in tl.range(0, EACH, AT_ONCE):
@@ -51,10 +52,10 @@ def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
             for also in tl.static_range(AT_ONCE):  # all before the first is stored: no load passes a store
                 i = tl.minimum(at // OF_NODE * EACH + nth + also, S - 1)
                 a = tl.load(memory.ints + shape.at.slot + own_slot + i)
-                own_ptr = sample_rows(memory.ints + shape.at.centred, a, shape)
+                own_ptr = sample_rows(centred_ptr, a, shape)
                 products = tl.full((shape.lanes, STEP), 0.0, tl.float32)
                 for t in tl.static_range(0, ROW, STEP):
-                    products = add_product(products, row[t // STEP], from_bits(tl.load(own_ptr + t * E)))
+                    products = add_product(products, row[t // STEP], tl.load(own_ptr + t * E))
                 product = tl.sum(products, 1) * twice
                 made = made + (product,)
                 added += tl.where(nth + also < EACH, product, 0.0)
@@ -198,7 +199,8 @@ def add_replica(memory, heaviest, key, shape: tl.constexpr):
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     links = memory.ints + shape.at.link
-    a = tl.load(memory.ints + shape.at.slot + heaviest * S + key // (E * D))
+    own_slot = heaviest * S + key // (E * D)
+    a = tl.load(memory.ints + shape.at.slot + own_slot)
     b = key // D % E
     gpu = heaviest // D * D + key % D
     link = b
@@ -206,11 +208,21 @@ def add_replica(memory, heaviest, key, shape: tl.constexpr):
     while (slot // S != gpu) | (tl.load(memory.ints + shape.at.times + slot) == 0):
         link = E + slot
         slot = tl.load(links + link)
-    num = _list_gpus(memory, a, tl.full((), 0, tl.int32), shape)
-    num = _list_gpus(memory, b, num, shape)
     after, first = tl.load(links + E + slot), tl.load(links + a)
     count_a = tl.load(memory.ints + shape.at.count + a)
     count_b = tl.load(memory.ints + shape.at.count + b)
+    a_first = tl.load(memory.ints + shape.at.donor_first + a)
+    b_first = tl.load(memory.ints + shape.at.donor_first + b)
+    num = count_a + count_b
+    start = 0
+    while start < num:
+        at = start + tl.arange(0, shape.lanes)
+        place = tl.where(at < count_a, a_first + at, b_first + at - count_a)
+        alone = (at < count_a) & (count_a == 1)  # no donor
+        holder = tl.load(memory.ints + shape.at.donor + place, mask=(at < num) & (alone == 0), other=0)
+        holder = tl.where(alone, own_slot, holder)
+        tl.store(memory.ints + shape.at.changed + at, holder // S, mask=at < num)
+        start += shape.lanes
     tl.debug_barrier()
     tl.store(memory.ints + shape.at.slot + slot, a)
     tl.store(links + link, after)
@@ -220,14 +232,3 @@ def add_replica(memory, heaviest, key, shape: tl.constexpr):
     tl.store(memory.ints + shape.at.count + b, count_b - 1)
     tl.debug_barrier()
     return a, b, num
-
-
-@triton.jit
-def _list_gpus(memory, expert, num, shape: tl.constexpr):
-    """The GPUs of an expert's slots to memory.changed, from place `num` on; where they end."""
-    slot = tl.load(memory.ints + shape.at.link + expert)
-    while slot >= 0:
-        tl.store(memory.ints + shape.at.changed + num, slot // shape.slots)
-        slot = tl.load(memory.ints + shape.at.link + shape.experts + slot)
-        num += 1
-    return num

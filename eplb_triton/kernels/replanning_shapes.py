@@ -15,7 +15,7 @@ from torch import Tensor
 from eplb_triton.constants import NEWEST_STEPS
 from eplb_triton.kernels.buffers import ROW_BYTES
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
-from eplb_triton.kernels.replanning_replicas import AT_ONCE
+from eplb_triton.kernels.replanning_counts import AT_ONCE
 from eplb_triton.kernels.shapes import Shape, shape_of, starts_of
 from eplb_triton.kernels.specs import TRITON_TYPE, KernelSpec, check_log2phy_width, check_sizes
 from eplb_triton.partitions import partitions_to_try
@@ -48,13 +48,30 @@ class Places:
     moved: int  # [P]
     slot_sum: int  # [P] sum of the expert in each slot
     # bits of float32, for bounds
+    inverse_count: int  # [3, E] 1 / replicas, of as many as `level` is of
     centred: int  # [E, T] loads of a replica, times T, less their sum
     given: int  # [P] what T * Q - M^2 + U would be if the GPU gave this slot away, but for the pair's term, or less
     product: int  # [S, E] 2 (T * sum of products - product of sums) of two experts
     into_own: int  # [E] what an expert adds to T * Q - M^2 + U of the heaviest GPU, or less
     into_partner: int  # [S, d] what one of the heaviest GPU adds to another GPU's, or less
     bound: int  # [S, (d - 1) * S] of swaps
-    promising: int  # [S * (d - 1) * S], at least swap_rows: swaps that may be the best
+    promising: int  # [S * p], at least swap_rows: swaps or new replicas that may be the best
+    # of bounds of new replicas, as `value_changes` and `bound_replicas` say
+    rise_sum: int  # [p]
+    rise_variance: int  # [p]
+    left_sum: int  # [p]
+    left_variance: int  # [p]
+    held_sum: int  # [S, d]
+    held_variance: int  # [S, d]
+    own_part: int  # [S]
+    own_sum: int  # [S]
+    own_variance: int  # [S]
+    fall: int  # [S, p]
+    received: int  # [S, p]
+    falls: int  # [S, p]
+    # int32 again
+    fewer_power: int  # [p] of the GPU of a donor slot, with one replica fewer
+    held_power: int  # [S, d] of a GPU that holds the receiver, with one replica more
     swap_power: int  # [2, swap_rows] powers of the heaviest GPU, then of the other one, after the most promising swaps
     times: int  # [P] how often its GPU holds the expert of a slot; 0: an earlier slot says it
     gpu_load: int  # [D, T]
@@ -65,10 +82,10 @@ class Places:
     changed: int  # [2 * P + D] GPUs, some of them twice
     donor: int  # [P]
     donor_at: int  # [P]
+    donor_of: int  # [P] expert
     donor_first: int  # [E]
+    donor_expert: int  # [E]
     donor_start: int  # [N + 1]
-    part: int  # [2, p + S, T]
-    part_sum: int  # [2, p + S]
     shared: int  # [D, d] replicas that GPUs share
     order: int  # [D]
     partner: int  # [D]
@@ -79,14 +96,8 @@ class Places:
     gpu_spread: int  # [D] U
     gpu_variance: int  # [D] T * Q - M^2 + U
     inverse: int  # [T]
-    held_power: int  # [P]
-    part_square: int  # [2, p + S]
-    part_spread: int  # [2, p + S]
-    worth: int  # [p]
     grown: int  # [S, grown_row]
     lowered: int  # [S]
-    fall: int  # [S, p]
-    received: int  # [S, p]
     numbers: int  # [8] bits of float64
     total: int  # [steps]
     key: int  # [P]
@@ -113,14 +124,12 @@ class ReplanShape:
     z: float
     z_of_slot: float
     lanes: int  # of tiles in which a lane makes products over the samples
-    candidates: int  # of tiles of candidates
-    pairs: int  # of tiles of receivers and donor slots, by the samples
+    pairs: int  # of tiles of own slots and donor slots
     key_bits: int  # of (own slot, donor, receiving GPU)
     grown_row: int  # places for the replicas of an expert, more than any has
     partner_parts: int  # of the slots of the heaviest GPU, side by side in tiles of other GPUs
     partner_rows: int  # slots in a part, at least
     swap_rows: int  # of tiles of swaps, by the samples
-    ahead: int  # pieces of rows made before the first is stored: with more, AMD saves registers of the caller
     expert_lanes: int
     replica_lanes: int
     gpu_lanes: int
@@ -236,9 +245,6 @@ def replan_plan(
     row = _row(rule)
     lanes = max(threads, min(flat, 4096)) if wide else threads
     parts = min(topology.slots_per_gpu, max(1, lanes // topology.gpus_per_node))
-    candidates = lanes if wide or warp != 32 else 2 * lanes
-    # of as many donor slots as there are where no expert has more than two replicas
-    usual_pairs = topology.slots_per_gpu * 2 * (topology.replicas_per_node - num_experts // nodes)
     sizes = _sizes(topology, num_experts, rule, warp)
     at, totals = _places(sizes, topology, num_experts, rule, steps, lanes // row)
     plan = shape_of(topology, num_experts, policy, 1, warp)
@@ -249,14 +255,12 @@ def replan_plan(
         rule.moves, rule.fresh_moves, log2phy_width or 1, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=lanes,
-        candidates=candidates,
-        pairs=lanes if usual_pairs <= lanes else candidates,
+        pairs=lanes,
         key_bits=(topology.replicas_per_node * num_experts - 1).bit_length(),
         grown_row=_grown_row(topology),
         partner_parts=parts,
         partner_rows=triton.next_power_of_2(-(-topology.slots_per_gpu // parts)),
         swap_rows=lanes // row,
-        ahead=8 if warp == 32 else 2,
         **sizes,
         num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
     )  # fmt: skip
@@ -299,16 +303,19 @@ def _places(
         "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "node_expert": E,
         "link": E + P, "first": E, "last": E, "rank": P, "slot": P, "before": P, "moved": P,
         "slot_sum": P, "centred": T * E, "given": P, "product": S * E, "into_own": E, "into_partner": S * d,
-        "bound": S * (d - 1) * S, "promising": max(S * (d - 1) * S, swap_rows), "swap_power": 2 * swap_rows, "times": P,
+        "bound": S * (d - 1) * S, "promising": max(S * p, swap_rows), "swap_power": 2 * swap_rows, "times": P,
         "gpu_load": T * D, "gpu_sum": D, "gpu_power": D, "step": steps,
-        "held_at": S * d, "changed": 2 * P + D, "donor": P, "donor_at": P, "donor_first": E,
-        "donor_start": topology.planned_nodes + 1, "part": 2 * (p + S) * T, "part_sum": 2 * (p + S),
+        "held_at": S * d, "changed": 2 * P + D, "donor": P, "donor_at": P, "donor_of": P, "donor_first": E,
+        "donor_expert": E, "donor_start": topology.planned_nodes + 1, "fewer_power": p, "held_power": S * d,
+        "inverse_count": 3 * E, "rise_sum": p, "rise_variance": p, "left_sum": p, "left_variance": p,
+        "held_sum": S * d, "held_variance": S * d, "own_part": S, "own_sum": S, "own_variance": S,
+        "fall": S * p, "received": S * p, "falls": S * p,
         "shared": D * d, "order": D, "partner": D, "kept": 2 * P, "placed": P,
     }  # fmt: skip
     longs = {
-        "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "inverse": T, "held_power": P,
-        "part_square": 2 * (p + S), "part_spread": 2 * (p + S), "worth": p, "grown": S * _grown_row(topology),
-        "lowered": S, "fall": S * p, "received": S * p, "numbers": 8, "total": steps,
+        "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "inverse": T,
+        "grown": S * _grown_row(topology),
+        "lowered": S, "numbers": 8, "total": steps,
         "key": sizes["replica_lanes"],
     }  # fmt: skip
     int_starts, num_ints = starts_of(ints)

@@ -1,16 +1,12 @@
-"""Replanning, one step: the best swap. All are bounded in float32, what may be the best is valued exactly.
-
-A bound is never below the gain: variances, scores and powers are taken for less than they are, by 2^-20 or more where
-some operations are rounded. Which swaps are valued exactly depends on it and on nothing else: what is found does not.
-"""
+"""Replanning, one step: the best swap. All are bounded in float32, what may be the best is valued exactly."""
 # ruff: noqa: N803, N806, RUF005
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return,assignment"
 
 import triton
 import triton.language as tl
 
-from eplb_triton import constants
 from eplb_triton.kernels.arith import HIGHEST, bits, divide, from_bits, largest
+from eplb_triton.kernels.replanning_bounds import GREATER, LESS, NO_BOUND, WHOLE_POWER, choose_promising, squared
 from eplb_triton.kernels.replanning_history import sample_at
 from eplb_triton.kernels.replanning_potential import (
     INVERSE,
@@ -22,14 +18,6 @@ from eplb_triton.kernels.replanning_potential import (
     sum_of_squares,
 )
 
-LESS = tl.constexpr(1.0 - 2.0**-20)
-"""Float32 roundings, of 2^-24 each: there are at most eight where this is taken off, or one and a root's 2^-22."""
-GREATER = tl.constexpr(1.0 + 2.0**-18)
-"""Of a sum that is taken off: more than twice what `LESS` makes of it."""
-WHOLE_POWER = tl.constexpr(2.0**constants.POWER_BITS)
-NO_BOUND = tl.constexpr(-(2.0**40))
-"""Of no swap, and of one that brings a GPU above the top: that is no gain. One that is not allowed does so by a
-variance of `TOO_MUCH`; where z is 0 it has a bound like the others, and may be valued for nothing."""
 ABOVE_TOP = tl.constexpr(0x7FFFFFFF)
 """In place of a power that no gain can come from."""
 SLACK = tl.constexpr(1024.0)
@@ -42,17 +30,8 @@ MOST_AT_ONCE = tl.constexpr(9)
 def bound_swaps(memory, heaviest, top, shape: tl.constexpr):
     """memory.bound: of every swap of a slot of the heaviest GPU with one of another GPU of its node (bits);
     memory.promising: one of the largest of each few lanes. Returns the largest bound of the others (bits)."""
-    ROWS: tl.constexpr = shape.swap_rows
-    FEW: tl.constexpr = shape.lanes // ROWS
     bound, second, promising = _bound_swaps(memory, heaviest, top, shape)
-    bound, promising = tl.reshape(bound, (ROWS, FEW)), tl.reshape(promising, (ROWS, FEW))
-    highest = tl.max(bound, 1)
-    at = tl.min(tl.where(bound == highest[:, None], promising, HIGHEST), 1)
-    others = tl.where(promising == at[:, None], tl.reshape(second, (ROWS, FEW)), bound)
-    tl.store(memory.ints + shape.at.promising + tl.arange(0, ROWS), at)
-    rest = tl.max(tl.reshape(others, (shape.lanes,)), 0)
-    tl.debug_barrier()
-    return rest
+    return choose_promising(memory, bound, second, promising, shape)
 
 
 @triton.jit(noinline=True)
@@ -92,15 +71,19 @@ def _list_promising(memory, least, shape: tl.constexpr):
     D: tl.constexpr = shape.gpus // shape.nodes
     SWAPS: tl.constexpr = shape.slots * (D - 1) * shape.slots
     tl.debug_barrier()
-    num = tl.full((), 0, tl.int32)
-    start = 0
-    while start < SWAPS:
-        at = start + tl.arange(0, shape.lanes)
-        listed = (tl.load(memory.ints + shape.at.bound + at, mask=at < SWAPS, other=0) >= least).to(tl.int32)
-        place = num + tl.cumsum(listed, 0) - listed
-        tl.store(memory.ints + shape.at.promising + place, at, mask=listed > 0)
-        num += tl.sum(listed, 0)
-        start += shape.lanes
+    TILES: tl.constexpr = (SWAPS + shape.lanes - 1) // shape.lanes
+    lane = tl.arange(0, shape.lanes)
+    few = lane * 0
+    for tile in tl.range(0, TILES, loop_unroll_factor=2):
+        at = tile * shape.lanes + lane
+        few += (tl.load(memory.ints + shape.at.bound + at, mask=at < SWAPS, other=-1) >= least).to(tl.int32)
+    place = tl.cumsum(few, 0) - few
+    for tile in tl.range(0, TILES, loop_unroll_factor=2):
+        at = tile * shape.lanes + lane
+        listed = tl.load(memory.ints + shape.at.bound + at, mask=at < SWAPS, other=-1) >= least
+        tl.store(memory.ints + shape.at.promising + place, at, mask=listed)
+        place += listed.to(tl.int32)
+    num = tl.sum(few, 0)
     tl.debug_barrier()
     return num
 
@@ -221,9 +204,7 @@ def _least_power(mean, variance, of_root, shape: tl.constexpr):
     ratio = mean + root_near(tl.maximum(variance, 1.0)) * of_root
     if SQUARINGS < 3:  # else of a sum below 0, by less than z + 2 units of the top's 2^10 or more, nothing is left
         ratio = tl.maximum(ratio, 0.0)
-    for _ in tl.static_range(SQUARINGS):
-        ratio = ratio * ratio
-    return ratio
+    return squared(ratio, shape)
 
 
 @triton.jit

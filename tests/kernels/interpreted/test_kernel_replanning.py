@@ -21,9 +21,11 @@ from eplb_triton import Topology
 from eplb_triton.kernels import replanning_launcher
 from eplb_triton.kernels.arith import from_bits
 from eplb_triton.kernels.replanning import Outputs
+from eplb_triton.kernels.replanning_bounds import CUT_OFF
 from eplb_triton.kernels.replanning_launcher import ReplanLaunch
 from eplb_triton.kernels.replanning_potential import below
 from eplb_triton.kernels.replanning_shapes import replan_plan
+from eplb_triton.policy import Replan
 from eplb_triton.replan_status import EMPTY_ON_NODES, EXPERTS_MISSING, FINE, GROUP_SPLIT, GROUPS_UNEVEN, OUT_OF_RANGE
 from tests.replanning.cases import STEADY, Golden, golden, in_force, replan, traffic
 
@@ -127,7 +129,7 @@ def _narrow(monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
 
     def narrow(topology: Topology, num_experts: int, *arguments: object, **options: object) -> object:
         found = replan_plan(topology, num_experts, *arguments, **options | {"wide": False})
-        return replace(found, shape=replace(found.shape, lanes=lanes, candidates=2 * lanes, swap_rows=1))
+        return replace(found, shape=replace(found.shape, lanes=lanes, pairs=lanes, swap_rows=1))
 
     monkeypatch.setattr(replanning_launcher, "replan_plan", narrow)
 
@@ -324,59 +326,125 @@ def test_variances_are_bounded_from_below() -> None:
     assert (off <= 2.0**-19 * (np.abs(given) + np.abs(into) + spread.sum(0)) + 1).all()
 
 
-class _Swaps(NamedTuple):
-    """Swaps of a layer's heaviest GPU, in the kernel's order: own slot, then slot of another GPU."""
+class _Searched:
+    """A layer of which a plan has searched one step and found no move, and what the kernel left in memory: the numbers
+    of the specification, by numpy."""
 
-    bounds: NDArray[np.float32]  # of twice the gains, parts of the top's power
-    gains: NDArray[np.float64]  # exact, twice; -inf where a GPU would come above the top, or hold an expert twice
+    def __init__(
+        self, history: Tensor, topology: Topology, previous: Tensor, *, price: float, moves: int | None
+    ) -> None:
+        launch = _launch(history, topology)
+        out = launch.empty()
+        launch(history, out=out, previous=previous, price=price, moves=moves)
+        assert int(out.written) == 0
+        self.shape, self.workspace = launch.plan.shape, launch.workspace
+        self.gpus, self.slots = topology.num_gpus, topology.slots_per_gpu
+        experts = history.shape[2]
+        self.held = self.ints("slot", topology.num_replicas)
+        self.table = self.held.reshape(self.gpus, self.slots)
+        self.counts = np.bincount(self.held, minlength=experts)
+        loads = self.ints("sample", experts * self.shape.row).reshape(-1, experts, self.shape.together)
+        loads = loads.transpose(1, 0, 2)
+        self.num = int(loads.any(0).sum())  # the newest, since traffic changed; the rest of a row is 0
+        self.loads = loads.reshape(experts, self.shape.row)
+        scores = self.scores(self.held, self.counts)
+        self.top, self.h = int(scores.max()), int(scores.argmax())
+        self.powers = self.power(scores)
 
-
-def _swaps(history: Tensor, topology: Topology, previous: Tensor) -> _Swaps:
-    """Of the first step of a plan, where no swap is worth its price: bounds from the kernel's memory, and the gains."""
-    launch = _launch(history, topology)
-    launch(history, out=launch.empty(), previous=previous, price=1e9)
-    shape, ints = launch.plan.shape, launch.workspace.ints[0].numpy()
-    experts, gpus, slots = history.shape[2], topology.num_gpus, topology.slots_per_gpu
-
-    def array(name: str, size: int) -> NDArray[np.int64]:
-        first = getattr(shape.at, name)
-        found: NDArray[np.int64] = ints[first : first + size].astype(np.int64)
+    def ints(self, name: str, size: int) -> NDArray[np.int64]:
+        """An array of Memory.ints."""
+        first = getattr(self.shape.at, name)
+        found: NDArray[np.int64] = self.workspace.ints[0].numpy()[first : first + size].astype(np.int64)
         return found
 
-    held = array("slot", topology.num_replicas)
-    loads = array("sample", experts * shape.row).reshape(-1, experts, shape.together).transpose(1, 0, 2)
-    num = int(loads.any(0).sum())  # the newest, since traffic changed; the rest of a row is 0
-    loads = loads.reshape(experts, shape.row) // np.bincount(held, minlength=experts)[:, None]
-    spread = num * (loads**2).sum(1) - loads.sum(1) ** 2
+    def floats(self, name: str, size: int) -> NDArray[np.float32]:
+        """One of those that are bits of float32."""
+        return self.ints(name, size).astype(np.int32).view(np.float32)
 
-    def scores(rows: NDArray[np.int64], spreads: NDArray[np.int64]) -> NDArray[np.int64]:
-        variance = num * (rows**2).sum(-1) - rows.sum(-1) ** 2 + spreads
+    def replicas(self, counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Loads [E, T] of a replica of each expert, and their spreads [E]."""
+        each = self.loads // counts[:, None]
+        return each, self.num * (each**2).sum(1) - each.sum(1) ** 2
+
+    def scores_of(self, rows: NDArray[np.int64], spreads: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of GPUs of these loads [..., T], with the sums of their replicas' spreads."""
+        variance = self.num * (rows**2).sum(-1) - rows.sum(-1) ** 2 + spreads
         root = np.sqrt((np.maximum(variance, 0) >> 1).astype(np.float64))
-        found: NDArray[np.int64] = rows.sum(-1) + np.trunc(shape.z * root).astype(np.int64)
+        found: NDArray[np.int64] = rows.sum(-1) + np.trunc(self.shape.z * root).astype(np.int64)
         return found
 
-    of_gpu, spread_of_gpu = loads[held].reshape(gpus, slots, -1).sum(1), spread[held].reshape(gpus, slots).sum(1)
-    score = scores(of_gpu, spread_of_gpu)
-    top, h = score.max(), int(score.argmax())
+    def scores(self, held: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of all GPUs of a placement."""
+        loads, spread = self.replicas(counts)
+        return self.scores_of(
+            loads[held].reshape(self.gpus, self.slots, -1).sum(1), spread[held].reshape(self.gpus, -1).sum(1)
+        )
 
-    def power(score: NDArray[np.int64]) -> NDArray[np.int64]:
-        ratio: NDArray[np.int64] = (np.minimum(score, top) << 30) // top
-        for _ in range(shape.squarings):
+    def power(self, score: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Up to the top's, of higher scores as well."""
+        ratio: NDArray[np.int64] = (np.minimum(score, self.top) << 30) // self.top
+        for _ in range(self.shape.squarings):
             ratio = (ratio * ratio) >> 30
         return ratio
 
-    own = held.reshape(gpus, slots)[h][:, None]
-    partner = np.delete(np.arange(gpus), h).repeat(slots)
-    other = np.delete(held.reshape(gpus, slots), h, 0).reshape(1, -1)
+
+class _Bounds(NamedTuple):
+    """Of moves of a layer's heaviest GPU: upper bounds, parts of the top's power, and the gains themselves; -inf where
+    a GPU would come above the top, or the move is not allowed."""
+
+    bounds: NDArray[np.float32] | NDArray[np.float64]
+    gains: NDArray[np.float64]
+    near: NDArray[np.bool_]  # not where a GPU holds one of the experts twice: these are hardly bounded
+
+
+def _swaps(history: Tensor, topology: Topology, previous: Tensor) -> _Bounds:
+    """Of a step where no swap is worth its price, in the kernel's order: own slot, then slot of another GPU; twice."""
+    layer = _Searched(history, topology, previous, price=1e9, moves=None)
+    h, held, slots = layer.h, layer.held, layer.slots
+    loads, spread = layer.replicas(layer.counts)
+    of_gpu, spread_of_gpu = loads[held].reshape(layer.gpus, slots, -1).sum(1), spread[held].reshape(-1, slots).sum(1)
+    own = layer.table[h][:, None]
+    partner = np.delete(np.arange(layer.gpus), h).repeat(slots)
+    other = np.delete(layer.table, h, 0).reshape(1, -1)
     more = loads[other] - loads[own]
-    own_score = scores(of_gpu[h] + more, spread_of_gpu[h] + spread[other] - spread[own])
-    its_score = scores(of_gpu[partner] - more, spread_of_gpu[partner] + spread[own] - spread[other])
-    twice = power(score[h]) + power(score[partner]) - power(own_score) - power(its_score)
-    table = held.reshape(gpus, slots)
-    banned = np.array([[i in table[o] or j in own for o, j in zip(partner, other[0], strict=True)] for i in own])
-    allowed = ~banned & (np.maximum(own_score, its_score) <= top)
-    bounds = array("bound", twice.size).astype(np.int32).view(np.float32).reshape(twice.shape)
-    return _Swaps(bounds, np.where(allowed, twice / 2.0**30, -np.inf))
+    own_score = layer.scores_of(of_gpu[h] + more, spread_of_gpu[h] + spread[other] - spread[own])
+    its_score = layer.scores_of(of_gpu[partner] - more, spread_of_gpu[partner] + spread[own] - spread[other])
+    twice = layer.powers[h] + layer.powers[partner] - layer.power(own_score) - layer.power(its_score)
+    banned = np.array([[i in layer.table[o] or j in own for o, j in zip(partner, other[0], strict=True)] for i in own])
+    allowed = ~banned & (np.maximum(own_score, its_score) <= layer.top)
+    bounds = layer.floats("bound", twice.size).reshape(twice.shape)
+    return _Bounds(bounds, np.where(allowed, twice / 2.0**30, -np.inf), np.ones_like(allowed))
+
+
+def _replicas(history: Tensor, topology: Topology, previous: Tensor) -> _Bounds:
+    """Of a step where no new replica is worth its price: own slot, then slot of a donor, whatever GPU it is on."""
+    layer = _Searched(history, topology, previous, price=1e9, moves=1)
+    places, slots = topology.num_replicas, layer.slots
+    donors = np.flatnonzero(layer.counts[layer.held] > 1)
+    bounds = np.full((slots, len(donors)), -np.inf)
+    gains, near = bounds.copy(), np.zeros_like(bounds, bool)
+    at = layer.ints("donor_at", places)
+    received = layer.floats("received", slots * places).reshape(slots, places).astype(np.float64)
+    fall = layer.floats("fall", slots * places).reshape(slots, places).astype(np.float64)
+    for i, a in enumerate(layer.table[layer.h]):
+        counts = layer.counts.copy()
+        counts[a] += 1
+        alone = layer.scores(layer.held, counts)  # of one replica more that nobody receives
+        lowered = layer.powers.sum() - layer.power(alone).sum()
+        for nth, slot in enumerate(donors):
+            gpu, b = slot // slots, layer.held[slot]
+            if a in layer.table[gpu] or b in layer.table[gpu, : slot % slots] or a in layer.table[layer.h, :i]:
+                continue
+            held, changed = layer.held.copy(), counts.copy()
+            held[slot] = a
+            changed[b] -= 1
+            scores = layer.scores(held, changed)
+            if max(scores.max(), alone.max()) <= layer.top:
+                gains[i, nth] = (layer.powers.sum() - layer.power(scores).sum()) / 2.0**30
+            near[i, nth] = all((layer.table == expert).sum(1).max() == 1 for expert in (a, b))
+            falls = fall[i, at[layer.held == b]].sum() + (layer.counts[b] + 2.0) ** 2 * CUT_OFF.value + 2.0**15
+            bounds[i, nth] = (lowered + falls + received[i, at[slot]]) / 2.0**30
+    return _Bounds(bounds, gains, near)
 
 
 def _uneven(kind: str) -> Tensor:
@@ -405,3 +473,43 @@ def test_swaps_are_bounded_from_above(kind: str, lanes: int | None, monkeypatch:
     assert gains.sum() >= 10
     assert (found.bounds[gains] >= found.gains[gains]).all()
     assert (found.bounds[gains] - found.gains[gains] <= 2.0**-11).all()
+
+
+@pytest.mark.parametrize("lanes", [None, 8])
+@pytest.mark.parametrize("kind", ["many sizes", "bursts", "steady", "small", "one step"])
+def test_new_replicas_are_bounded_from_above(kind: str, lanes: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As swaps are: of donors on the heaviest GPU, of those whose GPUs hold the receiver as well, and of others."""
+    if lanes is not None:
+        _narrow(monkeypatch, lanes)
+    history, topology = _uneven(kind), Topology(num_replicas=40, num_gpus=8)
+    by_load = history.sum((0, 1)).argsort(stable=True)
+    slots = torch.cat((by_load, by_load[:12].roll(5), by_load[-4:]))  # the lightest twice, and the heaviest
+    found = _replicas(history, topology, slots.view(5, 8).T.reshape(1, 40).contiguous())
+    gains = found.gains > -np.inf
+    near = gains & found.near
+    assert gains.sum() - near.sum() >= 5
+    assert near.sum() >= 40
+    assert (found.bounds[gains] >= found.gains[gains]).all()
+    assert (found.bounds[near] - found.gains[near] <= 2.0**-8).all()
+
+
+@pytest.mark.parametrize("fields", [{"samples": 4}, {"z": 0.0}, {"z": 8.0}, {"norm": 2}, {"norm": 32}])
+@pytest.mark.parametrize("lanes", [None, 4])
+def test_other_rules(fields: dict[str, int | float], lanes: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the reference does; one expert has more replicas than a row has samples."""
+    if lanes is not None:
+        _narrow(monkeypatch, lanes)
+    policy = replace(STEADY, name="other", replan=replace(Replan(), **fields))  # type: ignore[arg-type]
+    topology = Topology(num_replicas=24, num_gpus=8)
+    live = torch.tensor([0, 1, 2, 0, 3, 4, 0, 5, 6, 0, 7, 8, 0, 9, 1, 0, 2, 3, 10, 11, 4, 1, 10, 5]).unsqueeze(0)
+    written = 0
+    for seed in range(3):
+        history = traffic(seed, 12, 1, 12)
+        launch = ReplanLaunch(topology, 1, 12, policy, steps=12, log2phy_width=13, device="cpu")
+        out = launch.empty()
+        launch(history, out=out, previous=live, price=1e-4)
+        want = replan("reference", history, topology, live, price=1e-4, policy=policy)
+        assert torch.equal(out.phy2log, want.phy2log)
+        assert torch.equal(out.peak_after.view(torch.int64), want.peak_after.view(torch.int64))
+        written += int(out.written)
+    assert written > 0
