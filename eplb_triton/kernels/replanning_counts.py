@@ -91,6 +91,7 @@ def value_changes(memory, samples, heaviest, top, swaps, most, shape: tl.constex
     E: tl.constexpr = shape.experts
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
+    AHEAD: tl.constexpr = shape.ahead if shape.ahead * STEP < ROW else ROW // STEP
     node = heaviest // D
     inverse = load_number(memory, INVERSE, shape)
     starts = tl.load(memory.ints + shape.at.donor_start + node)
@@ -143,10 +144,12 @@ def value_changes(memory, samples, heaviest, top, swaps, most, shape: tl.constex
         given = tl.load(memory.ints + shape.at.given + slot)
         own_part = count.to(tl.float32) * from_bits(tl.load(memory.ints + shape.at.inverse_count + 2 * E + a))
         squares = tl.full((shape.lanes, STEP), 0, tl.int64)
-        for t in tl.static_range(0, ROW, STEP):
-            load = tl.load(load_ptr + t * shape.gpus)
-            load += times[:, None] * (tl.load(new_ptr + t * E) - tl.load(old_ptr + t * E))
-            squares += load.to(tl.int64) * load
+        for first_of in tl.range(0, ROW, AHEAD * STEP):
+            for piece in tl.static_range(0, AHEAD * STEP, STEP):
+                t = first_of + piece
+                load = tl.load(load_ptr + t * shape.gpus)
+                load += times[:, None] * (tl.load(new_ptr + t * E) - tl.load(old_ptr + t * E))
+                squares += load.to(tl.int64) * load
         variance = samples * tl.sum(squares, 1) - mean.to(tl.int64) * mean + spread
         its_score = score(mean, variance, shape)
         power = power_or_limit(its_score, top, inverse, shape)

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from eplb_triton.kernels.arith import bits, divide
 from eplb_triton.kernels.replanning_history import sample_at
-from eplb_triton.kernels.replanning_potential import all_samples, below, inner_product, sum_of_squares
+from eplb_triton.kernels.replanning_potential import below, inner_product, sample_rows, sum_of_squares
 
 
 @triton.jit(noinline=True)
@@ -18,6 +18,7 @@ def divide_loads(memory, samples, shape: tl.constexpr):
     ROW: tl.constexpr = shape.row
     STEP: tl.constexpr = shape.together
     E: tl.constexpr = shape.experts
+    together = tl.arange(0, STEP)[None, :]
     start = 0
     while start < 3 * E:
         at = start + tl.arange(0, shape.lanes)
@@ -25,16 +26,25 @@ def divide_loads(memory, samples, shape: tl.constexpr):
         change = tl.minimum(at // E, 2)
         expert = tl.minimum(at - change * E, E - 1)
         inverse = _inverse_count(memory, expert, change, shape)
-        loads = tl.load(all_samples(memory.ints + shape.at.sample, expert, E, shape))
-        level = _divided(loads, inverse[None, :, None])
-        level_ptr = all_samples(memory.ints + shape.at.level, expert + change * (E * ROW // STEP), E, shape)
-        tl.store(level_ptr, level, mask=inside[None, :, None])
-        total, square = tl.sum(tl.sum(level, 0), 1), inner_product(level, level)
-        t = tl.arange(0, ROW // STEP)[:, None, None] * STEP + tl.arange(0, STEP)[None, None, :]
-        # int32: below 32 * 2^22
-        centred = tl.where(t < samples, samples * level - total[None, :, None], 0).to(tl.float32)
-        centred_ptr = all_samples(memory.ints + shape.at.centred, expert, E, shape)
-        tl.store(centred_ptr, bits(centred), mask=(inside & (change == 0))[None, :, None])
+        load_ptr = sample_rows(memory.ints + shape.at.sample, expert, shape)
+        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape) + (change * shape.row * E)[:, None]
+        added = tl.full((shape.lanes, shape.together), 0, tl.int32)
+        squares = tl.full((shape.lanes, shape.together), 0, tl.int64)
+        row, made = (), ()
+        for t in tl.static_range(0, ROW, STEP):  # all before the first is stored: no load passes a store
+            row = row + (tl.load(load_ptr + t * E),)
+        for t in tl.static_range(0, ROW, STEP):
+            each = _divided(row[t // STEP], inverse[:, None])
+            tl.store(level_ptr + t * E, each, mask=inside[:, None])
+            made = made + (each,)
+            added += each
+            squares += each.to(tl.int64) * each
+        total, square = tl.sum(added, 1), tl.sum(squares, 1)
+        of_all = (inside & (change == 0))[:, None]
+        centred_ptr = sample_rows(memory.ints + shape.at.centred, expert, shape)
+        for t in tl.static_range(0, ROW, STEP):  # int32: below 32 * 2^22
+            centred = tl.where(t + together < samples, samples * made[t // STEP] - total[:, None], 0)
+            tl.store(centred_ptr + t * E, bits(centred.to(tl.float32)), mask=of_all)
         place = change * E + expert
         tl.store(memory.ints + shape.at.sum + place, total, mask=inside)
         tl.store(memory.ints + shape.at.inverse_count + place, bits(inverse), mask=inside)
@@ -129,9 +139,9 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
             equal = tl.load(memory.ints + shape.at.slot + gpu * S + j) == expert
             times += equal.to(tl.int32)
             earlier = earlier | (equal & (slot_of_gpu > j))
-        load = tl.load(all_samples(memory.ints + shape.at.gpu_load, gpu, shape.gpus, shape))
-        level = tl.load(all_samples(memory.ints + shape.at.level, expert, shape.experts, shape))
-        product = samples * inner_product(load, level)
+        load_ptr = sample_rows(memory.ints + shape.at.gpu_load, gpu, shape)
+        level_ptr = sample_rows(memory.ints + shape.at.level, expert, shape)
+        product = samples * inner_product(load_ptr, shape.gpus, level_ptr, shape.experts, shape)
         given = variance - 2 * (product - mean * slot_sum)
         tl.store(memory.ints + shape.at.slot_sum + slot, slot_sum)
         tl.store(memory.ints + shape.at.given + slot, below(given.to(tl.float32), spread.to(tl.float32), shape))

@@ -23,18 +23,14 @@ def sample_rows(first_ptr, row, shape: tl.constexpr):
 
 
 @triton.jit
-def all_samples(first_ptr, row, ROWS: tl.constexpr, shape: tl.constexpr):
-    """Pointers [T / together, lanes, together] to all samples of rows among ROWS of them: one load in the source, not
-    eight, from which Triton makes the same code in a fraction of the time."""
-    PIECES: tl.constexpr = shape.row // shape.together
-    piece = tl.arange(0, PIECES)[:, None, None] * (ROWS * shape.together)
-    return first_ptr + piece + row[None, :, None] * shape.together + tl.arange(0, shape.together)[None, None, :]
-
-
-@triton.jit
-def inner_product(one, other):
-    """Sums over the samples of products, int64 [lanes], of two rows a lane, as `all_samples` loads them."""
-    return tl.sum(tl.sum(one.to(tl.int64) * other, 0), 1)
+def inner_product(one_ptr, ONE_ROWS: tl.constexpr, other_ptr, OTHER_ROWS: tl.constexpr, shape: tl.constexpr):
+    """Sums over the samples of products, int64 [lanes], of two rows a lane (pointers of `sample_rows`)."""
+    ROW: tl.constexpr = shape.row
+    STEP: tl.constexpr = shape.together
+    products = tl.load(one_ptr).to(tl.int64) * tl.load(other_ptr)
+    for t in tl.static_range(STEP, ROW, STEP):
+        products += tl.load(one_ptr + t * ONE_ROWS).to(tl.int64) * tl.load(other_ptr + t * OTHER_ROWS)
+    return tl.sum(products, 1)
 
 
 @triton.jit

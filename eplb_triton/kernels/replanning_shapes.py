@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from eplb_triton.constants import NEWEST_STEPS
+from eplb_triton.kernels.arith import triton_version
 from eplb_triton.kernels.buffers import ROW_BYTES
 from eplb_triton.kernels.replanning import Memory, Outputs, replan_layers
 from eplb_triton.kernels.replanning_counts import AT_ONCE
@@ -130,6 +131,7 @@ class ReplanShape:
     partner_parts: int  # of the slots of the heaviest GPU, side by side in tiles of other GPUs
     partner_rows: int  # slots in a part, at least
     swap_rows: int  # of tiles of swaps, by the samples
+    ahead: int  # pieces of rows that a lane loads ahead: with more, AMD saves registers of the caller
     expert_lanes: int
     replica_lanes: int
     gpu_lanes: int
@@ -261,12 +263,14 @@ def replan_plan(
         partner_parts=parts,
         partner_rows=triton.next_power_of_2(-(-topology.slots_per_gpu // parts)),
         swap_rows=lanes // row,
+        ahead=8 if warp == 32 else 2,
         **sizes,
         num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
     )  # fmt: skip
-    # One program a multiprocessor is all there is. With 168 allowed, plans by nodes spill 8 bytes; with 184 or more
-    # ptxas waits for one load after another in some stages, and they take 8 % longer by estimate.
-    registers = {1: 168, 8: 176}[num_warps] if warp == 32 else None
+    # One program a multiprocessor is all there is. With 168 allowed, a stage spills 8 bytes; with 192 or more ptxas
+    # waits for one load after another in some stages, and they take 4 % longer by estimate. Code of older Tritons takes
+    # more registers.
+    registers = {1: 168, 8: 176 if triton_version() >= (3, 7) else 200}[num_warps] if warp == 32 else None
     ways = plan.partition.ways if nodes > 1 else 0
     table = partitions_to_try(groups, nodes) if ways else ()
     partitions = torch.tensor(table, dtype=torch.int32, device="cpu").view(ways, groups)
