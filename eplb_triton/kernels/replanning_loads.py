@@ -1,5 +1,5 @@
 """Replanning, sums: what a replica of each expert and every GPU get in the samples, kept while single slots change."""
-# ruff: noqa: N806
+# ruff: noqa: N806, RUF005
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return,assignment"
 
 import triton
@@ -13,8 +13,8 @@ from eplb_triton.kernels.replanning_potential import below, inner_product, sampl
 @triton.jit(noinline=True)
 def divide_loads(memory, samples, shape: tl.constexpr):
     """Loads of a replica of each expert: memory.level of as many replicas as there are, of one fewer and of one more,
-    with their sums and spreads over the samples. Of as many as there are, memory.centred: T times the loads, less their
-    sum, bits of float32."""
+    with their sums and spreads over the samples, and one over their number. Of as many as there are, memory.centred: T
+    times the loads, less their sum, bits of float32."""
     ROW: tl.constexpr = shape.row
     STEP: tl.constexpr = shape.together
     E: tl.constexpr = shape.experts

@@ -29,8 +29,8 @@ SHAPES = {
 }
 EXPERTS = 256
 REGISTERS = 176 if triton_version() >= (3, 7) else 200
-"""Most a thread of 8 warps: one program a multiprocessor is all there is, which has 255. The products of a step are made
-with rows of samples in registers. Code of older Tritons takes more."""
+"""Most a thread of 8 warps: one program a multiprocessor is all there is, and there are 255. The products of a step are
+made with rows of samples in registers. Code of older Tritons takes more."""
 
 
 def _compiled(
