@@ -17,7 +17,8 @@ LESS = tl.constexpr(1.0 - 2.0**-20)
 GREATER = tl.constexpr(1.0 + 2.0**-18)
 """Of a sum that is taken off: more than twice what `LESS` makes of it."""
 NO_BOUND = tl.constexpr(-(2.0**40))
-"""Of what is not allowed, or no gain: a move that brings a GPU above the top."""
+"""Of what is not allowed, or no gain: a move that brings a GPU above the top. A swap that is not allowed does so by a
+variance of `TOO_MUCH`; where z is 0 it has a bound like the others, and may be valued for nothing."""
 WHOLE_POWER = tl.constexpr(2.0**constants.POWER_BITS)
 CUT_OFF = tl.constexpr(512)
 """More than a power is cut by, 2 * norm, and its rounding, 64."""
@@ -48,12 +49,3 @@ def choose_promising(memory, bound, second, promising, shape: tl.constexpr):
     rest = tl.max(tl.reshape(others, (shape.lanes,)), 0)
     tl.debug_barrier()
     return rest
-
-
-@triton.jit
-def append_promising(memory, listed, number, num, shape: tl.constexpr):
-    """These numbers [lanes], where `listed`, to memory.promising from place `num` on. Returns where they end."""
-    listed = listed.to(tl.int32)
-    place = num + tl.cumsum(listed, 0) - listed
-    tl.store(memory.ints + shape.at.promising + place, number, mask=listed > 0)
-    return num + tl.sum(listed, 0)

@@ -15,7 +15,6 @@ from eplb_triton.kernels.replanning_bounds import (
     LESS,
     NO_BOUND,
     WHOLE_POWER,
-    append_promising,
     choose_promising,
     squared,
 )
@@ -65,7 +64,7 @@ def bound_replicas(memory, heaviest, top, low, high, starts, listed, most, shape
     pairs = listed % ONE_EXPERT * S
     start = 0
     while start < pairs:  # own slots and donor slots
-        at = start + tl.arange(0, shape.pairs)
+        at = start + tl.arange(0, shape.lanes)
         inside = at < pairs
         at = tl.minimum(at, pairs - 1)
         place = at // S
@@ -104,7 +103,7 @@ def bound_replicas(memory, heaviest, top, low, high, starts, listed, most, shape
         received = tl.where(holds | (near > 1.0), NO_BOUND, kept - after)
         tl.store(memory.ints + shape.at.fall + i * P + place, bits(fall), mask=inside)
         tl.store(memory.ints + shape.at.received + i * P + place, bits(received), mask=inside)
-        start += shape.pairs
+        start += shape.lanes
     tl.debug_barrier()
     bound = tl.full((shape.lanes,), 0.0, tl.float32)
     second, promising = bound, tl.full((shape.lanes,), 0, tl.int32)
@@ -202,7 +201,10 @@ def _list_replicas(memory, least, starts, listed, shape: tl.constexpr):
         falls = from_bits(tl.load(memory.ints + shape.at.falls + i * P + b_place))
         received = from_bits(tl.load(memory.ints + shape.at.received + i * P + place))
         bound = bits(tl.maximum(falls + received, 0.0))
-        num = append_promising(memory, inside & (bound >= least), i * P + place, num, shape)
+        reaches = (inside & (bound >= least)).to(tl.int32)
+        promising_ptr = memory.ints + shape.at.promising + num + tl.cumsum(reaches, 0) - reaches
+        tl.store(promising_ptr, i * P + place, mask=reaches > 0)
+        num += tl.sum(reaches, 0)
         start += shape.lanes
     tl.debug_barrier()
     return num

@@ -125,12 +125,11 @@ class ReplanShape:
     z: float
     z_of_slot: float
     lanes: int  # of tiles in which a lane makes products over the samples
-    pairs: int  # of tiles of own slots and donor slots
     key_bits: int  # of (own slot, donor, receiving GPU)
     grown_row: int  # places for the replicas of an expert, more than any has
     partner_parts: int  # of the slots of the heaviest GPU, side by side in tiles of other GPUs
     partner_rows: int  # slots in a part, at least
-    swap_rows: int  # of tiles of swaps, by the samples
+    swap_rows: int  # of tiles of swaps or new replicas, by the samples
     ahead: int  # pieces of rows that a lane loads ahead: with more, AMD saves registers of the caller
     expert_lanes: int
     replica_lanes: int
@@ -257,7 +256,6 @@ def replan_plan(
         rule.moves, rule.fresh_moves, log2phy_width or 1, rule.norm.bit_length() - 1,
         z, z / math.sqrt(topology.slots_per_gpu),
         lanes=lanes,
-        pairs=lanes,
         key_bits=(topology.replicas_per_node * num_experts - 1).bit_length(),
         grown_row=_grown_row(topology),
         partner_parts=parts,

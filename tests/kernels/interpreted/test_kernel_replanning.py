@@ -25,7 +25,7 @@ from eplb_triton.kernels.replanning_bounds import CUT_OFF
 from eplb_triton.kernels.replanning_launcher import ReplanLaunch
 from eplb_triton.kernels.replanning_potential import below
 from eplb_triton.kernels.replanning_shapes import replan_plan
-from eplb_triton.policy import Replan
+from eplb_triton.policy import Policy, Replan
 from eplb_triton.replan_status import EMPTY_ON_NODES, EXPERTS_MISSING, FINE, GROUP_SPLIT, GROUPS_UNEVEN, OUT_OF_RANGE
 from tests.replanning.cases import STEADY, Golden, golden, in_force, replan, traffic
 
@@ -55,19 +55,25 @@ SMALL = [name for name, case in RECORDED.items() if case.history.shape[2] <= 64]
 LAYERS_AT_ONCE = 25
 
 
-def _launch(history: Tensor, topology: Topology) -> ReplanLaunch:
+def _launch(history: Tensor, topology: Topology, policy: Policy = STEADY) -> ReplanLaunch:
     steps, layers, experts = history.shape
     width = topology.num_replicas - experts + 1
     kind = history.dtype
     return ReplanLaunch(
-        topology, layers, experts, STEADY, steps=steps, loads_dtype=kind, log2phy_width=width, device="cpu"
+        topology, layers, experts, policy, steps=steps, loads_dtype=kind, log2phy_width=width, device="cpu"
     )
 
 
 def _run(
-    history: Tensor, topology: Topology, previous: Tensor | None, *, price: float = 0.0, moves: int | None = None
+    history: Tensor,
+    topology: Topology,
+    previous: Tensor | None,
+    *,
+    price: float = 0.0,
+    moves: int | None = None,
+    policy: Policy = STEADY,
 ) -> Outputs:
-    launch = _launch(history, topology)
+    launch = _launch(history, topology, policy)
     out = launch.empty()
     for tensor in (*out, *launch.workspace):
         tensor.view(torch.uint8).fill_(0xAB)
@@ -129,7 +135,7 @@ def _narrow(monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
 
     def narrow(topology: Topology, num_experts: int, *arguments: object, **options: object) -> object:
         found = replan_plan(topology, num_experts, *arguments, **options | {"wide": False})
-        return replace(found, shape=replace(found.shape, lanes=lanes, pairs=lanes, swap_rows=1))
+        return replace(found, shape=replace(found.shape, lanes=lanes, swap_rows=1))
 
     monkeypatch.setattr(replanning_launcher, "replan_plan", narrow)
 
@@ -447,6 +453,9 @@ def _replicas(history: Tensor, topology: Topology, previous: Tensor) -> _Bounds:
     return _Bounds(bounds, gains, near)
 
 
+KINDS = ("many sizes", "bursts", "steady", "small", "one step")
+
+
 def _uneven(kind: str) -> Tensor:
     """[n, 1, E] loads: of many sizes, bursts of few experts, next to no change, small whole numbers, one step."""
     random = np.random.default_rng(7)
@@ -462,7 +471,7 @@ def _uneven(kind: str) -> Tensor:
 
 
 @pytest.mark.parametrize("lanes", [None, 8])
-@pytest.mark.parametrize("kind", ["many sizes", "bursts", "steady", "small", "one step"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_swaps_are_bounded_from_above(kind: str, lanes: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """By float32 numbers that are never below the gain, and near it; of slots that fill tiles, and of those left."""
     if lanes is not None:
@@ -476,7 +485,7 @@ def test_swaps_are_bounded_from_above(kind: str, lanes: int | None, monkeypatch:
 
 
 @pytest.mark.parametrize("lanes", [None, 8])
-@pytest.mark.parametrize("kind", ["many sizes", "bursts", "steady", "small", "one step"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_new_replicas_are_bounded_from_above(kind: str, lanes: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As swaps are: of donors on the heaviest GPU, of those whose GPUs hold the receiver as well, and of others."""
     if lanes is not None:
@@ -514,9 +523,7 @@ def test_other_rules(fields: dict[str, int | float], lanes: int | None, monkeypa
     written = 0
     for seed in range(2):
         history = traffic(seed, 12, 1, 12)
-        launch = ReplanLaunch(topology, 1, 12, policy, steps=12, log2phy_width=13, device="cpu")
-        out = launch.empty()
-        launch(history, out=out, previous=live, price=1e-4)
+        out = _run(history, topology, live, price=1e-4, policy=policy)
         want = replan("reference", history, topology, live, price=1e-4, policy=policy)
         assert torch.equal(out.phy2log, want.phy2log)
         assert torch.equal(out.peak_after.view(torch.int64), want.peak_after.view(torch.int64))
