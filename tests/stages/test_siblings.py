@@ -65,6 +65,8 @@ OWN = {
         "replanning_loads": "loads of replicas and GPUs in memory; the others keep them in their states",
         "replanning_slots": "lists of slots by a sort, and the maps",
         "replanning_swaps": "swaps, apart for the length of replanning_moves.py",
+        "replanning_bounds": "float32 numbers that no gain is above; the others value every move",
+        "replanning_counts": "what one replica more or fewer changes, apart for the length of replanning_replicas.py",
     },
 }
 """The reason why the other trees need no such file."""
