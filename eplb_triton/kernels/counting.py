@@ -34,5 +34,6 @@ def count_slots(
 @triton.jit
 def _add(pointers, tokens, there, bad_ptr):
     before = tl.atomic_add(pointers, tokens, mask=there, sem="relaxed")
-    if tl.max((there & (before > HIGHEST - tokens)).to(tl.int32), 0) > 0:
+    room = -tokens + HIGHEST  # Triton 3.8's interpreter takes no difference of a constant and a tensor for one
+    if tl.max((there & (before > room)).to(tl.int32), 0) > 0:
         tl.store(bad_ptr, 1)
