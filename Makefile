@@ -46,9 +46,10 @@ all-oldest-triton: $(INSTALLED) $(OLDEST_TRITON)
 	TRITON_INTERPRET=1 PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) -m "other_triton and not slow" tests/kernels/interpreted
 	PYTHONPATH=$(OLDEST_TRITON) $(PYTEST) -m "not slow" -k "test_contract and sm_90 and not replanning" tests/bench/ptx
 
-# Whether another Triton, of images that are about, compiles every kernel, and to what it must.
+# Whether another Triton, of images that are about, compiles every kernel, and to what it must; and, since it lays tiles
+# out in other ways, whether lanes of a replan wait for one another there too.
 all-another-triton: $(INSTALLED) $(ANOTHER_TRITON)
-	PYTHONPATH=$(ANOTHER_TRITON) $(PYTEST) -m "not slow" -k "test_contract and (sm_90 or gfx942)" tests/bench/ptx
+	PYTHONPATH=$(ANOTHER_TRITON) $(PYTEST) -m "not slow" -k "test_contract and (sm_90 or gfx942) or test_plans_as_recorded" tests/bench/ptx
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -45,21 +45,22 @@ _SQUARE_ROOT_FMAS = 7  # and of a float64 square root
 _TO_LONG_FMAS = 1  # and of float64 to int64, which takes the upper half off, exactly; the one use of v_floor_f64
 
 
-def broken_rules(kernel: Compiled, registers: int | None = None) -> list[str]:
-    """Every rule that `kernel` breaks; `registers`: most a thread, by default what REGISTERS says."""
+def broken_rules(kernel: Compiled, registers: int | None = None, *, stages: bool = False) -> list[str]:
+    """Every rule that `kernel` breaks; `registers`: most a thread, by default what REGISTERS says; `stages`: a loop's
+    stages read what earlier ones stored, so that even one warp waits at barriers."""
     if kernel.target.startswith("gfx"):
         return _in_amdgcn(kernel)
-    return _in_ptx(kernel) + _in_sass(kernel, registers or REGISTERS[kernel.num_warps])
+    return _in_ptx(kernel, stages) + _in_sass(kernel, registers or REGISTERS[kernel.num_warps])
 
 
-def _in_ptx(kernel: Compiled) -> list[str]:
+def _in_ptx(kernel: Compiled, stages: bool) -> list[str]:
     listings = parse_functions(kernel.ptx)
     broken = [rule for listing in listings for rule in _inexact_in_ptx(listing)]
     if re.search(r"\.local\s+\.align", kernel.ptx):
         broken.append("local memory declared")
     if kernel.num_warps == 1:
         loops = [[listing.instructions[i] for i in loop.body] for listing in listings for loop in listing.loops]
-        broken += _waiting_loops(loops) + _slow_steps(loops)
+        broken += _slow_steps(loops) + ([] if stages else _waiting_loops(loops))
     return broken
 
 

@@ -117,9 +117,13 @@ def _add_to_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
     i = tl.arange(0, shape.partner_rows)[:, None] * PARTS
     start = 0
     while start < PARTS * D:
-        at = tl.minimum(start + tl.arange(0, shape.lanes), PARTS * D - 1)
+        at = start + tl.arange(0, shape.lanes)
+        inside = at < PARTS * D
+        at = tl.minimum(at, PARTS * D - 1)
         gpu, part = at % D, at // D
-        own = tl.minimum(i + part[None, :], S - 1)
+        own = i + part[None, :]
+        mine = (own < S) & inside[None, :]
+        own = tl.minimum(own, S - 1)
         a = tl.load(memory.ints + shape.at.slot + own_slot + own)
         spread = tl.load(memory.longs + shape.at.spread + a).to(tl.float32)
         its_spread = tl.load(memory.longs + shape.at.gpu_spread + first_gpu + gpu).to(tl.float32)[None, :]
@@ -133,8 +137,8 @@ def _add_to_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
             held_at = tl.where(b == a, slot[None, :] + (S - back), held_at)
         near = _added_below(added, spread, its_spread, shape)
         place = own * D + gpu[None, :]
-        tl.store(memory.ints + shape.at.into_partner + place, tl.where(held_at >= 0, TOO_MUCH, near))
-        tl.store(memory.ints + shape.at.held_at + place, held_at)
+        tl.store(memory.ints + shape.at.into_partner + place, tl.where(held_at >= 0, TOO_MUCH, near), mask=mine)
+        tl.store(memory.ints + shape.at.held_at + place, held_at, mask=mine)
         start += shape.lanes
     tl.debug_barrier()
 

@@ -143,13 +143,20 @@ class ReplanShape:
     at: Places
 
 
+MAX_REGISTERS = {1: 255, 8: 176 if triton_version() >= (3, 7) else 200}
+"""By warps, what a thread may take on NVIDIA: there are more registers than the programs of all layers need. With one
+warp, a limit of 168 to 224 spills up to 40 bytes in one shape or another. With eight, 168 spills 8 bytes, and from 192
+on ptxas waits for one load after another in some stages, which take 4 % longer by estimate. Code of older Tritons takes
+more: with 3.6, 176 spills 80 bytes, and 255 takes 8 % longer than 200."""
+
+
 @dataclass(frozen=True)
 class ReplanPlan:
     """How a shape is launched, on a grid of the layers."""
 
     shape: ReplanShape
     num_warps: int
-    max_registers: int | None  # None: the target has no such option (AMD)
+    max_registers: int | None  # None: no limit
     partitions: Tensor  # int32 [ways, G] on the CPU
     want_log2phy: bool
 
@@ -265,10 +272,7 @@ def replan_plan(
         **sizes,
         num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
     )  # fmt: skip
-    # One program a multiprocessor is all there is. With 168 allowed, a stage spills 8 bytes; with 192 or more ptxas
-    # waits for one load after another in some stages, and they take 4 % longer by estimate. Code of older Tritons takes
-    # more registers.
-    registers = {1: 168, 8: 176 if triton_version() >= (3, 7) else 200}[num_warps] if warp == 32 else None
+    registers = MAX_REGISTERS[num_warps] if warp == 32 else None
     ways = plan.partition.ways if nodes > 1 else 0
     table = partitions_to_try(groups, nodes) if ways else ()
     partitions = torch.tensor(table, dtype=torch.int32, device="cpu").view(ways, groups)

@@ -23,19 +23,19 @@ from tests.sizes import chosen, full_unless
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled")
 
 SHAPES = {
-    "v3-global": Topology(num_replicas=288, num_gpus=32),
-    "v3-hierarchical": Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=32),
-    "144 GPUs": Topology(num_replicas=288, num_gpus=144),
+    "v3-global": (256, Topology(num_replicas=288, num_gpus=32)),
+    "v3-hierarchical": (256, Topology(num_replicas=288, num_groups=8, num_nodes=4, num_gpus=32)),
+    "144 GPUs": (256, Topology(num_replicas=288, num_gpus=144)),
+    "one warp": (60, Topology(num_replicas=64, num_gpus=8)),
+    "one warp, nodes": (24, Topology(num_replicas=36, num_groups=6, num_nodes=3, num_gpus=12)),
 }
-EXPERTS = 256
-REGISTERS = 176 if triton_version() >= (3, 7) else 200
-"""Most a thread of 8 warps: one program a multiprocessor is all there is, and there are 255. The products of a step are
-made with rows of samples in registers. Code of older Tritons takes more."""
+"""Experts, and where they go."""
+REGISTERS = {1: 255, 8: 176 if triton_version() >= (3, 7) else 200}
+"""Most a thread, by warps, where no more than a few programs share a multiprocessor. The products of a step are made
+with rows of samples in registers. Code of older Tritons takes more."""
 
 
-def _compiled(
-    topology: Topology, target: str, *, previous: bool, experts: int = EXPERTS
-) -> tuple[Compiled, ReplanPlan]:
+def _compiled(experts: int, topology: Topology, target: str, *, previous: bool) -> tuple[Compiled, ReplanPlan]:
     width, warp = topology.num_replicas - experts + 1, TARGETS[target].warp_size
     plan = replan_plan(topology, experts, STEADY, steps=32, log2phy_width=width, warp=warp)
     return compile_kernel(plan.kernel(previous=previous), target), plan
@@ -44,13 +44,13 @@ def _compiled(
 @pytest.mark.parametrize("target", chosen(TARGETS, "sm_90"))
 @pytest.mark.parametrize("shape", [pytest.param(name, marks=full_unless(name == "v3-global")) for name in SHAPES])
 def test_contract(shape: str, target: str) -> None:
-    kernel, _ = _compiled(SHAPES[shape], target, previous=True)
-    assert broken_rules(kernel, REGISTERS) == []
+    kernel, _ = _compiled(*SHAPES[shape], target, previous=True)
+    assert broken_rules(kernel, REGISTERS[kernel.num_warps], stages=True) == []
 
 
 def test_square_roots_are_correctly_rounded() -> None:
     """PTX says so; LLVM's expansion for AMD is the one for correct rounding: seven fused operations a root."""
-    kernel, _ = _compiled(SHAPES["v3-global"], "sm_90", previous=True)
+    kernel, _ = _compiled(*SHAPES["v3-global"], "sm_90", previous=True)
     roots = re.findall(r"\br?sqrt\.\S+", kernel.ptx)
     assert set(roots) == {"sqrt.rn.f64", "rsqrt.approx.ftz.f32"}  # the second only for bounds, which `contract` sees to
 
@@ -69,7 +69,7 @@ def test_square_roots_are_correctly_rounded() -> None:
 def test_plans_as_recorded(name: str) -> None:
     case = next(case for file in ("replan", "replan_edges") for case in golden(file) if case.name == name)
     experts = case.history.shape[2]
-    kernel, plan = _compiled(case.topology, "sm_90", previous=case.previous is not None, experts=experts)
+    kernel, plan = _compiled(experts, case.topology, "sm_90", previous=case.previous is not None)
     ran = run_replan(
         kernel, plan, case.topology, case.history, previous=case.previous, price=case.price, moves=case.moves
     )
