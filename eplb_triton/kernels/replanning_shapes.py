@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import astuple, dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -104,9 +105,10 @@ class Places:
     key: int  # [P]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReplanShape:
-    """Everything that a kernel is compiled for."""
+    """Everything that a kernel is compiled for. Triton takes its `repr` for its caches and for the name of every
+    function: of all fields, a kernel's debug information were four fifths of it."""
 
     experts: int
     replicas: int
@@ -141,6 +143,13 @@ class ReplanShape:
     num_bytes: int
     plan: Shape  # of a fresh plan
     at: Places
+
+    def __repr__(self) -> str:
+        return f"ReplanShape({self.experts}, {self.replicas}, {self.gpus}, {self._digest})"
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:24]
 
 
 MAX_REGISTERS = {1: 255, 8: 176 if triton_version() >= (3, 7) else 200}

@@ -6,6 +6,7 @@ The shipped form, a function a stage: what the kernel passes to them is run, too
 from __future__ import annotations
 
 import re
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -75,3 +76,12 @@ def test_plans_as_recorded(name: str) -> None:
     )
     assert torch.equal(ran.outputs["phy2log"], case.planned)
     assert not ran.outputs["status"].any()
+
+
+def test_what_a_kernel_is_compiled_for_is_in_its_name() -> None:
+    """Triton's caches and the names of a kernel's functions know a shape by its `repr` alone."""
+    shape = replan_plan(SHAPES["v3-global"][1], 256, STEADY, steps=32).shape
+    assert repr(replace(shape)) == repr(shape)
+    changed = [replace(shape, **{field.name: None}) for field in fields(shape)]  # type: ignore[arg-type]
+    moved = [replace(shape, at=replace(shape.at, **{field.name: -1})) for field in fields(shape.at)]
+    assert len({repr(each) for each in [shape, *changed, *moved]}) == 1 + len(changed) + len(moved)
