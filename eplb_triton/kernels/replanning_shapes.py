@@ -107,8 +107,8 @@ class Places:
 
 @dataclass(frozen=True, repr=False)
 class ReplanShape:
-    """Everything that a kernel is compiled for. Triton takes its `repr` for its caches and for the name of every
-    function: of all fields, a kernel's debug information were four fifths of it."""
+    """Everything that a kernel is compiled for. Its `repr` is part of the keys of Triton's caches, and of the name of
+    every function of the kernel: with all fields in it, names were four fifths of the PTX."""
 
     experts: int
     replicas: int
