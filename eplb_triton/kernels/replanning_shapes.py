@@ -165,7 +165,7 @@ class ReplanPlan:
 
     shape: ReplanShape
     num_warps: int
-    max_registers: int | None  # None: no limit
+    max_registers: int | None  # None: the target has no such option (AMD)
     partitions: Tensor  # int32 [ways, G] on the CPU
     want_log2phy: bool
 
