@@ -49,9 +49,11 @@ class KernelSpec:
     @property
     def options(self) -> dict[str, Any]:
         """Compile and launch options. Contraction off: every operation of a plan rounds once. One stage: Triton
-        pipelines no loop of ours, and to find that out, loop by loop, takes half a second of a replan's compilation. A
-        limit on registers that none reaches: without one, ptxas keeps to 72 or 80 and now and then spills a value."""
-        options = {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": False}
+        pipelines no loop of ours, and to find that out, loop by loop, takes half a second of a replan's compilation. No
+        checks for overflow: some products wrap on purpose, and with TRITON_DEBUG set a check would end the process;
+        without it checks are dead code, which takes 6 % of a replan's compilation. A limit on registers that none
+        reaches: without one, ptxas keeps to 72 or 80 and now and then spills a value."""
+        options = {"num_warps": self.num_warps, "num_stages": 1, "enable_fp_fusion": False, "sanitize_overflow": False}
         return options | {"maxnreg": self.max_registers} if self.max_registers else options
 
 

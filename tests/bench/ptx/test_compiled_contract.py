@@ -8,7 +8,7 @@ A fault planted in a copy of the kernels must be seen: else the rules rule nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,10 +18,11 @@ import triton
 from _pytest.mark.structures import ParameterSet
 
 from bench.cases import CASES
-from bench.ptx.compiled import TARGETS, compile_kernel, compile_plan
+from bench.ptx.compiled import STEPS, TARGETS, compile_kernel, compile_plan
 from bench.ptx.contract import broken_rules
-from eplb_triton import POLICIES
-from eplb_triton.kernels.specs import launch_plan
+from eplb_triton import POLICIES, Topology
+from eplb_triton.kernels.replanning_shapes import replan_plan
+from eplb_triton.kernels.specs import KernelSpec, launch_plan
 from tests.planting import Planter
 from tests.sizes import full_unless
 
@@ -48,6 +49,24 @@ def test_contract(policy: str, case: str, target: str) -> None:
     assert len(kernels) == 1 + (POLICIES[policy].counts in ("dispersion", "simulated"))
     for kernel in kernels:
         assert broken_rules(kernel) == [], kernel.name
+
+
+def _small_replan() -> KernelSpec:
+    topology = Topology(num_replicas=36, num_gpus=12)
+    return replan_plan(topology, 24, POLICIES["steady"], steps=STEPS).kernel(previous=True)
+
+
+def _first_plan() -> KernelSpec:
+    case = BY_NAME["v3-hierarchical"]
+    return launch_plan(case.topology, case.experts, POLICIES["deepseek"]).kernels[-1]
+
+
+@pytest.mark.parametrize("spec", [_first_plan, pytest.param(_small_replan, marks=full_unless(False))])
+def test_no_check_ends_the_process(spec: Callable[[], KernelSpec]) -> None:
+    """TRITON_DEBUG asks for checks of every sum and product of int32; some of ours wrap, and are meant to."""
+    ptx = compile_kernel(spec(), "sm_90", debug=True).ptx
+    assert "assertfail" not in ptx
+    assert "trap;" not in ptx
 
 
 @pytest.fixture
