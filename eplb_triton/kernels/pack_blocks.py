@@ -20,12 +20,13 @@ def fill_blocks(
     NUM_ITEMS: tl.constexpr = shape.num_items
     NUM_PACKS: tl.constexpr = shape.num_packs
     tl.static_assert(NUM_ITEMS <= 65536, "a sort key has 16 bits for an item")
+    LOOPED: tl.constexpr = shape.looped_sorts
     S: tl.constexpr = NUM_ITEMS // NUM_PACKS
     item = tl.arange(0, shape.item_lanes)
     load = tl.load(items.fixed + item, mask=item < NUM_ITEMS, other=0)
     label = tl.load(items.labels + item, mask=item < NUM_ITEMS, other=0)
     item_key = (load.to(tl.int64) << 32) | ((label ^ INDEX) << LABEL_SHIFT).to(tl.uint32).to(tl.int64) | (item ^ INDEX)
-    item_key = sort_descending(tl.where(item < NUM_ITEMS, item_key, -1), items.sorted)
+    item_key = sort_descending(tl.where(item < NUM_ITEMS, item_key, -1), items.sorted, LOOPED)
     tl.store(items.sorted + item, item_key)
     tl.debug_barrier()
     pack = tl.arange(0, shape.pack_lanes)
@@ -36,15 +37,17 @@ def fill_blocks(
         start = block * NUM_PACKS
         turn = pack
         if block > 0:
-            turn = rank_packs(total, pack, items.spare, items.keys, NUM_PACKS)
+            turn = rank_packs(total, pack, items.spare, items.keys, NUM_PACKS, LOOPED)
             last = label_of(tl.load(items.sorted + start - 1))
             if label_of(tl.load(items.sorted + start)) == last:
                 ours = label_of(tl.load(items.sorted + start + pack, mask=inside, other=0))
                 continuing = tl.sum((inside & (ours == last)).to(tl.int32), 0)
                 free = inside & (label != last)
-                nth = rank_packs(tl.where(free, turn, NUM_PACKS), pack, items.spare, items.keys, NUM_PACKS)
+                nth = rank_packs(tl.where(free, turn, NUM_PACKS), pack, items.spare, items.keys, NUM_PACKS, LOOPED)
                 first = free & (nth < continuing)
-                turn = rank_packs(tl.where(first, turn, turn + NUM_PACKS), pack, items.spare, items.keys, NUM_PACKS)
+                turn = rank_packs(
+                    tl.where(first, turn, turn + NUM_PACKS), pack, items.spare, items.keys, NUM_PACKS, LOOPED
+                )
         mine = tl.load(items.sorted + start + turn, mask=inside, other=0)
         tl.store(items.item_at + pack * S + block, (mine & INDEX).to(tl.int32) ^ INDEX, mask=inside)
         total += (mine >> 32).to(tl.int32)

@@ -22,6 +22,7 @@ def rank_packs(
     scratch_ptr,  # int32 [NUM_PACKS]
     keys_ptr,  # int64 [PACKS], scratch
     NUM_PACKS: tl.constexpr,
+    LOOPED: tl.constexpr = False,  # as of `sort_descending`
 ):
     """The position [PACKS] of each pack in the order of (key ascending, number ascending); what earlier stores left in
     memory is seen by all lanes afterwards."""
@@ -37,7 +38,7 @@ def rank_packs(
         position = tl.sum((its_key < my_key + (other < mine).to(tl.int32)).to(tl.int32), 0)
     else:
         numbered = (keys.to(tl.int64) << 32) | pack.to(tl.int64)
-        numbered = ~sort_descending(~tl.where(inside, numbered, 0x7FFFFFFFFFFFFFFF), keys_ptr)
+        numbered = ~sort_descending(~tl.where(inside, numbered, 0x7FFFFFFFFFFFFFFF), keys_ptr, LOOPED)
         tl.store(scratch_ptr + (numbered & 0x7FFFFFFF), pack, mask=inside)
         tl.debug_barrier()
         position = tl.load(scratch_ptr + pack, mask=inside, other=0)

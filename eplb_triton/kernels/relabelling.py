@@ -18,7 +18,6 @@ class Scratch(NamedTuple):
     """Of all layers on the host, of one layer in the kernel. What lies where is said by `Places`."""
 
     ints: Any  # int32 [L, num_ints]
-    longs: Any  # int64 [L, num_longs]
 
 
 @triton.jit(do_not_specialize=["before_ptr", "log2phy_layer_stride", "log2phy_stride"])
@@ -31,7 +30,7 @@ def relabel_layers(
     shape: tl.constexpr,  # RelabelShape
 ):
     layer = tl.program_id(0).to(tl.int64)
-    memory = Scratch(scratch.ints + layer * shape.num_ints, scratch.longs + layer * shape.num_longs)
+    memory = Scratch(scratch.ints + layer * shape.num_ints)
     _read_slots(before_ptr + layer * shape.replicas, memory.ints + shape.at.before, shape)
     _read_slots(maps.phy2log + layer * shape.replicas, memory.ints + shape.at.slot, shape)
     tl.debug_barrier()

@@ -25,9 +25,8 @@ _INTERPRETED = not isinstance(relabel_layers, triton.runtime.JITFunction)
 
 @dataclass(frozen=True)
 class Places:
-    """Where each array of a layer begins, in elements of its tensor of `Scratch`."""
+    """Where each array of a layer begins, in elements of `Scratch`, int32."""
 
-    # int32
     before: int  # [P] expert in each slot
     slot: int  # [P]
     shared: int  # [max(D * d, N * N)] replicas that packs share
@@ -40,8 +39,7 @@ class Places:
     link: int  # [E + P] lists of slots
     first: int  # [E] place of an expert among all slots by expert
     last: int  # [E]
-    # int64
-    key: int  # [P]
+    listed: int  # [P] slots by expert
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,6 @@ class RelabelShape:
     replica_lanes: int
     gpu_lanes: int
     num_ints: int
-    num_longs: int
     at: Places
 
 
@@ -99,7 +96,7 @@ def relabel_spec(
         "before_ptr": index,
         "log2phy_layer_stride": "i64",
         "log2phy_stride": "i64",
-        "scratch": Scratch("*i32", "*i64"),
+        "scratch": Scratch("*i32"),
         "maps": Maps(index, index, index, index if log2phy_width else "constexpr", "*i32"),
         "shape": "constexpr",
     }
@@ -117,13 +114,12 @@ def _shape(topology: Topology, num_experts: int, log2phy_width: int, warp: int, 
     pairs = max(D * topology.gpus_per_node, N * N)
     ints = {
         "before": P, "slot": P, "shared": pairs, "order": D, "partner": D, "kept": 2 * P, "placed": P,
-        "rank": P, "count": E, "link": E + P, "first": E, "last": E,
+        "rank": P, "count": E, "link": E + P, "first": E, "last": E, "listed": P,
     }  # fmt: skip
-    int_starts, num_ints = starts_of(ints)
-    long_starts, num_longs = starts_of({"key": replica_lanes})
+    starts, num_ints = starts_of(ints)
     return RelabelShape(
         E, P, D, N, topology.slots_per_gpu, log2phy_width, lanes, expert_lanes, replica_lanes, gpu_lanes,
-        num_ints, num_longs, Places(**int_starts, **long_starts),
+        num_ints, Places(**starts),
     )  # fmt: skip
 
 
@@ -194,7 +190,4 @@ class RelabelLaunch:
 
 def scratch(shape: RelabelShape, num_layers: int, device: torch.device | str) -> Scratch:
     """Scratch for `num_layers` layers on `device`; its content is never read."""
-    return Scratch(
-        torch.empty((num_layers, shape.num_ints), dtype=torch.int32, device=device),
-        torch.empty((num_layers, shape.num_longs), dtype=torch.int64, device=device),
-    )
+    return Scratch(torch.empty((num_layers, shape.num_ints), dtype=torch.int32, device=device))

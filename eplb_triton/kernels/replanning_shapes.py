@@ -44,6 +44,7 @@ class Places:
     link: int  # [E + P] lists of slots
     first: int  # [E] place of an expert among all slots by expert
     last: int  # [E]
+    listed: int  # [P] slots by expert
     rank: int  # [P]
     slot: int  # [P] expert in each slot
     before: int  # [P]
@@ -102,7 +103,6 @@ class Places:
     lowered: int  # [S]
     numbers: int  # [8] bits of float64
     total: int  # [steps]
-    key: int  # [P]
 
 
 @dataclass(frozen=True, repr=False)
@@ -263,7 +263,7 @@ def replan_plan(
     lanes = max(threads, min(flat, 4096)) if wide else threads
     parts = min(topology.slots_per_gpu, max(1, lanes // topology.gpus_per_node))
     sizes = _sizes(topology, num_experts, rule, warp)
-    at, totals = _places(sizes, topology, num_experts, rule, steps, lanes // row)
+    at, totals = _places(topology, num_experts, rule, steps, lanes // row)
     plan = shape_of(topology, num_experts, policy, 1, warp)
     z = score_z(topology.num_gpus, rule.z)
     shape = ReplanShape(
@@ -309,14 +309,14 @@ def _sizes(topology: Topology, num_experts: int, rule: Replan, warp: int) -> dic
 
 
 def _places(
-    sizes: dict[str, int], topology: Topology, num_experts: int, rule: Replan, steps: int, swap_rows: int
+    topology: Topology, num_experts: int, rule: Replan, steps: int, swap_rows: int
 ) -> tuple[Places, tuple[int, int]]:
     """Where arrays begin, multiples of 4 elements; and how long the two tensors of a layer are."""
     E, P, D, T = num_experts, topology.num_replicas, topology.num_gpus, _row(rule)  # noqa: N806
     S, p, d = topology.slots_per_gpu, topology.replicas_per_node, topology.gpus_per_node  # noqa: N806
     ints = {
         "sample": T * E, "level": 3 * T * E, "sum": 3 * E, "count": E, "share": E, "node": E, "node_expert": E,
-        "link": E + P, "first": E, "last": E, "rank": P, "slot": P, "before": P, "moved": P,
+        "link": E + P, "first": E, "last": E, "listed": P, "rank": P, "slot": P, "before": P, "moved": P,
         "slot_sum": P, "centred": T * E, "given": P, "product": S * E, "into_own": E, "into_partner": S * d,
         "bound": S * (d - 1) * S, "promising": max(S * p, swap_rows), "swap_power": 2 * swap_rows, "times": P,
         "gpu_load": T * D, "gpu_sum": D, "gpu_power": D, "step": steps,
@@ -331,7 +331,6 @@ def _places(
         "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "inverse": T,
         "grown": S * _grown_row(topology),
         "lowered": S, "numbers": 8, "total": steps,
-        "key": sizes["replica_lanes"],
     }  # fmt: skip
     int_starts, num_ints = starts_of(ints)
     long_starts, num_longs = starts_of(longs)

@@ -1,14 +1,10 @@
 """Replanning, lists: the slots of every expert, and the maps that follow from them."""
-# ruff: noqa: N803, N806, RUF059
+# ruff: noqa: N806
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator,no-any-return"
 
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.sorting import sort_descending
-
-_EXPERT = tl.constexpr(16)  # of a key: the expert, the lowest highest, then the slot, the lowest highest
-_SLOT = tl.constexpr(0xFFFF)
 AT_ONCE = tl.constexpr(4)
 """Slots of an expert that a lane looks up before it asks whether there are more."""
 
@@ -19,37 +15,40 @@ def list_slots(memory, shape: tl.constexpr):
     ascending: the first slot of each expert, then the next one after each slot; -1 ends a list. memory.last: its last
     slot."""
     E: tl.constexpr = shape.experts
-    links, keys_ptr = memory.ints + shape.at.link, memory.longs + shape.at.key
-    expert = tl.arange(0, shape.expert_lanes)
-    tl.store(links + expert, tl.zeros_like(expert) - 1, mask=expert < E)
-    tl.store(memory.ints + shape.at.count + expert, tl.zeros_like(expert), mask=expert < E)
-    place = tl.arange(0, shape.replica_lanes)
-    inside = place < shape.replicas
-    expert = tl.load(memory.ints + shape.at.slot + place, mask=inside, other=0)
-    key = tl.where(inside, ((E - 1 - expert) << _EXPERT) | (place ^ _SLOT), -1)
-    key = sort_descending(key.to(tl.int64), keys_ptr)
-    tl.store(keys_ptr + place, key)
+    P: tl.constexpr = shape.replicas
+    links, counts_ptr = memory.ints + shape.at.link, memory.ints + shape.at.count
+    each = tl.arange(0, shape.expert_lanes)
+    tl.store(counts_ptr + each, tl.zeros_like(each), mask=each < E)
     tl.debug_barrier()
-    expert, slot = _expert_and_slot(key, E)
-    before, slot_before = _expert_and_slot(tl.load(keys_ptr + place - 1, mask=place > 0, other=-1), E)
-    after, slot_after = _expert_and_slot(tl.load(keys_ptr + place + 1, mask=place + 1 < shape.replicas, other=-1), E)
-    inside = inside & (expert >= 0)
-    first, last = inside & (before != expert), inside & (after != expert)
-    tl.store(memory.ints + shape.at.first + expert, place, mask=first)
-    tl.store(links + tl.where(first, expert, E + slot_before), slot, mask=inside)
-    tl.store(links + E + slot, tl.zeros_like(place) - 1, mask=last)
+    slot = tl.arange(0, shape.replica_lanes)
+    expert = tl.load(memory.ints + shape.at.slot + slot, mask=slot < P, other=-1)
+    held = expert >= 0
+    nth = tl.atomic_add(counts_ptr + expert, 1, mask=held, sem="relaxed")  # as they come; the lists are in order
+    tl.debug_barrier()
+    count = tl.load(counts_ptr + each, mask=each < E, other=0)
+    first = tl.cumsum(count, 0) - count
+    most = tl.max(count, 0)
+    tl.store(memory.ints + shape.at.first + each, first, mask=each < E)
+    tl.store(links + each, tl.zeros_like(each) - 1, mask=(each < E) & (count == 0))
+    tl.debug_barrier()
+    count = tl.load(counts_ptr + expert, mask=held, other=0)
+    its_first = tl.load(memory.ints + shape.at.first + expert, mask=held, other=0)
+    its_first = memory.ints + shape.at.listed + its_first
+    tl.store(its_first + nth, slot, mask=held)
+    tl.debug_barrier()
+    before, after = slot * 0 - 1, slot * 0 + P
+    n = 0
+    while n < most:
+        for _ in tl.static_range(AT_ONCE):
+            other = tl.load(its_first + n, mask=n < count, other=-1)
+            before = tl.where(other < slot, tl.maximum(before, other), before)
+            after = tl.where(other > slot, tl.minimum(after, other), after)
+            n += 1
+    tl.store(links + tl.where(before < 0, expert, E + before), slot, mask=held)
+    last = held & (after == P)
+    tl.store(links + E + slot, slot * 0 - 1, mask=last)
     tl.store(memory.ints + shape.at.last + expert, slot, mask=last)
     tl.debug_barrier()
-    count = place + 1 - tl.load(memory.ints + shape.at.first + expert, mask=last, other=0)
-    tl.store(memory.ints + shape.at.count + expert, count, mask=last)
-    tl.debug_barrier()
-
-
-@triton.jit
-def _expert_and_slot(key, E: tl.constexpr):
-    """Of a key of `list_slots`; beyond the keys expert E."""
-    low = key.to(tl.int32)
-    return E - 1 - (low >> _EXPERT), (low & _SLOT) ^ _SLOT
 
 
 @triton.jit(noinline=True)

@@ -34,6 +34,7 @@ class Packing:
     pack_lanes: int
     slot_lanes: int
     in_rounds: bool = False
+    looped_sorts: bool = False  # as of `sort_descending`
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,9 @@ def shape_of(topology: Topology, num_experts: int, policy: Policy, log2phy_width
         return max(lanes, int(triton.next_power_of_2(size)))
 
     def packing(items: int, packs: int, in_rounds: bool) -> Packing:
-        return Packing(items, packs, padded(items), padded(packs), padded(items // packs), in_rounds)
+        return Packing(items, packs, padded(items), padded(packs), padded(items // packs), in_rounds, looped_sorts)
 
+    looped_sorts = policy.replan is not None  # it makes a plan from nothing once in many
     nodes, gpus = topology.planned_nodes, topology.gpus_per_node
     groups = packing(topology.planned_groups, nodes, nodes > 32)
     replicas = packing(topology.replicas_per_node, gpus, gpus >= ROUNDS_FROM)
