@@ -35,7 +35,6 @@ class Memory(NamedTuple):
 
     ints: Any  # int32 [L, num_ints]
     longs: Any  # int64 [L, num_longs]
-    row: Any  # bytes [L, num_bytes], a row of a fresh plan
 
 
 class Outputs(NamedTuple):
@@ -92,11 +91,7 @@ def replan_layers(
     shape: tl.constexpr,
 ):
     layer = tl.program_id(0).to(tl.int64)
-    memory = Memory(
-        workspace.ints + layer * shape.num_ints,
-        workspace.longs + layer * shape.num_longs,
-        workspace.row + layer * shape.num_bytes,
-    )
+    memory = Memory(workspace.ints + layer * shape.num_ints, workspace.longs + layer * shape.num_longs)
     layer_ptr = loads_ptr + layer * layer_stride
     samples, bad = sample_history(layer_ptr, step_stride, expert_stride, num_steps, memory, shape)
     node = tl.arange(0, shape.gpu_lanes)
@@ -242,7 +237,7 @@ def _report(memory, samples, written, fills, layer, out, shape: tl.constexpr):
     tl.store(out.peak_after + layer, load_number(memory, PEAK, shape) * float64(shape.gpus) / units)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def _copy(from_ptr, to_ptr, shape: tl.constexpr):
     """The layer's slots, int32 [P]."""
     start = 0
@@ -254,7 +249,7 @@ def _copy(from_ptr, to_ptr, shape: tl.constexpr):
     tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def _changed(slots_ptr, memory, shape: tl.constexpr):
     """How many slots differ from those before, int32."""
     changed = tl.full((), 0, tl.int32)

@@ -9,16 +9,15 @@ a holder of the donor is worth afterwards, unless it holds the receiver, is the 
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import bits, from_bits
 from eplb_triton.kernels.replanning_bounds import GREATER, NO_BOUND
 from eplb_triton.kernels.replanning_moves import expert_of_node
-from eplb_triton.kernels.replanning_potential import INVERSE, load_number, power_or_limit, sample_rows, score
+from eplb_triton.kernels.replanning_potential import INVERSE, floats_of, load_number, power_or_limit, sample_rows, score
 from eplb_triton.kernels.replanning_swaps import ABOVE_TOP, swap_at
 
 AT_ONCE = tl.constexpr(4)
 """Replicas of an expert that a lane looks up at once."""
-TOO_LITTLE = tl.constexpr(0x5E800000 - 0x80000000)
-"""Bits of the float32 -2^62: of a variance of which nothing is known."""
+TOO_LITTLE = tl.constexpr(-(2.0**62))
+"""A variance of which nothing is known."""
 ONE_EXPERT = tl.constexpr(1 << 16)
 """In numbers of donor slots, of which there are fewer: one of their experts."""
 
@@ -92,6 +91,7 @@ def value_changes(memory, samples, heaviest, top, swaps, most, shape: tl.constex
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     AHEAD: tl.constexpr = shape.ahead if shape.ahead * STEP < ROW else ROW // STEP
+    floats = floats_of(memory)
     node = heaviest // D
     inverse = load_number(memory, INVERSE, shape)
     starts = tl.load(memory.ints + shape.at.donor_start + node)
@@ -141,8 +141,8 @@ def value_changes(memory, samples, heaviest, top, swaps, most, shape: tl.constex
         new_spread = tl.load(memory.longs + shape.at.spread + new)
         spread = tl.load(memory.longs + shape.at.gpu_spread + gpu) + times * (new_spread - old_spread)
         its_power = tl.load(memory.ints + shape.at.gpu_power + gpu)
-        given = tl.load(memory.ints + shape.at.given + slot)
-        own_part = count.to(tl.float32) * from_bits(tl.load(memory.ints + shape.at.inverse_count + 2 * E + a))
+        given = tl.load(floats + shape.at.given + slot)
+        own_part = count.to(tl.float32) * tl.load(floats + shape.at.inverse_count + 2 * E + a)
         squares = tl.full((shape.lanes, STEP), 0, tl.int64)
         for first_of in tl.range(0, ROW, AHEAD * STEP):
             for piece in tl.static_range(0, AHEAD * STEP, STEP):
@@ -162,30 +162,30 @@ def value_changes(memory, samples, heaviest, top, swaps, most, shape: tl.constex
         # being at most x^2 / 256 + 256 y^2
         off = old_spread.to(tl.float32) * 2.0**-8
         tl.store(memory.ints + shape.at.fewer_power + place, near, mask=fewer)
-        tl.store(memory.ints + shape.at.left_sum + place, bits(left_sum), mask=fewer)
-        tl.store(memory.ints + shape.at.left_variance + place, tl.where(several, TOO_LITTLE, given), mask=fewer)
-        tl.store(memory.ints + shape.at.rise_sum + place, bits((times * added_sum).to(tl.float32)), mask=fewer)
-        rise_variance = tl.where(several, TOO_LITTLE, bits(risen.to(tl.float32) - off))
-        tl.store(memory.ints + shape.at.rise_variance + place, rise_variance, mask=fewer)
+        tl.store(floats + shape.at.left_sum + place, left_sum, mask=fewer)
+        tl.store(floats + shape.at.left_variance + place, tl.where(several, TOO_LITTLE, given), mask=fewer)
+        tl.store(floats + shape.at.rise_sum + place, (times * added_sum).to(tl.float32), mask=fewer)
+        rise_variance = tl.where(several, TOO_LITTLE, risen.to(tl.float32) - off)
+        tl.store(floats + shape.at.rise_variance + place, rise_variance, mask=fewer)
         # loads of a replica with one more are those of one times c / (c + 1), but for numbers within a range of
         # (2 * c - 1) / (c + 1): the root of their spread is at most `samples` times half of that
         own_off = samples * shape.z * GREATER * (1.5 * own_part - 0.5) + (shape.z + 2.0)
         own_sum = (old_sum + added_sum).to(tl.float32) - own_off
         own_variance = 2.0 * own_part * (1.0 - own_part) * old_spread.to(tl.float32)
         first_row = grows & (nth == 0)
-        tl.store(memory.ints + shape.at.own_part + own, bits(own_part), mask=first_row)
-        tl.store(memory.ints + shape.at.own_sum + own, bits(own_sum), mask=first_row)
-        tl.store(memory.ints + shape.at.own_variance + own, bits(own_variance), mask=first_row)
+        tl.store(floats + shape.at.own_part + own, own_part, mask=first_row)
+        tl.store(floats + shape.at.own_sum + own, own_sum, mask=first_row)
+        tl.store(floats + shape.at.own_variance + own, own_variance, mask=first_row)
         grown = own * shape.grown_row + nth
         lowers = tl.where(grows & (count < D), fall, 0)
         tl.store(memory.longs + shape.at.grown + grown, lowers, mask=(swapped | fewer) == 0)
         held = own * D + gpu - heaviest // D * D
         says = grows & (times > 0)  # else an earlier slot of the GPU does
         tl.store(memory.ints + shape.at.held_power + held, near, mask=says)
-        tl.store(memory.ints + shape.at.held_sum + held, bits(mean.to(tl.float32) - (shape.z + 2.0)), mask=says)
+        tl.store(floats + shape.at.held_sum + held, mean.to(tl.float32) - (shape.z + 2.0), mask=says)
         off += 1024.0 * samples * samples
-        held_variance = tl.where(several, TOO_LITTLE, bits(variance.to(tl.float32) - off))
-        tl.store(memory.ints + shape.at.held_variance + held, held_variance, mask=says)
+        held_variance = tl.where(several, TOO_LITTLE, variance.to(tl.float32) - off)
+        tl.store(floats + shape.at.held_variance + held, held_variance, mask=says)
         tl.store(memory.ints + shape.at.swap_power + at, near, mask=swapped)
         start += shape.lanes
     tl.debug_barrier()

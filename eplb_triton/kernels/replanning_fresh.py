@@ -32,10 +32,11 @@ def partition_experts(partitions_ptr, memory, shape: tl.constexpr):
     for at in tl.range(0, SIZE):
         load, squares = total_loads(memory, tl.minimum(group, G - 1) * SIZE + at, shape)
         total += load
-    items = items_of(memory.row, PLAN)
+    row_ptr = _row_of(memory, shape)
+    items = items_of(row_ptr, PLAN)
     tl.store(items.loads + group, total.to(tl.float32), mask=inside)
     tl.debug_barrier()
-    pack_partition(items, places_of(memory.row, PLAN), partitions_ptr, GROUPS, PARTITION)
+    pack_partition(items, places_of(row_ptr, PLAN), partitions_ptr, GROUPS, PARTITION)
     expert = tl.arange(0, shape.expert_lanes)
     for at in tl.range(0, G):
         its_group = tl.load(items.item_at + at)
@@ -59,25 +60,39 @@ def fresh_plan(memory, samples, shape: tl.constexpr):
     node = expert * 0
     if shape.nodes > 1:
         node = tl.load(memory.ints + shape.at.node + expert, mask=inside, other=0)
-    replicas = replicas_of(memory.row, PLAN)
+    row_ptr = _row_of(memory, shape)
+    replicas = replicas_of(row_ptr, PLAN)
     for number in tl.range(0, shape.nodes):
         mine = inside & (node == number)
         place = tl.cumsum(mine.to(tl.int32), 0) - 1
         tl.store(replicas.loads + place, weight, mask=mine)
         tl.store(replicas.logical + place, expert, mask=mine)
         tl.debug_barrier()
-        _plan_node(memory.row, memory.ints + shape.at.slot + number * (shape.replicas // shape.nodes), PLAN)
+        _replicate_node(row_ptr, PLAN)
+        _pack_node(row_ptr, memory.ints + shape.at.slot + number * (shape.replicas // shape.nodes), PLAN)
 
 
 @triton.jit
-def _plan_node(row_ptr, slots_ptr, shape: tl.constexpr):
-    """The slots of one node, of its experts and their loads in the memory of a row, by the stages of `balanced`."""
+def _row_of(memory, shape: tl.constexpr):
+    """The memory of a row of a first plan."""
+    return (memory.longs + shape.at.row).to(tl.pointer_type(tl.uint8), bitcast=True)
+
+
+@triton.jit(noinline=True)
+def _replicate_node(row_ptr, shape: tl.constexpr):
+    """The replicas of one node, of its experts and their loads in the memory of a row, by the stages of `balanced`."""
     EXPERTS: tl.constexpr = shape.experts
-    REPLICAS: tl.constexpr = shape.replicas
     replicas, items = replicas_of(row_ptr, shape), items_of(row_ptr, shape)
     counts = capped_counts(replicas, EXPERTS)
     list_by_expert(counts, replicas, EXPERTS)
     replica_loads(replicas, counts, items.loads, EXPERTS)
+
+
+@triton.jit(noinline=True)
+def _pack_node(row_ptr, slots_ptr, shape: tl.constexpr):
+    """The slots of one node, of its replicas in the memory of a row, by the stages of `balanced`."""
+    REPLICAS: tl.constexpr = shape.replicas
+    replicas, items = replicas_of(row_ptr, shape), items_of(row_ptr, shape)
     fixed_point(items.loads, items.fixed, REPLICAS)
     fill_blocks(items, REPLICAS)
     place = tl.arange(0, REPLICAS.item_lanes)

@@ -88,7 +88,7 @@ def _oldest(num_steps, shape: tl.constexpr):
     return tl.maximum(num_steps - shape.newest_steps, 0)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def _largest_load(layer_ptr, step_stride, expert_stride, num_steps, shape: tl.constexpr):
     expert = tl.arange(0, shape.expert_lanes)
     inside = expert < shape.experts
@@ -107,7 +107,7 @@ def _largest_load(layer_ptr, step_stride, expert_stride, num_steps, shape: tl.co
     return from_bits(tl.max(largest, 0)), tl.where(first_bad < HIGHEST, first_bad, -1)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def _steps_with_loads(layer_ptr, step_stride, expert_stride, num_steps, scale, memory, shape: tl.constexpr):
     """memory.step: the steps whose loads are not all 0, memory.total: their sums. Returns how many.
 
@@ -154,7 +154,7 @@ def _add_steps(layer_ptr, step_stride, expert_stride, start, stop, scale, idle, 
     return loads, total
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def _steps_since_change(layer_ptr, step_stride, expert_stride, kept, scale, idle, memory, shape: tl.constexpr):
     """How many of the newest kept steps precede no change of traffic; memory.share: each expert's part of their loads.
 

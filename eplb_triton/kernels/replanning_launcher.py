@@ -188,7 +188,6 @@ def workspace(shape: ReplanShape, num_layers: int, device: torch.device | str) -
     return Memory(
         torch.empty((num_layers, shape.num_ints), dtype=torch.int32, device=device),
         torch.empty((num_layers, shape.num_longs), dtype=torch.int64, device=device),
-        torch.empty((num_layers, shape.num_bytes), dtype=torch.uint8, device=device),
     )
 
 

@@ -5,19 +5,20 @@
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import bits, divide
+from eplb_triton.kernels.arith import divide
 from eplb_triton.kernels.replanning_history import sample_at
-from eplb_triton.kernels.replanning_potential import below, inner_product, sample_rows, sum_of_squares
+from eplb_triton.kernels.replanning_potential import below, floats_of, inner_product, sample_rows, sum_of_squares
 
 
 @triton.jit(noinline=True)
 def divide_loads(memory, samples, shape: tl.constexpr):
     """Loads of a replica of each expert: memory.level of as many replicas as there are, of one fewer and of one more,
     with their sums and spreads over the samples, and one over their number. Of as many as there are, memory.centred: T
-    times the loads, less their sum, bits of float32."""
+    times the loads, less their sum, float32."""
     ROW: tl.constexpr = shape.row
     STEP: tl.constexpr = shape.together
     E: tl.constexpr = shape.experts
+    floats = floats_of(memory)
     together = tl.arange(0, STEP)[None, :]
     start = 0
     while start < 3 * E:
@@ -41,13 +42,13 @@ def divide_loads(memory, samples, shape: tl.constexpr):
             squares += each.to(tl.int64) * each
         total, square = tl.sum(added, 1), tl.sum(squares, 1)
         of_all = (inside & (change == 0))[:, None]
-        centred_ptr = sample_rows(memory.ints + shape.at.centred, expert, shape)
+        centred_ptr = sample_rows(floats + shape.at.centred, expert, shape)
         for t in tl.static_range(0, ROW, STEP):  # int32: below 32 * 2^22
             centred = tl.where(t + together < samples, samples * made[t // STEP] - total[:, None], 0)
-            tl.store(centred_ptr + t * E, bits(centred.to(tl.float32)), mask=of_all)
+            tl.store(centred_ptr + t * E, centred.to(tl.float32), mask=of_all)
         place = change * E + expert
         tl.store(memory.ints + shape.at.sum + place, total, mask=inside)
-        tl.store(memory.ints + shape.at.inverse_count + place, bits(inverse), mask=inside)
+        tl.store(floats + shape.at.inverse_count + place, inverse, mask=inside)
         tl.store(memory.longs + shape.at.spread + place, samples * square - total.to(tl.int64) * total, mask=inside)
         start += shape.lanes
     tl.debug_barrier()
@@ -59,6 +60,7 @@ def divide_two(memory, samples, one, other, shape: tl.constexpr):
     E: tl.constexpr = shape.experts
     T: tl.constexpr = shape.row
     ROWS: tl.constexpr = shape.lanes // T if shape.lanes > T else 1
+    floats = floats_of(memory)
     t = tl.arange(0, T)[None, :]
     start = 0
     while start < 6:  # two experts, three counts of each
@@ -71,10 +73,10 @@ def divide_two(memory, samples, one, other, shape: tl.constexpr):
         total, square = tl.sum(level, 1), sum_of_squares(level)
         centred = tl.where(t < samples, samples * level - total[:, None], 0).to(tl.float32)
         tl.store(memory.ints + shape.at.level + (change * T * E)[:, None] + its_samples, level)
-        tl.store(memory.ints + shape.at.centred + its_samples, bits(centred), mask=(change == 0)[:, None])
+        tl.store(floats + shape.at.centred + its_samples, centred, mask=(change == 0)[:, None])
         place = change * E + expert
         # by the first lane of a row: in another layout it would be divided once more
-        tl.store(memory.ints + shape.at.inverse_count + place[:, None] + t * 0, bits(inverse) + t * 0, mask=t == 0)
+        tl.store(floats + shape.at.inverse_count + place[:, None] + t * 0, inverse + t * 0.0, mask=t == 0)
         tl.store(memory.ints + shape.at.sum + place, total)
         tl.store(memory.longs + shape.at.spread + place, samples * square - total.to(tl.int64) * total)
         start += ROWS
@@ -100,7 +102,7 @@ def _divided(loads, inverse):
 @triton.jit(noinline=True)
 def add_up_gpus(memory, samples, num, shape: tl.constexpr):
     """Of the first `num` GPUs of memory.changed, from their slots: loads in every sample, their sum M, the spreads U,
-    and T * Q - M^2 + U; of their slots memory.given, bits of a float32 number: what T * Q - M^2 + U would be if its GPU
+    and T * Q - M^2 + U; of their slots memory.given, float32: what T * Q - M^2 + U would be if its GPU
     gave it away, less the spread of both, or less; memory.slot_sum and memory.times."""
     S: tl.constexpr = shape.slots
     T: tl.constexpr = shape.row
@@ -123,6 +125,7 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
         tl.store(memory.longs + shape.at.gpu_variance + gpu, samples * square - mean.to(tl.int64) * mean + spread)
         start += ROWS
     tl.debug_barrier()
+    floats = floats_of(memory)
     start = 0
     while start < num * S:
         at = tl.minimum(start + tl.arange(0, shape.lanes), num * S - 1)
@@ -144,7 +147,7 @@ def add_up_gpus(memory, samples, num, shape: tl.constexpr):
         product = samples * inner_product(load_ptr, shape.gpus, level_ptr, shape.experts, shape)
         given = variance - 2 * (product - mean * slot_sum)
         tl.store(memory.ints + shape.at.slot_sum + slot, slot_sum)
-        tl.store(memory.ints + shape.at.given + slot, below(given.to(tl.float32), spread.to(tl.float32), shape))
+        tl.store(floats + shape.at.given + slot, below(given.to(tl.float32), spread.to(tl.float32), shape))
         tl.store(memory.ints + shape.at.times + slot, tl.where(earlier, 0, times))
         start += shape.lanes
     tl.debug_barrier()

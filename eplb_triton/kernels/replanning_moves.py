@@ -10,67 +10,78 @@ products are of loads less their mean: none is above the spreads of its two expe
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import bits, divide, from_bits
-from eplb_triton.kernels.replanning_potential import TOO_MUCH, add_product, below, sample_rows
+from eplb_triton.kernels.arith import divide
+from eplb_triton.kernels.replanning_potential import TOO_MUCH, add_product, below, floats_of, sample_rows
 
 
 @triton.jit(noinline=True)
 def multiply_own(memory, samples, heaviest, shape: tl.constexpr):
-    """What swaps of the heaviest GPU h are bounded by: bits of float32 numbers.
+    """What swaps of the heaviest GPU h are bounded by: float32 numbers.
 
     memory.product [S, E]: 2 (T * sum of products - product of sums) of each slot of h with each expert of its node. By
     expert, memory.into_own: what b adds to h, or less, TOO_MUCH where h holds it. By i and GPU o, memory.into_partner:
     what a adds to o, or less, TOO_MUCH where o holds it, and memory.held_at, the lowest slot of o that holds a, else
     -1."""
-    ROW: tl.constexpr = shape.row
-    STEP: tl.constexpr = shape.together
     S: tl.constexpr = shape.slots
-    E: tl.constexpr = shape.experts
-    D: tl.constexpr = shape.gpus // shape.nodes
-    OF_NODE: tl.constexpr = E // shape.nodes
+    OF_NODE: tl.constexpr = shape.experts // shape.nodes
     ROOM: tl.constexpr = shape.lanes // OF_NODE if shape.lanes > OF_NODE else 1
     PARTS: tl.constexpr = S if S < ROOM else ROOM  # of the slots of h, side by side
-    EACH: tl.constexpr = (S + PARTS - 1) // PARTS
-    AT_ONCE: tl.constexpr = EACH if EACH < 9 else 9  # with a row of b's samples in registers
-    own_slot, first_gpu = heaviest * S, heaviest // D * D
     twice = divide(2.0, samples)
     own_spread = tl.load(memory.longs + shape.at.gpu_spread + heaviest).to(tl.float32)
     start = 0
     while start < PARTS * OF_NODE:
         at = tl.minimum(start + tl.arange(0, shape.lanes), PARTS * OF_NODE - 1)
-        b = expert_of_node(memory, heaviest // D, at % OF_NODE, shape)
-        spread = tl.load(memory.longs + shape.at.spread + b).to(tl.float32)
-        centred_ptr = (memory.ints + shape.at.centred).to(tl.pointer_type(tl.float32), bitcast=True)
-        row_ptr = sample_rows(centred_ptr, b, shape)
-        row = ()
-        for t in tl.static_range(0, ROW, STEP):
-            row = row + (tl.load(row_ptr + t * E),)
-        added = tl.full((shape.lanes,), 0.0, tl.float32)
-        held = at < 0
-        for nth in tl.range(0, EACH, AT_ONCE):
-            made = ()
-            for also in tl.static_range(AT_ONCE):  # all before the first is stored: no load passes a store
-                i = tl.minimum(at // OF_NODE * EACH + nth + also, S - 1)
-                a = tl.load(memory.ints + shape.at.slot + own_slot + i)
-                own_ptr = sample_rows(centred_ptr, a, shape)
-                products = tl.full((shape.lanes, STEP), 0.0, tl.float32)
-                for t in tl.static_range(0, ROW, STEP):
-                    products = add_product(products, row[t // STEP], tl.load(own_ptr + t * E))
-                product = tl.sum(products, 1) * twice
-                made = made + (product,)
-                added += tl.where(nth + also < EACH, product, 0.0)
-                held = held | (a == b)
-            for also in tl.static_range(AT_ONCE):
-                i = at // OF_NODE * EACH + nth + also
-                mine = (i < S) & (nth + also < EACH)
-                tl.store(memory.ints + shape.at.product + i * E + b, bits(made[also]), mask=mine)
-        if PARTS == 1:
-            _store_into_own(memory, b, held, added, spread, own_spread, shape)
+        _multiply_tile(memory, twice, heaviest, own_spread, at, PARTS, shape)
         start += shape.lanes
     tl.debug_barrier()
     if PARTS > 1:
         _add_up_products(memory, heaviest, own_spread, shape)
-    _add_to_partners(memory, own_slot, first_gpu, shape)
+    _add_to_partners(memory, heaviest, shape)
+
+
+@triton.jit
+def _multiply_tile(memory, twice, heaviest, own_spread, at, PARTS: tl.constexpr, shape: tl.constexpr):
+    """memory.product, and, if a lane does all slots of h, memory.into_own: each lane an expert and a part of the slots.
+
+    A function, since Triton's front end goes through the body of a loop once for each loop that it is in, and once
+    more."""
+    ROW: tl.constexpr = shape.row
+    STEP: tl.constexpr = shape.together
+    S: tl.constexpr = shape.slots
+    E: tl.constexpr = shape.experts
+    OF_NODE: tl.constexpr = E // shape.nodes
+    EACH: tl.constexpr = (S + PARTS - 1) // PARTS
+    # with a row of b's samples in registers; 9 at once take 2 % of a step less, and 7 % more to compile
+    AT_ONCE: tl.constexpr = EACH if EACH < 3 else 3
+    floats = floats_of(memory)
+    node, own_slot = heaviest // (shape.gpus // shape.nodes), heaviest * S
+    first = at // OF_NODE * EACH
+    b = expert_of_node(memory, node, at % OF_NODE, shape)
+    spread = tl.load(memory.longs + shape.at.spread + b).to(tl.float32)
+    row_ptr = sample_rows(floats + shape.at.centred, b, shape)
+    row = ()
+    for t in tl.static_range(0, ROW, STEP):
+        row = row + (tl.load(row_ptr + t * E),)
+    added = tl.full((shape.lanes,), 0.0, tl.float32)
+    held = at < 0
+    for nth in tl.range(0, EACH, AT_ONCE):
+        made = ()
+        for also in tl.static_range(AT_ONCE):  # all before the first is stored: no load passes a store
+            a = tl.load(memory.ints + shape.at.slot + own_slot + tl.minimum(first + nth + also, S - 1))
+            own_ptr = sample_rows(floats + shape.at.centred, a, shape)
+            products = tl.full((shape.lanes, STEP), 0.0, tl.float32)
+            for t in tl.static_range(0, ROW, STEP):
+                products = add_product(products, row[t // STEP], tl.load(own_ptr + t * E))
+            product = tl.sum(products, 1) * twice
+            made = made + (product,)
+            added += tl.where(nth + also < EACH, product, 0.0)
+            held = held | (a == b)
+        for also in tl.static_range(AT_ONCE):
+            i = first + nth + also
+            mine = (i < S) & (nth + also < EACH)
+            tl.store(floats + shape.at.product + i * E + b, made[also], mask=mine)
+    if PARTS == 1:
+        _store_into_own(memory, b, held, added, spread, own_spread, shape)
 
 
 @triton.jit
@@ -81,6 +92,7 @@ def _add_up_products(memory, heaviest, own_spread, shape: tl.constexpr):
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
     OF_NODE: tl.constexpr = E // shape.nodes
+    floats = floats_of(memory)
     start = 0
     while start < OF_NODE:
         at = tl.minimum(start + tl.arange(0, shape.lanes), OF_NODE - 1)
@@ -89,7 +101,7 @@ def _add_up_products(memory, heaviest, own_spread, shape: tl.constexpr):
         held = at < 0
         spread = tl.load(memory.longs + shape.at.spread + b).to(tl.float32)
         for i in tl.range(0, S, loop_unroll_factor=3):
-            added += from_bits(tl.load(memory.ints + shape.at.product + i * E + b))
+            added += tl.load(floats + shape.at.product + i * E + b)
             held = held | (tl.load(memory.ints + shape.at.slot + heaviest * S + i) == b)
         _store_into_own(memory, b, held, added, spread, own_spread, shape)
         start += shape.lanes
@@ -98,7 +110,7 @@ def _add_up_products(memory, heaviest, own_spread, shape: tl.constexpr):
 @triton.jit
 def _store_into_own(memory, b, held, added, spread, own_spread, shape: tl.constexpr):
     near = _added_below(added, spread, own_spread, shape)
-    tl.store(memory.ints + shape.at.into_own + b, tl.where(held, TOO_MUCH, near))
+    tl.store(floats_of(memory) + shape.at.into_own + b, tl.where(held, TOO_MUCH, near))
 
 
 @triton.jit
@@ -107,13 +119,15 @@ def _added_below(products, spread, gpu_spread, shape: tl.constexpr):
     return below(products + 2.0 * spread, gpu_spread + (shape.slots + 3.0) * spread, shape)
 
 
-@triton.jit
-def _add_to_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
+@triton.jit(noinline=True)
+def _add_to_partners(memory, heaviest, shape: tl.constexpr):
     """memory.into_partner and memory.held_at of `multiply_own`, from memory.product."""
     S: tl.constexpr = shape.slots
     E: tl.constexpr = shape.experts
     D: tl.constexpr = shape.gpus // shape.nodes
     PARTS: tl.constexpr = shape.partner_parts
+    floats = floats_of(memory)
+    first_gpu = heaviest // D * D
     i = tl.arange(0, shape.partner_rows)[:, None] * PARTS
     start = 0
     while start < PARTS * D:
@@ -124,20 +138,20 @@ def _add_to_partners(memory, own_slot, first_gpu, shape: tl.constexpr):
         own = i + part[None, :]
         mine = (own < S) & inside[None, :]
         own = tl.minimum(own, S - 1)
-        a = tl.load(memory.ints + shape.at.slot + own_slot + own)
+        a = tl.load(memory.ints + shape.at.slot + heaviest * S + own)
         spread = tl.load(memory.longs + shape.at.spread + a).to(tl.float32)
         its_spread = tl.load(memory.longs + shape.at.gpu_spread + first_gpu + gpu).to(tl.float32)[None, :]
         added = tl.full((shape.partner_rows, shape.lanes), 0.0, tl.float32)
         held_at = tl.full((shape.partner_rows, shape.lanes), -1, tl.int32)
         slot = (first_gpu + gpu) * S
-        slot_ptr, product_ptr = memory.ints + shape.at.slot + slot, memory.ints + shape.at.product + own * E
+        slot_ptr, product_ptr = memory.ints + shape.at.slot + slot, floats + shape.at.product + own * E
         for back in tl.range(1, S + 1, loop_unroll_factor=3):  # the lowest slot comes last
             b = tl.load(slot_ptr + (S - back))[None, :]
-            added += from_bits(tl.load(product_ptr + b))
+            added += tl.load(product_ptr + b)
             held_at = tl.where(b == a, slot[None, :] + (S - back), held_at)
         near = _added_below(added, spread, its_spread, shape)
         place = own * D + gpu[None, :]
-        tl.store(memory.ints + shape.at.into_partner + place, tl.where(held_at >= 0, TOO_MUCH, near), mask=mine)
+        tl.store(floats + shape.at.into_partner + place, tl.where(held_at >= 0, TOO_MUCH, near), mask=mine)
         tl.store(memory.ints + shape.at.held_at + place, held_at, mask=mine)
         start += shape.lanes
     tl.debug_barrier()

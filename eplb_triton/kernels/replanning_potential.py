@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from eplb_triton import constants
-from eplb_triton.kernels.arith import bits, float64, largest
+from eplb_triton.kernels.arith import float64, largest
 from eplb_triton.kernels.replanning_history import LOAD_UNITS, inverse_of
 
 POWER_BITS = tl.constexpr(constants.POWER_BITS)
@@ -65,8 +65,8 @@ POTENTIAL = tl.constexpr(6)
 INVERSE = tl.constexpr(7)
 """Places in memory.numbers: what a written slot must save in this search, J of a placement, what J follows from, and
 2^30 / top as `power_of` wants it."""
-TOO_MUCH = tl.constexpr(0x5E800000)
-"""Bits of the float32 2^62: in place of what a swap that is not allowed adds to a variance."""
+TOO_MUCH = tl.constexpr(2.0**62)
+"""In place of what a swap that is not allowed adds to a variance."""
 
 
 @triton.jit(noinline=True)
@@ -97,6 +97,12 @@ def rate_gpus(memory, shape: tl.constexpr):
 
 
 @triton.jit
+def floats_of(memory):
+    """memory.ints as the float32 numbers that bounds, and what they are made of, are."""
+    return memory.ints.to(tl.pointer_type(tl.float32), bitcast=True)
+
+
+@triton.jit
 def root_near(x):
     """The root of float32 numbers above 0, by 2^-22 of it: for bounds and estimates, what is near them is worked out
     exactly. An instruction of NVIDIA's and of AMD's gives 1 / sqrt by 2^-22.9; a root rounded correctly is a branch."""
@@ -111,12 +117,12 @@ def add_product(added, x, y):
 
 @triton.jit
 def below(near, others, shape: tl.constexpr):
-    """Bits of float32 numbers that stay below the true ones in sums like x + y - p, p a product of `multiply_own`.
+    """Float32 numbers that stay below the true ones in sums like x + y - p, p a product of `multiply_own`.
 
     near: x, float32, a sum of up to S products and of what is exact. others: at least the sum of the spreads of the
     experts of all products in x, and of that of the expert whose x this is. By Cauchy and Schwarz a product is at most
     the sum of its two spreads; made of T terms by a rounding each, it is off by (T + 4) * 2^-24 of that sum."""
-    return bits(near - (tl.abs(near) + others) * ((shape.row + shape.slots + 16) * 2.0**-24))
+    return near - (tl.abs(near) + others) * ((shape.row + shape.slots + 16) * 2.0**-24)
 
 
 @triton.jit

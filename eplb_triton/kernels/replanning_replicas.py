@@ -9,7 +9,7 @@ what may be the best is valued exactly.
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import HIGHEST, bits, divide, from_bits
+from eplb_triton.kernels.arith import HIGHEST, bits, divide
 from eplb_triton.kernels.replanning_bounds import (
     CUT_OFF,
     LESS,
@@ -25,6 +25,7 @@ from eplb_triton.kernels.replanning_potential import (
     NO_GAIN,
     POWER_LIMIT,
     TOO_MUCH,
+    floats_of,
     load_number,
     power_or_limit,
     root_near,
@@ -49,7 +50,7 @@ def bound_replicas(memory, heaviest, top, low, high, starts, listed, most, shape
     no more than `low`. By i, memory.lowered: by how much it does, NO_GAIN where it is passed over. If for any it is
     more than `low`, and no more than `high`, the largest bound is UNSURE.
 
-    Bits of float32, each at least what it says. Of i and a donor slot: memory.fall, by how much the power of its GPU
+    Float32, each at least what it says. Of i and a donor slot: memory.fall, by how much the power of its GPU
     falls when another GPU receives; memory.received, by how much more when it does itself, NO_BOUND where it cannot. Of
     i and an expert's first donor slot: memory.falls, by how much the potential falls when another GPU receives.
 
@@ -58,6 +59,7 @@ def bound_replicas(memory, heaviest, top, low, high, starts, listed, most, shape
     S: tl.constexpr = shape.slots
     D: tl.constexpr = shape.gpus // shape.nodes
     P: tl.constexpr = D * S
+    floats = floats_of(memory)
     first_expert, first = starts // ONE_EXPERT, starts % ONE_EXPERT
     inverse = divide(1.0, tl.maximum(top, 1)) * LESS
     of_root = inverse * (shape.z * 0.7071067811865475 * LESS)
@@ -75,23 +77,23 @@ def bound_replicas(memory, heaviest, top, low, high, starts, listed, most, shape
         power = tl.load(memory.ints + shape.at.gpu_power + gpu).to(tl.float32)
         kept = tl.load(memory.ints + shape.at.fewer_power + place).to(tl.float32)
         kept = tl.where(kept > WHOLE_POWER, LOST, kept)
-        left_sum = from_bits(tl.load(memory.ints + shape.at.left_sum + place))
-        left_variance = from_bits(tl.load(memory.ints + shape.at.left_variance + place))
-        rise_sum = from_bits(tl.load(memory.ints + shape.at.rise_sum + place))
-        rise_variance = from_bits(tl.load(memory.ints + shape.at.rise_variance + place))
-        held_sum = from_bits(tl.load(memory.ints + shape.at.held_sum + of_pair))
-        held_variance = from_bits(tl.load(memory.ints + shape.at.held_variance + of_pair))
+        left_sum = tl.load(floats + shape.at.left_sum + place)
+        left_variance = tl.load(floats + shape.at.left_variance + place)
+        rise_sum = tl.load(floats + shape.at.rise_sum + place)
+        rise_variance = tl.load(floats + shape.at.rise_variance + place)
+        held_sum = tl.load(floats + shape.at.held_sum + of_pair)
+        held_variance = tl.load(floats + shape.at.held_variance + of_pair)
         held_power = tl.load(memory.ints + shape.at.held_power + of_pair).to(tl.float32)
-        own_sum = from_bits(tl.load(memory.ints + shape.at.own_sum + i))
-        own_variance = from_bits(tl.load(memory.ints + shape.at.own_variance + i))
-        own_part = from_bits(tl.load(memory.ints + shape.at.own_part + i))
-        its_part = from_bits(tl.load(memory.ints + shape.at.inverse_count + E + b))
-        into = tl.load(memory.ints + shape.at.into_partner + of_pair)
-        product = from_bits(tl.load(memory.ints + shape.at.product + i * E + b))
+        own_sum = tl.load(floats + shape.at.own_sum + i)
+        own_variance = tl.load(floats + shape.at.own_variance + i)
+        own_part = tl.load(floats + shape.at.own_part + i)
+        its_part = tl.load(floats + shape.at.inverse_count + E + b)
+        into = tl.load(floats + shape.at.into_partner + of_pair)
+        product = tl.load(floats + shape.at.product + i * E + b)
         # a GPU that holds both gets less of a and more of b; another one gives b for a
         holds = into == TOO_MUCH
         one = tl.where(holds, rise_variance, left_variance)
-        other = tl.where(holds, held_variance, from_bits(into) * own_part - own_variance)
+        other = tl.where(holds, held_variance, into * own_part - own_variance)
         product *= tl.where(holds, (1.0 - own_part) * its_part, own_part)
         # of both, so that no load waits for which of them it is
         off = tl.abs(left_variance) + tl.abs(rise_variance) + tl.abs(other) + tl.abs(product) + own_variance
@@ -101,8 +103,8 @@ def bound_replicas(memory, heaviest, top, low, high, starts, listed, most, shape
         after = tl.where(near > 1.0, LOST, near * WHOLE_POWER - CUT_OFF)
         fall = tl.where(holds, held_power - after, power - kept)
         received = tl.where(holds | (near > 1.0), NO_BOUND, kept - after)
-        tl.store(memory.ints + shape.at.fall + i * P + place, bits(fall), mask=inside)
-        tl.store(memory.ints + shape.at.received + i * P + place, bits(received), mask=inside)
+        tl.store(floats + shape.at.fall + i * P + place, fall, mask=inside)
+        tl.store(floats + shape.at.received + i * P + place, received, mask=inside)
         start += shape.lanes
     tl.debug_barrier()
     bound = tl.full((shape.lanes,), 0.0, tl.float32)
@@ -129,8 +131,8 @@ def bound_replicas(memory, heaviest, top, low, high, starts, listed, most, shape
         while nth < most:
             some = ()
             for also in tl.static_range(AT_ONCE):  # behind an expert's last one lies what is not looked at
-                fall = from_bits(tl.load(memory.ints + shape.at.fall + place + nth + also))
-                received = from_bits(tl.load(memory.ints + shape.at.received + place + nth + also))
+                fall = tl.load(floats + shape.at.fall + place + nth + also)
+                received = tl.load(floats + shape.at.received + place + nth + also)
                 some = some + ((fall, received),)
             for also in tl.static_range(0, AT_ONCE, 2):
                 lowered += tl.load(grown_ptr + nth + also)
@@ -148,7 +150,7 @@ def bound_replicas(memory, heaviest, top, low, high, starts, listed, most, shape
         lowered = tl.where(passes, lowered, NO_GAIN)
         falls = tl.where(passes, falls + lowered.to(tl.float32), NO_BOUND)
         tl.store(memory.longs + shape.at.lowered + i, lowered, mask=inside & (donor == 0))
-        tl.store(memory.ints + shape.at.falls + place, bits(falls), mask=inside)
+        tl.store(floats + shape.at.falls + place, falls, mask=inside)
         best, next_best = tl.maximum(falls + best, 0.0), tl.maximum(falls + next_best, 0.0)
         second = tl.maximum(tl.maximum(second, next_best), tl.minimum(bound, best))
         promising = tl.where(best > bound, best_place, promising)
@@ -186,6 +188,7 @@ def _list_replicas(memory, least, starts, listed, shape: tl.constexpr):
     """memory.promising: new replicas whose bound has at least these bits. Returns how many."""
     S: tl.constexpr = shape.slots
     P: tl.constexpr = shape.replicas // shape.nodes
+    floats = floats_of(memory)
     first, pairs = starts % ONE_EXPERT, listed % ONE_EXPERT * S
     tl.debug_barrier()
     num = tl.full((), 0, tl.int32)
@@ -198,8 +201,8 @@ def _list_replicas(memory, least, starts, listed, shape: tl.constexpr):
         i = at - place * S
         b = tl.load(memory.ints + shape.at.donor_of + first + place)
         b_place = tl.load(memory.ints + shape.at.donor_first + b) - first
-        falls = from_bits(tl.load(memory.ints + shape.at.falls + i * P + b_place))
-        received = from_bits(tl.load(memory.ints + shape.at.received + i * P + place))
+        falls = tl.load(floats + shape.at.falls + i * P + b_place)
+        received = tl.load(floats + shape.at.received + i * P + place)
         bound = bits(tl.maximum(falls + received, 0.0))
         reaches = (inside & (bound >= least)).to(tl.int32)
         promising_ptr = memory.ints + shape.at.promising + num + tl.cumsum(reaches, 0) - reaches

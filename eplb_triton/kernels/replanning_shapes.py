@@ -103,6 +103,7 @@ class Places:
     lowered: int  # [S]
     numbers: int  # [8] bits of float64
     total: int  # [steps]
+    row: int  # a row of a first plan, as of `buffers`
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,7 +141,6 @@ class ReplanShape:
     group_lanes: int
     num_ints: int
     num_longs: int
-    num_bytes: int
     plan: Shape  # of a fresh plan
     at: Places
 
@@ -152,11 +152,11 @@ class ReplanShape:
         return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:24]
 
 
-MAX_REGISTERS = {1: 255, 8: 176 if triton_version() >= (3, 7) else 200}
+MAX_REGISTERS = {1: 240, 8: 176 if triton_version() >= (3, 7) else 200}
 """By warps, what a thread may take on NVIDIA: there are more registers than the programs of all layers need. With one
-warp, a limit of 168 to 224 spills up to 40 bytes in one shape or another. With eight, 168 spills 8 bytes, and from 192
-on ptxas waits for one load after another in some stages, which take 4 % longer by estimate. Code of older Tritons takes
-more: with 3.6, 176 spills 80 bytes, and 255 takes 8 % longer than 200."""
+warp, a limit of 168 to 224 spills up to 40 bytes in one shape or another, 255 up to 16. With eight, 168 spills 8 bytes,
+and from 192 on ptxas waits for one load after another in some stages, which take 4 % longer by estimate. Code of older
+Tritons takes more: with 3.6, 176 spills 80 bytes, and 255 takes 8 % longer than 200."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class ReplanPlan:
             "log2phy_layer_stride": "i64",
             "log2phy_stride": "i64",
             "partitions_ptr": "*i32",
-            "workspace": Memory("*i32", "*i64", "*u8"),
+            "workspace": Memory("*i32", "*i64"),
             "out": outputs,
             "shape": "constexpr",
         }
@@ -263,8 +263,8 @@ def replan_plan(
     lanes = max(threads, min(flat, 4096)) if wide else threads
     parts = min(topology.slots_per_gpu, max(1, lanes // topology.gpus_per_node))
     sizes = _sizes(topology, num_experts, rule, warp)
-    at, totals = _places(topology, num_experts, rule, steps, lanes // row)
     plan = shape_of(topology, num_experts, policy, 1, warp)
+    at, totals = _places(topology, num_experts, rule, steps, lanes // row, plan.scratch)
     z = score_z(topology.num_gpus, rule.z)
     shape = ReplanShape(
         num_experts, topology.num_replicas, topology.num_gpus, nodes, groups, topology.slots_per_gpu,
@@ -279,7 +279,7 @@ def replan_plan(
         swap_rows=lanes // row,
         ahead=8 if warp == 32 else 2,
         **sizes,
-        num_ints=totals[0], num_longs=totals[1], num_bytes=ROW_BYTES.value * plan.scratch, plan=plan, at=at,
+        num_ints=totals[0], num_longs=totals[1], plan=plan, at=at,
     )  # fmt: skip
     registers = MAX_REGISTERS[num_warps] if warp == 32 else None
     ways = plan.partition.ways if nodes > 1 else 0
@@ -309,7 +309,7 @@ def _sizes(topology: Topology, num_experts: int, rule: Replan, warp: int) -> dic
 
 
 def _places(
-    topology: Topology, num_experts: int, rule: Replan, steps: int, swap_rows: int
+    topology: Topology, num_experts: int, rule: Replan, steps: int, swap_rows: int, scratch: int
 ) -> tuple[Places, tuple[int, int]]:
     """Where arrays begin, multiples of 4 elements; and how long the two tensors of a layer are."""
     E, P, D, T = num_experts, topology.num_replicas, topology.num_gpus, _row(rule)  # noqa: N806
@@ -331,6 +331,7 @@ def _places(
         "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "inverse": T,
         "grown": S * _grown_row(topology),
         "lowered": S, "numbers": 8, "total": steps,
+        "row": ROW_BYTES.value * scratch // 8,
     }  # fmt: skip
     int_starts, num_ints = starts_of(ints)
     long_starts, num_longs = starts_of(longs)

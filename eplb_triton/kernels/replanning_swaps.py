@@ -5,12 +5,14 @@
 import triton
 import triton.language as tl
 
-from eplb_triton.kernels.arith import HIGHEST, bits, divide, from_bits, largest
+from eplb_triton.kernels.arith import HIGHEST, bits, divide, largest
 from eplb_triton.kernels.replanning_bounds import GREATER, LESS, NO_BOUND, WHOLE_POWER, choose_promising, squared
 from eplb_triton.kernels.replanning_history import sample_at
 from eplb_triton.kernels.replanning_potential import (
     INVERSE,
     TOO_MUCH,
+    add_product,
+    floats_of,
     load_number,
     power_of,
     root_near,
@@ -152,6 +154,7 @@ def _bound_tile(
     # by how much a score's root counts, and the sum, as parts of the top; less than one is cut off a score, and no more
     # than z by the root of half of an odd number
     inverse = divide(1.0, tl.maximum(top, 1)) * LESS
+    floats = floats_of(memory)
     of_root = inverse * (shape.z * 0.7071067811865475 * LESS)
     own_sum = tl.load(memory.ints + shape.at.gpu_sum + heaviest)
     top_power = tl.load(memory.ints + shape.at.gpu_power + heaviest).to(tl.float32)
@@ -162,8 +165,8 @@ def _bound_tile(
     slot = _slot_of_other(heaviest, place, shape)
     partner = slot // S
     b = tl.load(memory.ints + shape.at.slot + slot)
-    into_own = from_bits(tl.load(memory.ints + shape.at.into_own + b))
-    given = from_bits(tl.load(memory.ints + shape.at.given + slot))
+    into_own = tl.load(floats + shape.at.into_own + b)
+    given = tl.load(floats + shape.at.given + slot)
     b_sum = tl.load(memory.ints + shape.at.slot_sum + slot)
     its_sum = tl.load(memory.ints + shape.at.gpu_sum + partner)
     own_with = ((own_sum + b_sum).to(tl.float32) - (shape.z + 2.0)) * inverse
@@ -171,28 +174,29 @@ def _bound_tile(
     power = tl.load(memory.ints + shape.at.gpu_power + partner).to(tl.float32)
     power = (top_power + power + SLACK) * (1.0 / WHOLE_POWER)
     first = part * AT_ONCE
-    own_ptr = memory.ints + heaviest * S + first
-    product_ptr = memory.ints + shape.at.product + first * E + b
-    into_ptr = memory.ints + shape.at.into_partner + first * D + partner % D
+    first_swap = first * OTHERS + place
+    own_place = heaviest * S + first
+    product_ptr = floats + shape.at.product + first * E + b
+    into_ptr = floats + shape.at.into_partner + first * D + partner % D
     made = ()
     for also in tl.static_range(AT_ONCE):
         i = also if WHOLE else tl.minimum(also, S - 1 - first)
-        mean = tl.load(own_ptr + shape.at.slot_sum + i).to(tl.float32) * inverse
-        both = from_bits(tl.load(product_ptr + i * E))
-        own_variance = from_bits(tl.load(own_ptr + shape.at.given + i)) + into_own - both
-        its_variance = from_bits(tl.load(into_ptr + i * D)) + given - both
-        own_power = _least_power(own_with - mean * GREATER, own_variance, of_root, shape)
+        mean = tl.load(memory.ints + shape.at.slot_sum + own_place + i).to(tl.float32) * inverse
+        both = tl.load(product_ptr + i * E)
+        own_variance = tl.load(floats + shape.at.given + own_place + i) + into_own - both
+        its_variance = tl.load(into_ptr + i * D) + given - both
+        own_power = _least_power(add_product(own_with, mean, -GREATER), own_variance, of_root, shape)
         its_power = _least_power(its_without + mean, its_variance, of_root, shape)
         gains = tl.maximum(own_power, its_power) <= 1.0
         gains = gains & (inside if WHOLE else inside & (first + also < S))
         twice = tl.where(gains, power - own_power - its_power, NO_BOUND)
         made = made + (twice,)
         second = tl.maximum(second, tl.minimum(bound, twice))
-        promising = tl.where(twice > bound, (first + i) * OTHERS + place, promising)
+        promising = tl.where(twice > bound, first_swap + i * OTHERS, promising)
         bound = tl.maximum(bound, twice)
-    bound_ptr = memory.ints + shape.at.bound + first * OTHERS + place
+    bound_ptr = floats + shape.at.bound + first_swap
     for also in tl.static_range(AT_ONCE):  # all are made before, as no load passes a store
-        tl.store(bound_ptr + also * OTHERS, bits(made[also]), mask=inside if WHOLE else inside & (first + also < S))
+        tl.store(bound_ptr + also * OTHERS, made[also], mask=inside if WHOLE else inside & (first + also < S))
     return bound, second, promising
 
 
@@ -201,7 +205,7 @@ def _least_power(mean, variance, of_root, shape: tl.constexpr):
     """At most the power, a part of the top's, of a GPU with this sum, a part of the top, and at least this
     T * Q - M^2 + U; float32, of any that is above the top, too."""
     SQUARINGS: tl.constexpr = shape.squarings
-    ratio = mean + root_near(tl.maximum(variance, 1.0)) * of_root
+    ratio = add_product(mean, root_near(tl.maximum(variance, 1.0)), of_root)
     if SQUARINGS < 3:  # else of a sum below 0, by less than z + 2 units of the top's 2^10 or more, nothing is left
         ratio = tl.maximum(ratio, 0.0)
     return squared(ratio, shape)
@@ -237,8 +241,9 @@ def _gains(memory, heaviest, at, own_power, its_power, shape: tl.constexpr):
     i, slot, partner = swap_at(heaviest, at, shape)
     b = tl.load(memory.ints + shape.at.slot + slot)
     # h holds all of its own: none of them is taken twice
-    banned = tl.load(memory.ints + shape.at.into_own + b) == TOO_MUCH
-    banned = banned | (tl.load(memory.ints + shape.at.into_partner + i * D + partner % D) == TOO_MUCH)
+    floats = floats_of(memory)
+    banned = tl.load(floats + shape.at.into_own + b) == TOO_MUCH
+    banned = banned | (tl.load(floats + shape.at.into_partner + i * D + partner % D) == TOO_MUCH)
     own_fall = tl.load(memory.ints + shape.at.gpu_power + heaviest) - own_power
     its_fall = tl.load(memory.ints + shape.at.gpu_power + partner) - its_power
     half = (own_fall >> 1) + (its_fall >> 1) + (own_fall & its_fall & 1)  # of the sum, which may take 33 bits

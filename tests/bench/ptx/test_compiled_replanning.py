@@ -31,7 +31,7 @@ SHAPES = {
     "one warp, nodes": (24, Topology(num_replicas=36, num_groups=6, num_nodes=3, num_gpus=12)),
 }
 """Experts, and where they go."""
-REGISTERS = {1: 255, 8: 176 if triton_version() >= (3, 7) else 200}
+REGISTERS = {1: 240, 8: 176 if triton_version() >= (3, 7) else 200}
 """Most a thread, by warps, where no more than a few programs share a multiprocessor. The products of a step are made
 with rows of samples in registers. Code of older Tritons takes more."""
 
