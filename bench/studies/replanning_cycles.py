@@ -2,7 +2,8 @@
 
     python -m bench.studies.replanning_cycles --output bench/results/replanning-cycles.md
 
-256 experts, 288 slots, 32 GPUs, 32 steps of history. The kernel is run as shipped, a function a stage.
+256 experts, 288 slots, 32 GPUs, 32 steps of history. The kernel is run as shipped, a function a stage. In the end, how
+layers differ: `--layers` of them, drawn, each of which may write 25 slots.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import sys
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from bench.ptx.compiled import Compiled, compile_kernel
 from bench.ptx.machine import Machine
@@ -36,6 +39,8 @@ CASES = {
     "global, first plan, bursts of single experts": (GLOBAL, False, "serving"),
 }
 """By name: the cluster, whether a plan is in force, and the loads."""
+LAYERS, MOVES = 16, 25
+"""Drawn layers, and the slots that each may write."""
 
 
 def by_stage(kernel: Compiled, machine: Machine) -> dict[str, tuple[float, float]]:
@@ -64,12 +69,9 @@ def by_stage(kernel: Compiled, machine: Machine) -> dict[str, tuple[float, float
 def report(name: str) -> list[str]:
     """Markdown lines of a case."""
     topology, in_force, loads = CASES[name]
-    if loads == "serving":
-        history = torch.stack(list(serving_steps(2 * STEPS, 1, EXPERTS, seed=1)))
-    else:
-        history = lognormal_series(2 * STEPS, 1, EXPERTS, tokens_per_step=3200, sigma=(0.5, 0.9), drift=0.004, seed=1)
-    planner = Planner(topology, 1, EXPERTS, policy="steady", device="cpu", steps=STEPS)
-    live = planner(history[:STEPS].float()).phy2log if in_force else None
+    bursts = loads == "serving"
+    history = torch.stack(list(serving_steps(2 * STEPS, 1, EXPERTS, seed=1))) if bursts else _lognormal(1)
+    live = _in_force(topology, history) if in_force else None
     plan = replan_plan(topology, EXPERTS, POLICIES["steady"], steps=STEPS)
     kernel = compile_kernel(plan.kernel(previous=in_force), "sm_90")
     ran = run_replan(kernel, plan, topology, history[STEPS:].float(), previous=live, price=3e-4, moves=None)
@@ -91,9 +93,43 @@ def report(name: str) -> list[str]:
     return [*lines, ""]
 
 
+def report_layers(num: int) -> list[str]:
+    """Markdown lines: every one of `num` drawn layers by itself."""
+    history = _lognormal(num)
+    live = _in_force(GLOBAL, history)
+    plan = replan_plan(GLOBAL, EXPERTS, POLICIES["steady"], steps=STEPS)
+    kernel = compile_kernel(plan.kernel(previous=True), "sm_90")
+    rows = []
+    for layer in range(num):
+        loads, previous = history[STEPS:, layer : layer + 1].float(), live[layer : layer + 1]
+        ran = run_replan(kernel, plan, GLOBAL, loads, previous=previous, price=3e-4, moves=MOVES)
+        rows.append((estimate(kernel, ran.machine).cycles / GIGAHERTZ / 1e3, int(ran.outputs["written"][0])))
+    times = [time for time, _ in rows]
+    return [
+        f"## global, {num} layers that may write {MOVES} slots each: "
+        f"{min(times):.1f} to {max(times):.1f} us, {fmean(times):.1f} in the mean",
+        "",
+        "| us | slots written |",
+        "|---:|---:|",
+        *(f"| {time:.1f} | {written} |" for time, written in sorted(rows)),
+        "",
+    ]
+
+
+def _lognormal(layers: int) -> Tensor:
+    return lognormal_series(2 * STEPS, layers, EXPERTS, tokens_per_step=3200, sigma=(0.5, 0.9), drift=0.004, seed=1)
+
+
+def _in_force(topology: Topology, history: Tensor) -> Tensor:
+    """What a first plan of the older half of the steps puts into the slots."""
+    planner = Planner(topology, history.shape[1], EXPERTS, policy="steady", device="cpu", steps=STEPS)
+    return planner(history[:STEPS].float()).phy2log
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--layers", type=int, default=LAYERS, help="drawn ones; 0: none")
     arguments = parser.parse_args()
     lines = [
         "# Cycles of replanning a layer, ESTIMATED from SASS for sm_90; nothing here was measured",
@@ -103,6 +139,8 @@ def main() -> int:
     ]
     for name in CASES:
         lines += report(name)
+    if arguments.layers:
+        lines += report_layers(arguments.layers)
     arguments.output.write_text("\n".join(lines))
     return 0
 
