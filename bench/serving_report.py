@@ -79,9 +79,9 @@ def _scores(rows: Rows) -> str:
 
 
 def _by_seed(rows: Rows, name: str) -> str:
-    summed = scores(rows, summed=True)
-    intervals = _intervals(summed)
-    lines = [["times of a kind summed", *_cells(summed, name, intervals)]]
+    readings = {"times of a kind summed": scores(rows, summed=True), "weights by case": scores(rows, by_case=True)}
+    intervals = _intervals(scores(rows))
+    lines = [[reading, *_cells(found, name, intervals)] for reading, found in readings.items()]
     for seed in dict.fromkeys(row["seed"] for row in rows):
         alone = scores([row for row in rows if row["seed"] == seed])
         lines.append([f"seed {seed}", *_cells(alone, name, intervals)])

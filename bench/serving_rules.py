@@ -119,10 +119,13 @@ def price_of(case: Case, interval: int) -> float:
     return replan_price(SLOT_BYTES, BANDWIDTH, BALANCED_SECONDS / (STEPS * case.num_layers), interval)
 
 
-def scores(rows: Sequence[dict[str, Any]], *, summed: bool = False) -> dict[tuple[str, int], float]:
+def scores(
+    rows: Sequence[dict[str, Any]], *, summed: bool = False, by_case: bool = False
+) -> dict[tuple[str, int], float]:
     """By planner and interval: scores of the cases and seeds of a kind alike, kinds by their weights.
 
     summed: a kind's score is that of its cases' times together; the larger the case, the more it counts.
+    by_case: the weight is that of every case of a kind, not of all of them together.
     """
     base = {_case(row): row["seconds"] for row in rows if (row["planner"], row["interval"]) == BASELINE}
     found: dict[tuple[str, int], dict[str, list[tuple[float, float]]]] = {}
@@ -135,9 +138,12 @@ def scores(rows: Sequence[dict[str, Any]], *, summed: bool = False) -> dict[tupl
             return 100 * sum(before for before, _ in times) / sum(after for _, after in times)
         return statistics.fmean(100 * before / after for before, after in times)
 
+    def weight(kind: str, times: list[tuple[float, float]]) -> int:
+        return WEIGHTS[kind] * (len(times) if by_case else 1)
+
     return {
-        planner: sum(WEIGHTS[kind] * of_kind(times) for kind, times in of_kinds.items())
-        / sum(WEIGHTS[kind] for kind in of_kinds)
+        planner: sum(weight(kind, times) * of_kind(times) for kind, times in of_kinds.items())
+        / sum(weight(kind, times) for kind, times in of_kinds.items())
         for planner, of_kinds in found.items()
     }
 

@@ -116,7 +116,7 @@ def test_the_price_from_the_text() -> None:
 
 
 def test_scores() -> None:
-    """Cases of a kind count alike, or by their times together; kinds count 3, 1 and 3 times."""
+    """Cases of a kind count alike, or by their times together; kinds, or every case of them, count 3, 1 and 3 times."""
     rows = []
     for case in CASES:
         row = {"kind": case.kind, "gpus": case.num_gpus, "seed": 1}
@@ -129,6 +129,8 @@ def test_scores() -> None:
     assert found["other", 64] == pytest.approx((3 * 100 + (50 + 50 + 50 + 200) / 4 + 3 * 100) / 7)
     mixed = 100 * (32 + 64 + 128 + 256) / (64 + 128 + 256 + 128)
     assert scores(rows, summed=True)["other", 64] == pytest.approx((6 * 100 + mixed) / 7)
+    by_case = (3 * 7 * 100 + 50 + 50 + 50 + 200) / (3 * 7 + 4)
+    assert scores(rows, by_case=True)["other", 64] == pytest.approx(by_case)
 
 
 def test_a_peer_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
