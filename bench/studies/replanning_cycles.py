@@ -26,7 +26,7 @@ from bench.ptx.sass_cycles import GIGAHERTZ, estimate, estimate_loop
 from bench.ptx.sass_issue import straight
 from bench.ptx.sass_runs import runs_of
 from eplb_triton import POLICIES, Planner, Topology
-from eplb_triton.kernels.replanning_shapes import replan_plan
+from eplb_triton.kernels.replanning_shapes import ReplanPlan, replan_plan
 from eplb_triton.synthetic import lognormal_series, serving_steps
 
 EXPERTS, STEPS = 256, 32
@@ -72,8 +72,7 @@ def report(name: str) -> list[str]:
     bursts = loads == "serving"
     history = torch.stack(list(serving_steps(2 * STEPS, 1, EXPERTS, seed=1))) if bursts else _lognormal(1)
     live = _in_force(topology, history) if in_force else None
-    plan = replan_plan(topology, EXPERTS, POLICIES["steady"], steps=STEPS)
-    kernel = compile_kernel(plan.kernel(previous=in_force), "sm_90")
+    plan, kernel = _compiled(topology, in_force)
     ran = run_replan(kernel, plan, topology, history[STEPS:].float(), previous=live, price=3e-4, moves=None)
     total = estimate(kernel, ran.machine)
     written = int(ran.outputs["written"][0])
@@ -97,8 +96,7 @@ def report_layers(num: int) -> list[str]:
     """Markdown lines: every one of `num` drawn layers by itself."""
     history = _lognormal(num)
     live = _in_force(GLOBAL, history)
-    plan = replan_plan(GLOBAL, EXPERTS, POLICIES["steady"], steps=STEPS)
-    kernel = compile_kernel(plan.kernel(previous=True), "sm_90")
+    plan, kernel = _compiled(GLOBAL, True)
     rows = []
     for layer in range(num):
         loads, previous = history[STEPS:, layer : layer + 1].float(), live[layer : layer + 1]
@@ -114,6 +112,11 @@ def report_layers(num: int) -> list[str]:
         *(f"| {time:.1f} | {written} |" for time, written in sorted(rows)),
         "",
     ]
+
+
+def _compiled(topology: Topology, in_force: bool) -> tuple[ReplanPlan, Compiled]:
+    plan = replan_plan(topology, EXPERTS, POLICIES["steady"], steps=STEPS)
+    return plan, compile_kernel(plan.kernel(previous=in_force), "sm_90")
 
 
 def _lognormal(layers: int) -> Tensor:

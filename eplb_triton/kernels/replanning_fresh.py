@@ -75,7 +75,7 @@ def fresh_plan(memory, samples, shape: tl.constexpr):
 @triton.jit
 def _row_of(memory, shape: tl.constexpr):
     """The memory of a row of a first plan."""
-    return (memory.longs + shape.at.row).to(tl.pointer_type(tl.uint8), bitcast=True)
+    return (memory.longs + shape.at.first_plan).to(tl.pointer_type(tl.uint8), bitcast=True)
 
 
 @triton.jit(noinline=True)

@@ -103,7 +103,7 @@ class Places:
     lowered: int  # [S]
     numbers: int  # [8] bits of float64
     total: int  # [steps]
-    row: int  # a row of a first plan, as of `buffers`
+    first_plan: int  # memory of a row, as of `buffers`
 
 
 @dataclass(frozen=True, repr=False)
@@ -331,7 +331,7 @@ def _places(
         "spread": 3 * E, "gpu_spread": D, "gpu_variance": D, "inverse": T,
         "grown": S * _grown_row(topology),
         "lowered": S, "numbers": 8, "total": steps,
-        "row": ROW_BYTES.value * scratch // 8,
+        "first_plan": ROW_BYTES.value * scratch // 8,
     }  # fmt: skip
     int_starts, num_ints = starts_of(ints)
     long_starts, num_longs = starts_of(longs)
